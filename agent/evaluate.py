@@ -1,0 +1,62 @@
+"""Evaluation: whole episodes of the real game, every one of them waited for, so that short games do not count more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from agent.collect import episode_seed
+from agent.player import Agent, Player
+from envs.games import Games
+
+EVALUATION_SEED = 10_000_000  # added to the run's, so that no evaluation episode was ever trained on
+
+
+class Evaluation(NamedTuple):
+    """Returns in the game's units and lengths in agent steps, in the order in which the episodes were begun."""
+
+    returns: list[float]
+    lengths: list[int]
+    film: np.ndarray  # (T, H, W, 3) uint8: the first episode as the game itself draws it, empty unless asked for
+
+    def summary(self) -> dict[str, float | list[float] | int]:
+        """Mean, standard deviation (population), median and everything they are made of."""
+        values = np.array(self.returns)
+        return {
+            "episodes": len(values), "mean": float(values.mean()), "std": float(values.std()),
+            "median": float(np.median(values)), "mean_length": float(np.mean(self.lengths)), "returns": self.returns,
+        }  # fmt: skip
+
+
+def evaluate(
+    agent: Agent, games: Games, episodes: int, *, seed: int, greedy: bool = False, film: bool = False,
+    tell: Callable[[int, float], None] = lambda done, mean: None,
+) -> Evaluation:  # fmt: skip
+    """Plays exactly `episodes` episodes, numbered 0.. and begun in that order; rows without work play on unrecorded."""
+    player = Player(agent, greedy=greedy)
+    returns, lengths = [0.0] * episodes, [0] * episodes
+    row_episode = list(range(games.num))  # the episode each row plays; past the last one it does not count
+    begun, pictures, finished = games.num, [], list[float]()
+    frames = games.reset([episode_seed(seed + EVALUATION_SEED, number) for number in row_episode])
+    fresh = np.ones(games.num, dtype=bool)
+    while len(finished) < episodes:
+        if film and row_episode[0] == 0:
+            pictures.append(games.render(0))
+        brought = games.step(player.act(frames, fresh))
+        frames, fresh = brought.frame, brought.over
+        for row, number in enumerate(row_episode):
+            if number >= episodes:
+                continue
+            returns[number] += float(brought.score[row])
+            lengths[number] += 1
+            if brought.over[row]:
+                finished.append(returns[number])
+                tell(len(finished), sum(finished) / len(finished))
+        over = np.flatnonzero(brought.over).tolist()
+        if over:
+            for row in over:
+                row_episode[row], begun = begun, begun + 1
+            frames = games.reset([episode_seed(seed + EVALUATION_SEED, row_episode[row]) for row in over], over)
+    return Evaluation(returns, lengths, np.array(pictures, np.uint8))

@@ -1,0 +1,285 @@
+"""Whole episodes, remembered: on disk for good, in memory up to a bound, sampled as segments (`agent/batch.py`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from agent.batch import Batch, cut
+from envs.episode import CorruptEpisode, Episode, Recording
+from envs.errors import UserError
+from envs.games import Trace, Transition
+from envs.spec import Spec
+
+Split = Literal["train", "validation"]
+Restore = Callable[[Sequence[int], Sequence[np.ndarray]], list[Trace]]
+SUFFIX = ".npz"
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """What is kept in memory and what is sampled from it."""
+
+    memory_gb: float = 2.5  # bound on the episodes in memory, 1e9 bytes; the oldest leave (and stay on disk)
+    recency: float = 0.0  # share of the training segments that is drawn from the newest `recent_steps`
+    recent_steps: int = 50_000  # agent steps
+    human_weight: float = 5.0  # how much more often a person's (or an expert's) frames are drawn
+
+    def __post_init__(self) -> None:
+        for name, good, wish in (
+            ("memory_gb", self.memory_gb > 0, "positive"),
+            ("recency", 0 <= self.recency <= 1, "between 0 and 1"),
+            ("recent_steps", self.recent_steps > 0, "positive"),
+            ("human_weight", 0 < self.human_weight < float("inf"), "positive"),
+        ):
+            if not good:
+                raise UserError(f"replay.{name} is {getattr(self, name)} and must be {wish}.")
+
+
+class Replay:
+    """The memory of an agent that plays in several rows at once.
+
+    Episodes are numbered as they begin. Each tenth one (9, 19, ...) is for validation and never sampled for training.
+    Episodes in progress are sampled like finished ones.
+    """
+
+    def __init__(self, folder: Path | None, spec: Spec, config: ReplayConfig, *, seed: int):
+        """`folder` receives one file an episode; None keeps them in memory only and cannot be resumed."""
+        self.folder, self.spec, self.config = folder, spec, config
+        self.rng = np.random.default_rng(seed)
+        self.steps = 0  # agent steps ever added
+        self.episodes = 0  # episodes ever finished
+        self.skipped: list[str] = []  # a sentence for each file that could not be used
+        self._next = 0  # the number of the next episode to begin
+        self._open: dict[int, tuple[int, Recording]] = {}  # row -> number, recording
+        self._forget_all()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that the episodes in memory take, those in progress included."""
+        return self._kept_bytes + sum(recording.nbytes for _, recording in self._open.values())
+
+    def frames(self, split: Split) -> int:
+        """The number of frames that `sample` can draw from now."""
+        _, lengths, _, validation = self._candidates()
+        return int(lengths[validation == (split == "validation")].sum())
+
+    # Adding
+
+    def begin(self, row: int, *, frame: np.ndarray, seed: int) -> None:
+        """A new episode starts in `row` with `frame` (C, H, W) uint8, from a reset with `seed`."""
+        if row in self._open:
+            raise ValueError(f"row {row} is in the middle of an episode")
+        self._open[row] = (self._next, Recording(self.spec, frame, seed=int(seed)))
+        self._next += 1
+        self._forget()
+
+    def begin_rows(self, rows: Sequence[int], frames: np.ndarray, seeds: Sequence[int]) -> None:
+        """`begin` for several rows: frames (len(rows), C, H, W), one seed each."""
+        for row, frame, seed in zip(rows, frames, seeds, strict=True):
+            self.begin(int(row), frame=frame, seed=seed)
+
+    def add(self, row: int, action: Any, step: Transition) -> Episode | None:
+        """One step of one row (`step` holds that row's values); the episode, when this step has finished it."""
+        if row not in self._open:
+            raise ValueError(f"row {row} has no episode: begin one first")
+        number, recording = self._open[row]
+        bytes_before = recording.nbytes
+        recording.append(action, step)
+        self.steps += 1
+        if recording.nbytes != bytes_before:
+            self._forget()
+        if not step.over:
+            return None
+        del self._open[row]
+        episode = recording.finish()
+        self._keep(number, episode)
+        return episode
+
+    def add_rows(self, actions: np.ndarray, step: Transition) -> list[Episode]:
+        """One step of the rows 0..N-1: actions (N,) or (N, A); returns the episodes it has finished."""
+        each = (Transition(*values) for values in zip(*step, strict=True))
+        ended = [self.add(row, action, values) for row, (action, values) in enumerate(zip(actions, each, strict=True))]
+        return [episode for episode in ended if episode is not None]
+
+    def add_episode(self, episode: Episode, *, human: bool = False) -> None:
+        """A whole episode from elsewhere; a person's (or an expert's) counts `human_weight` times.
+
+        Raises ValueError when it does not fit the game.
+        """
+        if problem := episode.problem(self.spec):
+            raise ValueError(f"the episode does not fit this game: {problem}")
+        if human:
+            episode = replace(episode, weight=self.config.human_weight)
+        number, self._next = self._next, self._next + 1
+        self.steps += len(episode)
+        self._keep(number, episode)
+
+    def _keep(self, number: int, episode: Episode) -> None:
+        self._remember(number, episode)
+        self.episodes += 1
+        self._forget()
+        if self.folder is not None:
+            episode.save(self._path(number))
+
+    def _path(self, number: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{number:06d}{SUFFIX}"
+
+    # What is in memory: the finished episodes in the order in which they finished, and a table to choose from
+
+    def _forget_all(self) -> None:
+        self._numbers: list[int] = []
+        self._kept: list[Episode] = []
+        self._kept_bytes = 0
+        self._lengths = np.empty(0, np.int64)
+        self._weights = np.empty(0)
+        self._validation = np.empty(0, np.bool_)
+
+    def _remember(self, number: int, episode: Episode) -> None:
+        self._numbers.append(number)
+        self._kept.append(episode)
+        self._kept_bytes += episode.nbytes
+        self._lengths = np.append(self._lengths, len(episode.frame))
+        self._weights = np.append(self._weights, episode.weight)
+        self._validation = np.append(self._validation, _is_validation(number))
+
+    def _forget(self) -> None:
+        """The oldest episodes leave memory until the bound holds; the newest finished one always stays."""
+        excess, gone = self.memory_bytes - self.config.memory_gb * 1e9, 0
+        while excess > 0 and gone < len(self._kept) - 1:
+            excess -= self._kept[gone].nbytes
+            self._kept_bytes -= self._kept[gone].nbytes
+            gone += 1
+        if gone:
+            del self._numbers[:gone], self._kept[:gone]
+            self._lengths, self._weights = self._lengths[gone:], self._weights[gone:]
+            self._validation = self._validation[gone:]
+
+    def _candidates(self) -> tuple[list[Episode | Recording], np.ndarray, np.ndarray, np.ndarray]:
+        """All episodes in memory, oldest first, with their frames, weights and whether they are for validation."""
+        going = sorted(self._open.values(), key=lambda entry: entry[0])
+        return (
+            [*self._kept, *(recording for _, recording in going)],
+            np.append(self._lengths, [len(recording) + 1 for _, recording in going]).astype(np.int64),
+            np.append(self._weights, np.ones(len(going))),
+            np.append(self._validation, [_is_validation(number) for number, _ in going]).astype(np.bool_),
+        )
+
+    # Sampling
+
+    def sample(self, batch_size: int, length: int, *, split: Split = "train") -> Batch:
+        """Draw `batch_size` segments of `length` indices, with `self.rng`.
+
+        An episode is drawn in proportion to its frames x weight. A segment may start before or end behind the
+        episode and is then moved inside: the first and the last frame are drawn as often as one in the middle, and
+        those less than `length` away from them up to twice as often. Only episodes shorter than `length` are padded.
+        Raises ValueError while there is no frame of that split.
+        """
+        picked, firsts = self._pick(batch_size, split)
+        ends = np.array([len(episode.frame) for episode in picked])
+        starts = np.clip(self.rng.integers(firsts - length + 1, ends), firsts, np.maximum(firsts, ends - length))
+        return cut(picked, starts.tolist(), length, spec=self.spec)
+
+    def _pick(self, count: int, split: Split) -> tuple[list[Episode], np.ndarray]:
+        """`count` episodes, and for each the first index (count,) from which a segment may be taken."""
+        entries, lengths, weights, validation = self._candidates()
+        allowed = weights * (validation == (split == "validation"))
+        if not len(lengths) or not allowed.any():
+            raise ValueError(f"the replay holds no {split} episode yet")
+        span = np.broadcast_to(lengths, (2, len(lengths))).copy()
+        newer = lengths[::-1].cumsum()[::-1] - lengths
+        span[1] = np.clip(self.config.recent_steps - newer, 0, lengths)
+        share = self.config.recency if split == "train" and (span[1] * allowed).any() else 0.0
+        recent = (self.rng.random(count) < share).astype(np.int64)
+        luck = self.rng.random(count)
+        chosen = np.empty(count, np.int64)
+        for kind in (0, 1):  # anywhere, recent
+            chance = span[kind] * allowed
+            possible = np.flatnonzero(chance)
+            if len(possible):
+                bounds = chance[possible].cumsum()
+                spots = np.searchsorted(bounds, luck * bounds[-1], side="right").clip(max=len(possible) - 1)
+                chosen = np.where(recent == kind, possible[spots], chosen)
+        episodes = [entry.view() if isinstance(entry, Recording) else entry for entry in (entries[i] for i in chosen)]
+        return episodes, lengths[chosen] - span[recent, chosen]
+
+    # Resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the files do not hold, without frames: counters, the RNG, the actions of the episodes in progress."""
+        return {
+            "steps": self.steps,
+            "episodes": self.episodes,
+            "next": self._next,
+            "rng": json.dumps(self.rng.bit_generator.state),
+            "in_memory": list(self._numbers),
+            "open": [
+                {
+                    "row": row,
+                    "number": number,
+                    "seed": recording.seed,
+                    "actions": torch.from_numpy(recording.view().action.copy()),
+                }
+                for row, (number, recording) in sorted(self._open.items())
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], restore: Restore) -> None:
+        """Go back to `state`: sampling then continues bit-identically.
+
+        Finished episodes are read from the folder (one that cannot be used is named in `self.skipped`); files of
+        episodes that had not finished yet are deleted; `restore(seeds, actions)`, as `Games.restore`, rebuilds those in
+        progress, in the order of their rows. Raises ValueError without a folder, or when a game does not replay.
+        """
+        if self.folder is None:
+            raise ValueError("a replay without a folder cannot be resumed")
+        self.steps, self.episodes, self._next = state["steps"], state["episodes"], state["next"]
+        self._remove_later({entry["number"] for entry in state["open"]})
+        self.skipped, self._open = [], {}
+        self._forget_all()
+        for number in state["in_memory"]:
+            try:
+                self._remember(number, self._load(number))
+            except CorruptEpisode as error:
+                self.skipped.append(str(error))
+        if state["open"]:
+            self._reopen(state["open"], restore)
+        self._forget()
+        self.rng.bit_generator.state = json.loads(state["rng"])
+
+    def _reopen(self, entries: list[dict[str, Any]], restore: Restore) -> None:
+        actions = [entry["actions"].numpy() for entry in entries]
+        traces = restore([entry["seed"] for entry in entries], actions)
+        for entry, taken, trace in zip(entries, actions, traces, strict=True):
+            steps = (trace.reward, trace.terminated, trace.truncated)
+            episode = Episode(trace.frame, taken, *steps, score=sum(trace.score.tolist()), seed=entry["seed"])
+            if problem := episode.problem(self.spec):
+                raise ValueError(f"the game did not replay from seed {entry['seed']}: {problem}")
+            self._open[entry["row"]] = (entry["number"], Recording.resumed(self.spec, episode))
+
+    def _load(self, number: int) -> Episode:
+        episode = Episode.load(self._path(number))
+        if problem := episode.problem(self.spec):
+            raise CorruptEpisode(f"{self._path(number)} is of another game: {problem}.")
+        return episode
+
+    def _remove_later(self, unfinished: set[int]) -> None:
+        """Delete what a killed run has written after the state was taken, and its half-written files."""
+        assert self.folder is not None
+        for path in self.folder.iterdir():
+            number = int(path.stem) if path.suffix == SUFFIX and path.stem.isdecimal() else -1
+            if number >= self._next or number in unfinished or path.name.endswith(f"{SUFFIX}.tmp"):
+                path.unlink()
+
+
+def _is_validation(number: int) -> bool:
+    return number % 10 == 9

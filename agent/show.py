@@ -1,0 +1,71 @@
+"""Pictures for people: the real game, its reconstruction, and the dream under the same actions.
+
+Shapes: B rows, T frames, C H W picture.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from agent.replay import Replay
+from world_model.interface import WorldModel, to_unit
+
+if TYPE_CHECKING:
+    from agent.loop import Run
+
+
+class Comparison(NamedTuple):
+    """The same actions three times; (B, T, C, H, W) in [0, 1] each."""
+
+    real: torch.Tensor
+    reconstruction: torch.Tensor
+    dream: torch.Tensor  # the first `context` frames are reconstructions
+
+
+@torch.no_grad()
+def compare(model: WorldModel, frame: torch.Tensor, action: torch.Tensor, context: int) -> Comparison:
+    """Real segments (B, T, ...), what the latents keep of them, and what is dreamed on after `context` frames."""
+    real = to_unit(frame)
+    reconstruction = model.decode(model.encode(real))
+    state = model.start(real[:, :context], action[:, : context - 1])
+    dreamed = [reconstruction[:, :context]]
+    for t in range(context, real.shape[1]):
+        state = model.step(state, action[:, t - 1]).state
+        dreamed.append(model.decode(state.latent).unsqueeze(1))
+    return Comparison(real, reconstruction, torch.cat(dreamed, 1))
+
+
+def to_pixels(frame: torch.Tensor) -> np.ndarray:
+    """(..., C, H, W) in [0, 1] -> (..., H, W, 3) uint8; gray becomes RGB."""
+    pixels = (frame.clamp(0, 1) * 255).round().byte().movedim(-3, -1)
+    return pixels.expand(*pixels.shape[:-1], 3).cpu().numpy()
+
+
+def side_by_side(seen: Comparison, row: int, scale: int = 3) -> np.ndarray:
+    """Video frames (T, H, 3 W, 3) of one row: real, reconstruction, dream, with a thin line between them."""
+    parts = [to_pixels(part[row]).repeat(scale, 1).repeat(scale, 2) for part in seen]
+    line = np.full((*parts[0].shape[:2], 2, 3), 255, np.uint8)
+    return np.concatenate([parts[0], line, parts[1], line, parts[2]], 2)
+
+
+def strip(seen: Comparison, row: int, count: int = 8, scale: int = 2) -> np.ndarray:
+    """A picture (3 rows, `count` columns) of evenly spaced moments: real above, reconstruction, dream below."""
+    times = np.linspace(0, seen.real.shape[1] - 1, count).astype(int)
+    rows = [np.concatenate(list(to_pixels(part[row, times])), 1) for part in seen]
+    return np.concatenate(rows, 0).repeat(scale, 0).repeat(scale, 1)
+
+
+def show_dream(model: WorldModel, replay: Replay, run: Run, *, context: int = 8, length: int = 72) -> None:
+    """Writes a video and a strip of one segment, held out where there is one. Leaves every generator as it was."""
+    split: Any = "validation" if replay.frames("validation") > length else "train"
+    before, rng = replay.rng.bit_generator.state, torch.get_rng_state()
+    device = next(model.parameters()).device
+    batch = replay.sample(1, length, split=split).to(device)
+    seen = compare(model, batch.frame, batch.action, context)
+    run.video(replay.steps, "dream", side_by_side(seen, 0))
+    run.picture(replay.steps, "dream", strip(seen, 0))
+    replay.rng.bit_generator.state = before
+    torch.set_rng_state(rng)

@@ -1,0 +1,149 @@
+"""The one trainer of every objective of every system: autocast, clipping, optimisers, metrics, finite checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from world_model.interface import Losses, Objective
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The schedule of the loop. Steps are agent steps of the real game; an update is one of world model and policy."""
+
+    steps_per_update: int = 16  # the train ratio
+    prefill: int = 10_000  # random steps before the first update
+    pretrain: int = 500  # world-model updates right after the prefill
+    burn_in: int = 8  # first indices of a segment that only warm up the memory; dreams start from the others
+    precision: str = "auto"  # "auto", "bf16" or "fp32"
+    compile: bool = False
+    log_every: int = 100  # updates
+    show_every: int = 2_000  # updates between two videos of a dream
+    save_every: float = 120.0  # seconds
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss or gradient became infinite or not a number; the message names the term."""
+
+
+def mixed_precision(device: torch.device, precision: str = "auto") -> bool:
+    """Whether to autocast to bfloat16: "bf16", "fp32", or "auto" (where the processor multiplies it natively)."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+class Trainer:
+    """Takes optimiser steps on objectives and keeps what they say, without a host sync between two `report`s."""
+
+    def __init__(
+        self, objectives: Iterable[Objective], *, device: torch.device, precision: str = "auto", compile: bool = False
+    ) -> None:
+        self.device = device
+        self.autocast = mixed_precision(device, precision)
+        self.compile = compile
+        self.updates: dict[str, int] = {}
+        self.optimizers: dict[str, torch.optim.AdamW] = {}
+        self._losses: dict[str, Any] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        for objective in objectives:
+            optim = objective.optim
+            self.updates[objective.name] = 0
+            self.optimizers[objective.name] = torch.optim.AdamW(
+                objective.params, lr=optim.lr, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
+            )
+
+    def mixed(self) -> torch.autocast:
+        """The precision everything runs in."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast)
+
+    def update(self, objective: Objective, data: Any) -> Losses:
+        """One optimiser step; returns the losses, whose states may start a dream."""
+        name, optim, optimizer = objective.name, objective.optim, self.optimizers[objective.name]
+        loss = self._losses.get(name)
+        if loss is None:
+            loss = self._losses[name] = torch.compile(objective.loss) if self.compile else objective.loss
+        with self.mixed():
+            losses = loss(data)
+            total = reduce(losses.terms, objective.scales)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(objective.params, optim.clip, foreach=True)
+        if self.updates[name] <= optim.warmup:
+            for group in optimizer.param_groups:
+                group["lr"] = optim.lr * min(1.0, (self.updates[name] + 1) / max(1, optim.warmup))
+        optimizer.step()
+        self.updates[name] += 1
+        self.note({f"{name}/{term}": value.detach().mean() for term, value in losses.terms.items()})
+        self.note({f"{name}/{key}": value for key, value in losses.metrics.items()} | {f"{name}/grad_norm": norm})
+        return losses
+
+    def note(self, metrics: dict[str, Tensor]) -> None:
+        """Adds detached scalars to the averages of the next report."""
+        for key, value in metrics.items():
+            value = value.detach()
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def report(self) -> dict[str, float]:
+        """The averages since the last report: the one host sync of a log interval.
+
+        Raises NonFiniteLoss naming the first term that is not finite.
+        """
+        if not self._sums:
+            return {}
+        averages = self._averages()
+        self._sums, self._counts = {}, {}
+        return averages
+
+    def check(self) -> None:
+        """Raises NonFiniteLoss if anything since the last report is not finite."""
+        if self._sums:
+            self._averages()
+
+    def _averages(self) -> dict[str, float]:
+        keys = list(self._sums)
+        values = torch.stack([self._sums[key].float() for key in keys]).tolist()
+        averages = {key: value / self._counts[key] for key, value in zip(keys, values, strict=True)}
+        for key, value in averages.items():
+            if not math.isfinite(value):
+                raise NonFiniteLoss(f"{key} became {value} within the last updates; the last checkpoint is from before.")
+        return averages
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimisers, counters and the averages of the report under way."""
+        return {
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "updates": dict(self.updates),
+            "sums": dict(self._sums),
+            "counts": dict(self._counts),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to a `state_dict`."""
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.updates = dict(state["updates"])
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+
+
+def reduce(terms: dict[str, Tensor], scales: dict[str, float]) -> Tensor:
+    """The loss: each term's mean times its scale. Terms are already zero where they do not apply.
+
+    Raises ValueError when a term has no scale or a scale no term: neither is ever silently dropped.
+    """
+    if terms.keys() != scales.keys():
+        raise ValueError(f"loss terms {sorted(terms)} and scales {sorted(scales)} differ")
+    total = torch.zeros((), device=next(iter(terms.values())).device)
+    for name, term in terms.items():
+        total = total + scales[name] * term.float().mean()
+    return total

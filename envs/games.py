@@ -1,0 +1,207 @@
+"""N copies of one game in lock step: the interface, and the settings that build it from a gymnasium id.
+
+Shapes: N rows (copies of the game), C H W picture, A action size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from envs.errors import UserError
+from envs.spec import Spec
+
+# What protocol=... on the command line means for the fields of GameConfig.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "atari100k": {"sticky": 0.0, "noops": 30},
+}
+
+
+class Transition(NamedTuple):
+    """What one step of N games brought. All arrays have N rows and belong to the caller."""
+
+    frame: np.ndarray  # (N, C, H, W) uint8, the picture after the action, also when the episode is over
+    reward: np.ndarray  # (N,) float32, as the agent learns it: clipped when so configured
+    score: np.ndarray  # (N,) float32, in the game's own units
+    terminated: np.ndarray  # (N,) bool, the target of the continuation head: game over, or a life lost with life_loss
+    truncated: np.ndarray  # (N,) bool, a time limit, which is not an ending
+    over: np.ndarray  # (N,) bool, the row must be reset; a lost life alone is not over
+
+
+class Played(NamedTuple):
+    """What a game itself brought, before the settings (clipping, life loss, time limit) are applied."""
+
+    frame: np.ndarray  # (N, C, H, W) uint8
+    score: np.ndarray  # (N,) float32
+    game_over: np.ndarray  # (N,) bool
+    life_lost: np.ndarray  # (N,) bool
+    truncated: np.ndarray  # (N,) bool
+
+
+class Trace(NamedTuple):
+    """One row's episode so far, rebuilt from its seed and its n actions."""
+
+    frame: np.ndarray  # (n + 1, C, H, W) uint8
+    reward: np.ndarray  # (n,) float32
+    score: np.ndarray  # (n,) float32
+    terminated: np.ndarray  # (n,) bool
+    truncated: np.ndarray  # (n,) bool
+
+
+@dataclass(frozen=True)
+class GameConfig:
+    """How the game is shown and played; `None` keeps what the gymnasium id itself means."""
+
+    size: int = 64  # pixels, both sides
+    gray: bool = True
+    sticky: float | None = None  # probability that the console repeats the previous action
+    noops: int | None = None  # an episode opens with 1 to so many no-ops, in emulator frames, drawn from its seed
+    action_repeat: int | None = None  # emulator frames one agent step lasts
+    life_loss: bool = False  # a lost life is an ending for the continuation head; the game goes on
+    clip_rewards: bool = False  # to [-1, 1]; the score stays in the game's units
+    max_steps: int | None = None  # agent steps an episode
+    num: int = 8  # copies side by side
+
+    def build(self, env: str, num: int | None = None) -> Games:
+        """Makes `num` copies (`self.num` when None) of the gymnasium id `env`.
+
+        Raises UserError for an unknown id, a game without pictures, or a setting out of range.
+        """
+        # Imported here because both modules build on this one.
+        from envs.atari import AtariGames, is_atari
+        from envs.gym import GymGames, find
+
+        self.check()
+        found = find(env)
+        kind = AtariGames if is_atari(found, self) else GymGames
+        return kind(env, self.num if num is None else num, config=self)
+
+    def check(self) -> None:
+        """Raises UserError naming the first setting that is out of range."""
+        bounds: dict[str, tuple[float, float]] = {
+            "size": (8, 1024),
+            "sticky": (0, 1),
+            "noops": (0, 1000),
+            "action_repeat": (1, 100),
+            "max_steps": (1, float("inf")),
+            "num": (1, 4096),
+        }
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                limit = f"between {low} and {high}" if high != float("inf") else f"at least {low}"
+                raise UserError(f"game.{name} must be {limit}, not {value}.")
+
+
+class Games(ABC):
+    """N copies of one game. Never resets a row by itself; an episode is a pure function of (seed, actions).
+
+    Subclasses set the public attributes below and give `_restart` and `_play`; the settings that mean the same in
+    every game (reward clipping, life loss, time limit) are applied here, once.
+    """
+
+    spec: Spec
+    description: str  # for a person: "4 frames a step, sticky 0.25, 6 actions, 64x64 gray"
+    action_names: tuple[str, ...]  # one per choice, or one per continuous dimension
+    action_low: np.ndarray | None = None  # (A,) float32, the game's own bounds of continuous actions
+    action_high: np.ndarray | None = None
+
+    def __init__(self, env: str, num: int, *, config: GameConfig) -> None:
+        self.env = env
+        self.num = num
+        self.config = config
+        self._length = np.zeros(num, dtype=np.int64)
+        self._over = np.ones(num, dtype=bool)  # nothing has begun
+
+    @abstractmethod
+    def _restart(self, rows: list[int], seeds: list[int]) -> np.ndarray:
+        """Restarts the rows, one seed in [0, 2**31) each; returns all rows' current frames (N, C, H, W) uint8."""
+
+    @abstractmethod
+    def _play(self, actions: np.ndarray) -> Played:
+        """Plays one checked action in every row."""
+
+    @abstractmethod
+    def render(self, row: int = 0) -> np.ndarray:
+        """Returns the game's own full colour picture of a row, (H, W, 3) uint8."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees the emulators."""
+
+    def keys_to_action(self) -> dict[tuple[str, ...], Any] | None:
+        """Returns which keys held together mean which action (as `step` takes it), or None when the game names none."""
+        return None
+
+    def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> np.ndarray:
+        """Restarts the named rows (all when None), one seed each; the others are left alone.
+
+        Returns the current frames of all rows, (N, C, H, W) uint8.
+        """
+        chosen = list(range(self.num)) if rows is None else [int(row) for row in rows]
+        assert len(seeds) == len(chosen), f"{len(seeds)} seeds for {len(chosen)} rows"
+        frames = self._restart(chosen, [int(seed) % 2**31 for seed in seeds])
+        self._length[chosen] = 0
+        self._over[chosen] = False
+        return frames
+
+    def step(self, actions: np.ndarray) -> Transition:
+        """Plays one action in every row: (N,) int64, or (N, A) float32 in [-1, 1]."""
+        if self._over.any():
+            raise RuntimeError(f"rows {np.flatnonzero(self._over).tolist()} are over and must be reset first")
+        played = self._play(self._checked(actions))
+        self._length += 1
+        late = self._length >= self.config.max_steps if self.config.max_steps else np.zeros(self.num, dtype=bool)
+        truncated = (played.truncated | late) & ~played.game_over
+        terminated = played.game_over | played.life_lost if self.config.life_loss else played.game_over.copy()
+        self._over = played.game_over | truncated
+        reward = np.clip(played.score, -1, 1) if self.config.clip_rewards else played.score.copy()
+        return Transition(played.frame, reward, played.score, terminated, truncated, self._over.copy())
+
+    def restore(self, seeds: Sequence[int], actions: Sequence[np.ndarray]) -> list[Trace]:
+        """Brings every row to where `actions[row]` (n, ...) from `seeds[row]` lead, and returns what they brought.
+
+        Rows of different lengths end together: a shorter one waits, playing anything, and is reset in time.
+        Raises ValueError when a row's episode ends before its actions do.
+        """
+        longest = max(len(taken) for taken in actions)
+        begin = [longest - len(taken) for taken in actions]
+        dtype = np.dtype(np.int64 if self.spec.discrete else np.float32)
+        idle = np.zeros(() if self.spec.discrete else self.spec.action_size, dtype)
+        frames = self.reset(seeds)
+        first = list(frames)
+        brought: list[Transition] = []
+        for t in range(longest + 1):
+            fresh = [row for row in range(self.num) if begin[row] == t or (begin[row] > t and self._over[row])]
+            if fresh:
+                frames = self.reset([seeds[row] for row in fresh], fresh)
+                first = [frames[row] if row in fresh else first[row] for row in range(self.num)]
+            if t == longest:
+                break
+            if self._over.any():
+                raise ValueError(f"an episode of {self.env} ended before its recorded actions did")
+            now = [actions[row][t - begin[row]] if t >= begin[row] else idle for row in range(self.num)]
+            brought.append(self.step(np.stack([np.asarray(action, dtype) for action in now])))
+        return [_trace(first[row], brought[begin[row] :], row) for row in range(self.num)]
+
+    def _checked(self, actions: np.ndarray) -> np.ndarray:
+        shape = (self.num,) if self.spec.discrete else (self.num, self.spec.action_size)
+        assert actions.shape == shape, f"actions {actions.shape}, expected {shape}"
+        if not self.spec.discrete:
+            return np.clip(actions.astype(np.float32), -1, 1)
+        assert ((actions >= 0) & (actions < self.spec.action_size)).all(), f"no such action: {actions}"
+        return actions.astype(np.int64)
+
+
+def _trace(first: np.ndarray, brought: list[Transition], row: int) -> Trace:
+    def column(name: str, dtype: type) -> np.ndarray:
+        return np.array([getattr(step, name)[row] for step in brought], dtype)
+
+    frame = np.stack([first, *(step.frame[row] for step in brought)])
+    kinds = {"reward": np.float32, "score": np.float32, "terminated": bool, "truncated": bool}
+    return Trace(frame, **{name: column(name, dtype) for name, dtype in kinds.items()})

@@ -1,0 +1,172 @@
+"""The command line: `python main.py [command] key=value ...`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envs.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from runs.run import Run
+
+RUN_KEYS = {  # what may differ from the run's own configuration
+    "resume": ("steps", "episodes", "device", "threads"),
+    "evaluate": ("episodes", "seed", "device", "threads"),
+}
+COMMANDS = ("train", "resume", "evaluate", "info", "benchmark")
+PERSONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+
+HELP = """\
+python main.py [command] key=value ...        learn a game inside a dream of it
+
+commands
+  train       (the default) a new run, in a folder under runs/out/
+  resume      run=FOLDER: go on with a run that was stopped
+  evaluate    run=FOLDER: play whole episodes, sampled and greedy
+  info        the components of a recipe, with their parameter counts
+  benchmark   how fast games, world model, dream and policy are here
+
+keys
+  env         any gymnasium id with pictures (ALE/Pong-v5)
+  recipe      {recipes}
+  size        {sizes} (chosen by the device when not given)
+  protocol    {protocols}
+  steps       agent steps of the real game ({steps:,})
+  seed        of everything random (0)
+  episodes    whole episodes of an evaluation ({episodes})
+  device      auto, cpu or cuda (auto)
+  threads     of torch (0: the fastest number is measured at the start)
+  run         the folder of an existing run, or its name under runs/out/
+  hydra.run.dir                                the folder of a new run
+  model.* policy.* train.* replay.* game.*     every number; --cfg job shows them all
+
+examples
+  python main.py env=ALE/Breakout-v5 seed=1
+  python main.py -m env=ALE/Pong-v5,ALE/Breakout-v5 seed=0,1,2
+  python main.py resume run=runs/out/NAME
+  python main.py evaluate run=NAME episodes=100
+  python main.py --cfg job size=s               show the configuration, run nothing
+  python main.py --hydra-help                   sweeps, launchers, completion"""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0, 2 for a person's mistake, 130 after Ctrl-C."""
+    return guarded(lambda: _dispatch(list(sys.argv[1:] if words is None else words)))
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Runs `work`; a mistake that a person can repair becomes one sentence on standard error and exit code 2."""
+    try:
+        work()
+    except UserError as problem:
+        return _say(str(problem))
+    except OSError as problem:
+        if problem.errno not in PERSONS:
+            raise
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _say("The disk is full: free some space, then go on with python main.py resume run=...")
+        return _say(f"Cannot write {problem.filename}: {problem.strerror}.")
+    except ArithmeticError as problem:
+        from agent.trainer import NonFiniteLoss
+
+        if not isinstance(problem, NonFiniteLoss):
+            raise
+        return _say(str(problem), code=1)
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as leaving:  # Hydra's way to end after --version and the like, and ours out of a sweep
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    return 0
+
+
+def _dispatch(words: list[str]) -> None:
+    command = "train"
+    if words and not words[0].startswith("-") and "=" not in words[0]:
+        command = words.pop(0)
+        if command not in COMMANDS:
+            hint = nearest(command, COMMANDS)
+            raise UserError(f'Unknown command "{command}": choose one of {", ".join(COMMANDS)}. {hint}'.strip())
+    # Imported late: they bring torch, and a wrong command should not wait for it.
+    from runs import commands, compose
+
+    compose.register()
+    flags = compose.parse(words)
+    if flags.help:
+        print(_help())
+    elif command == "train":
+        _train(words, flags.overrides, multirun=flags.multirun, plain=not (flags.hydra_help or flags.shell_completion))
+    elif len(words) != len(flags.overrides):
+        raise UserError(f"{command} takes no flags; -m and --cfg are for train.")
+    elif command in RUN_KEYS:
+        getattr(commands, command)(_open(command, flags.overrides))
+    else:
+        (config,) = compose.check(compose.with_size(flags.overrides))
+        getattr(commands, command)(config)
+
+
+def _train(words: list[str], overrides: list[str], *, multirun: bool, plain: bool) -> None:
+    from runs import compose
+
+    if plain:
+        sized = compose.with_size(overrides)
+        compose.check(sized, multirun=multirun)
+        words = words + sized[len(overrides) :]
+    before = sys.argv
+    sys.argv = [before[0], *words]  # where Hydra reads them
+    try:
+        compose.launch(_task, words)
+    finally:
+        sys.argv = before
+
+
+def _task(composed: object) -> None:
+    """One run, called by Hydra or one of its launchers."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from runs import commands, recipes
+
+    config = recipes.from_dict(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
+    folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
+    # Hydra would wrap what is raised here in lines of its own.
+    code = guarded(lambda: commands.train(config, folder))
+    if code:
+        raise SystemExit(code)
+
+
+def _open(command: str, words: list[str]) -> Run:
+    """The run that `run=` names, with what else the command line says."""
+    from runs import compose, run
+
+    named = [word.removeprefix("run=") for word in words if word.startswith("run=")]
+    if len(named) != 1 or not named[0]:
+        raise UserError(f"{command} needs one run=FOLDER. {run.newest()}".strip())
+    opened = run.Run.open(named[0])
+    others = [word for word in words if not word.startswith("run=")]
+    opened.config = compose.changed(opened.config, others, RUN_KEYS[command])
+    return opened
+
+
+def _help() -> str:
+    from envs.games import PROTOCOLS
+    from runs.config import SIZES, Config
+    from runs.recipes import RECIPES
+
+    return HELP.format(
+        recipes=", ".join(RECIPES), sizes=", ".join(SIZES), protocols=", ".join(PROTOCOLS),
+        steps=Config.steps, episodes=Config.episodes,
+    )  # fmt: skip
+
+
+def _say(sentence: str, code: int = 2) -> int:
+    print(" ".join(sentence.split()), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

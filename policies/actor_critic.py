@@ -1,0 +1,184 @@
+"""Actor-critic in imagination (DreamerV3, section 'Actor critic learning'): REINFORCE for discrete actions, a squashed
+Gaussian for continuous ones, a two-hot critic with a slow copy, advantages scaled by the range of returns.
+
+Shapes: B batch, H horizon, F features, A action size, K bins.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from envs.spec import Spec
+from policies.interface import Dream, Learner, Policy, Rollout, Update
+from policies.returns import ReturnScale, lambda_returns
+from world_model.heads import TwoHot, draw
+from world_model.interface import Losses, Objective, Optim
+from world_model.nets import mlp
+from world_model.trees import Tree
+
+
+@dataclass(frozen=True)
+class ActorCriticConfig:
+    """The numbers of the actor-critic. `starts` posterior states are dreamed on from at each update (0: all)."""
+
+    starts: int = 192
+    horizon: int = 12
+    hidden: int = 256
+    layers: int = 2
+    gamma: float = 0.985
+    lam: float = 0.95
+    entropy: float = 5e-4
+    minibatches: int = 4  # gradient steps an imagined batch is split into
+    actor_lr: float = 1e-4
+    critic_lr: float = 3e-4
+    clip: float = 10.0
+    slow_rate: float = 0.02  # of the slow critic, per minibatch
+    slow_scale: float = 1.0
+    return_floor: float = 0.1
+    unimix: float = 0.01
+
+    def build(self, features: int, spec: Spec) -> ActorCritic:
+        """The learner for a world model's features and a game's actions."""
+        return ActorCritic(self, features, spec)
+
+
+class DiscreteActor(Policy):
+    """features -> a categorical over actions, 1 % uniform."""
+
+    def __init__(self, config: ActorCriticConfig, features: int, actions: int) -> None:
+        super().__init__()
+        self.unimix, self.actions = config.unimix, actions
+        self.net = mlp(features, config.hidden, actions, layers=config.layers, zero=True)
+
+    def log_probs(self, view: Tensor) -> Tensor:
+        """(..., F) -> (..., A)."""
+        probabilities = self.net(view).float().softmax(-1)
+        return ((1 - self.unimix) * probabilities + self.unimix / self.actions).log()
+
+    def act(self, view: Tensor, memory: Tree = (), greedy: bool = False) -> tuple[Tensor, Tree]:
+        log_probs = self.log_probs(view)
+        return (log_probs.argmax(-1) if greedy else draw(log_probs)), memory
+
+    def evaluate(self, view: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of the action and the entropy in nats, (...) each."""
+        log_probs = self.log_probs(view)
+        chosen = log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        return chosen, -(log_probs.exp() * log_probs).sum(-1)
+
+
+class ContinuousActor(Policy):
+    """features -> a Gaussian squashed by tanh into [-1, 1]^A."""
+
+    def __init__(self, config: ActorCriticConfig, features: int, actions: int) -> None:
+        super().__init__()
+        self.net = mlp(features, config.hidden, 2 * actions, layers=config.layers, zero=True)
+
+    def _gaussian(self, view: Tensor) -> tuple[Tensor, Tensor]:
+        mean, spread = self.net(view).float().chunk(2, -1)
+        return 2 * torch.tanh(mean / 2), 0.1 + 0.9 * torch.sigmoid(spread + 2)  # means within the squash's useful range
+
+    def act(self, view: Tensor, memory: Tree = (), greedy: bool = False) -> tuple[Tensor, Tree]:
+        mean, std = self._gaussian(view)
+        raw = mean if greedy else mean + std * torch.randn_like(mean)
+        return torch.tanh(raw), memory
+
+    def evaluate(self, view: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-density of the squashed action, and the entropy of the Gaussian before squashing plus E[ln |tanh'|]."""
+        mean, std = self._gaussian(view)
+        raw = torch.atanh(action.clamp(-1 + 1e-5, 1 - 1e-5))
+        log_prob = -0.5 * ((raw - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
+        log_prob = log_prob - _log_slope(raw)
+        sample = mean + std * torch.randn_like(mean)  # one draw estimates how much squashing takes away
+        entropy = 0.5 + 0.5 * math.log(2 * math.pi) + std.log() + _log_slope(sample)
+        return log_prob.sum(-1), entropy.sum(-1)
+
+
+def _log_slope(raw: Tensor) -> Tensor:
+    """ln(d tanh(x) / dx), without overflow."""
+    return 2 * (math.log(2) - raw - F.softplus(-2 * raw))
+
+
+class Targets(NamedTuple):
+    """A dream with its returns: what one gradient step needs."""
+
+    view: Tensor  # (B, H, F)
+    action: Tensor  # (B, H) or (B, H, A)
+    returns: Tensor  # (B, H)
+    advantage: Tensor  # (B, H), in units of the return scale
+    alive: Tensor  # (B, H) probability that the dream had not ended before
+
+
+class ActorCritic(Learner):
+    """Learns from dreams by policy gradient; see the module's text."""
+
+    def __init__(self, config: ActorCriticConfig, features: int, spec: Spec) -> None:
+        super().__init__()
+        self.config = config
+        actor = DiscreteActor if spec.discrete else ContinuousActor
+        self.policy: DiscreteActor | ContinuousActor = actor(config, features, spec.action_size)
+        self.twohot = TwoHot()
+        self.critic = mlp(features, config.hidden, self.twohot.count, layers=config.layers, zero=True)
+        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.scale = ReturnScale(config.return_floor)
+
+    def objectives(self) -> tuple[Objective, ...]:
+        clip = self.config.clip
+        actor, critic = tuple(self.policy.parameters()), tuple(self.critic.parameters())
+        return (
+            Objective("actor", actor, self._actor_loss, {"policy": 1.0, "entropy": self.config.entropy},
+                      Optim(lr=self.config.actor_lr, clip=clip)),
+            Objective("critic", critic, self._critic_loss, {"value": 1.0, "slow": self.config.slow_scale},
+                      Optim(lr=self.config.critic_lr, clip=clip)),
+        )  # fmt: skip
+
+    def improve(self, rollout: Rollout, update: Update) -> dict[str, Tensor]:
+        """Dreams once, computes returns once, then takes `minibatches` gradient steps, each dream used once."""
+        dream = rollout(self.policy)
+        targets = self._targets(dream)
+        for rows in torch.randperm(len(dream.reward), device=dream.reward.device).chunk(self.config.minibatches):
+            part = Targets(*(field[rows] for field in targets))
+            for objective in self.objectives():
+                update(objective, part)
+            self._follow()
+        return {
+            "dream_reward": dream.reward.mean(),
+            "dream_cont": dream.cont.mean(),
+            "return": targets.returns.mean(),
+            "return_scale": self.scale.value.clone(),
+            "advantage_rms": targets.advantage.square().mean().sqrt(),
+        }
+
+    @torch.no_grad()
+    def _targets(self, dream: Dream) -> Targets:
+        value = self.twohot.mean(self.critic(dream.view))  # (B, H + 1)
+        returns = lambda_returns(dream.reward, dream.cont, value, gamma=self.config.gamma, lam=self.config.lam)
+        advantage = (returns - value[:, :-1]) / self.scale.update(returns)
+        alive = torch.cat([torch.ones_like(dream.cont[:, :1]), dream.cont[:, :-1]], 1).cumprod(1)
+        return Targets(dream.view[:, :-1], dream.action, returns, advantage, alive)
+
+    def _actor_loss(self, part: Targets) -> Losses:
+        log_prob, entropy = self.policy.evaluate(part.view, part.action)
+        terms = {"policy": -log_prob * part.advantage * part.alive, "entropy": -entropy * part.alive}
+        return Losses(terms, {"entropy_nats": entropy.detach().mean()})
+
+    def _critic_loss(self, part: Targets) -> Losses:
+        logits = self.critic(part.view)
+        with torch.no_grad():
+            slow = self.slow_critic(part.view).float().softmax(-1)
+        terms = {
+            "value": self.twohot.loss(logits, part.returns) * part.alive,
+            "slow": self.twohot.cross_entropy(logits, slow) * part.alive,
+        }
+        return Losses(terms, {})
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        slow, fast = list(self.slow_critic.parameters()), list(self.critic.parameters())
+        torch._foreach_lerp_(slow, fast, self.config.slow_rate)

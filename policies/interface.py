@@ -1,0 +1,54 @@
+"""What every policy is, what it is trained on, and how it improves.
+
+Shapes: B batch, H horizon, F features, A action size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from world_model.interface import Objective
+from world_model.trees import Tree
+
+
+class Dream(NamedTuple):
+    """What happened to a policy, in imagination or in the real game; gradient-free data."""
+
+    view: Tensor  # (B, H + 1, F) what the policy saw; the last one has no action
+    action: Tensor  # (B, H) int64 or (B, H, A) float in [-1, 1]
+    reward: Tensor  # (B, H) what action[:, t] brought
+    cont: Tensor  # (B, H) probability that the episode went on after action[:, t]
+
+
+class Policy(nn.Module, ABC):
+    """Chooses actions. State goes in and comes out, as in the world model."""
+
+    def blank(self, batch_size: int) -> Tree:
+        """The memory of a policy that has seen nothing; most have none."""
+        return ()
+
+    @abstractmethod
+    def act(self, view: Tensor, memory: Tree = (), greedy: bool = False) -> tuple[Tensor, Tree]:
+        """view (B, F) -> action (B,) int64 or (B, A) in [-1, 1], sampled or the most likely one; and the memory."""
+
+
+Rollout = Callable[[Policy], Dream]
+Update = Callable[[Objective, Any], None]  # one optimiser step of the one trainer, on whatever the loss reads
+
+
+class Learner(nn.Module, ABC):
+    """Improves a policy from rollouts, which may come from the dream or from the real game."""
+
+    policy: Policy
+
+    @abstractmethod
+    def objectives(self) -> tuple[Objective, ...]:
+        """What the trainer optimises; empty for learners without gradients."""
+
+    @abstractmethod
+    def improve(self, rollout: Rollout, update: Update) -> dict[str, Tensor]:
+        """One improvement; returns detached metrics."""

@@ -1,0 +1,89 @@
+"""What the command line's commands do. Each one is short: the work is done further left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from runs.config import Config
+from runs.machine import choose_device, choose_threads, cores, keep_freed_memory
+from runs.progress import Progress
+from runs.run import Run
+
+
+def train(config: Config, folder: Path) -> None:
+    """A new run in `folder`, from the first step to its evaluation."""
+    device, threads = _prepare(config)
+    run = Run.create(config, folder, threads=threads, device=device)
+    _work(run, device, threads, resumed=False)
+
+
+def resume(run: Run) -> None:
+    """Goes on with a run from its newest checkpoint."""
+    # The same number of threads sums in the same order: the continuation is the run that was never stopped.
+    known = run.meta.get("threads", 0)
+    config = replace(run.config, threads=run.config.threads or (known if known <= cores() else 0))
+    device, threads = _prepare(config)
+    _work(run, device, threads, resumed=True)
+
+
+def evaluate(run: Run) -> None:
+    """Plays whole episodes with the newest checkpoint, sampled and greedy."""
+    device, _ = _prepare(run.config)
+    from runs import evaluation
+
+    evaluation.measure(run, device)
+
+
+def info(config: Config) -> None:
+    """Prints the components, the latent, the memory and the stages of a recipe; builds nothing else."""
+    from runs import info as information
+
+    information.show(config)
+
+
+def benchmark(config: Config) -> None:
+    """Measures games, world model, imagination and policy, and the share of time each takes."""
+    device, threads = _prepare(config)
+    from runs import benchmark as bench
+
+    bench.measure(config, device=device, threads=threads)
+
+
+def _work(run: Run, device: str, threads: int, *, resumed: bool) -> None:
+    from runs import build
+
+    config = run.config
+    games = config.game.build(config.env)
+    with Progress() as progress:
+        progress.say(f"{config.env}: {games.description}, {games.num} side by side")
+        progress.say(f"{config.recipe}, size {config.size}, on {device}, {threads} torch threads")
+        progress.say(f"{'resuming' if resumed else 'writing'} {run.folder}")
+        try:
+            session = build.session(config, games, run.episodes_folder, device)
+            if resumed:
+                session.load_state_dict(run.load_checkpoint(device, say=progress.say))
+                run.rewind()
+                for sentence in session.replay.skipped:
+                    progress.say(sentence)
+                progress.say(f"resumed at step {run.step:,}, update {session.updates:,}")
+            progress.start(config.steps, session.replay.steps)
+            session.train(config.steps, run, progress)
+        except KeyboardInterrupt:
+            progress.say(f"stopped at step {run.step:,}; go on with python main.py resume run={run.folder}")
+            raise
+        finally:
+            games.close()
+            run.close()
+    evaluate(run)
+
+
+def _prepare(config: Config) -> tuple[str, int]:
+    """(device, torch threads), chosen, measured and set."""
+    device = choose_device(config.device)
+    threads = config.threads or choose_threads()
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    return device, threads

@@ -1,0 +1,57 @@
+"""Files that are either the old ones or the new ones, never half of each."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Calls `write(file)` on a temporary file, syncs it, then gives it its name; an error leaves nothing behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rest = path.with_name(path.name + ".tmp")
+    try:
+        with open(rest, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        adopt(rest, path)
+    finally:
+        rest.unlink(missing_ok=True)
+
+
+def adopt(rest: Path, path: Path) -> None:
+    """Renames a complete file to its name and syncs the folder, so that the name survives a power cut too."""
+    os.replace(rest, path)
+    if os.name != "posix":  # other systems cannot open a folder
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes indented JSON atomically; numbers that are not finite become null."""
+    text = json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def plain(value: Any) -> Any:
+    """Values as JSON knows them: arrays become lists, numpy's numbers Python's, nan and inf None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):  # numpy and torch
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

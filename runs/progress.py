@@ -1,0 +1,185 @@
+"""What a person sees while a run works: a live table on a terminal, a line every few seconds without one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+FIRST_LINE = 3.0  # seconds until the first line: silence from the start looks like a hang
+WINDOW = 60.0  # seconds over which rates are measured
+
+
+class Progress:
+    """Live display on a terminal, heartbeat lines by wall time elsewhere.
+
+    A thread of its own shows it: a long phase without a call still has a heartbeat, and `update` only stores numbers.
+
+    Args:
+        console: where to show it; standard output when None.
+        every: seconds between two heartbeat lines without a terminal.
+    """
+
+    def __init__(self, console: Console | None = None, *, every: float = 12.0) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.every = every
+        self.step = self.total = 0
+        self.name = "starting"
+        self.values: dict[str, float | str] = {}
+        self.episodes = 0
+        self.returns: deque[float] = deque(maxlen=20)
+        self.seconds: dict[str, float] = {}  # wall time spent in each phase
+        self._marks: deque[tuple[float, int]] = deque()
+        self._entered = self._began = time.monotonic()
+        self._live: Live | None = None
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.stop()
+
+    def start(self, total_steps: int, start_step: int = 0) -> None:
+        """Begins to show; steps are agent steps of the real game."""
+        self.stop()
+        self.total, self.step = total_steps, start_step
+        self._began = self._entered = time.monotonic()
+        self._marks.clear()
+        self._over.clear()
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+        self._thread = threading.Thread(target=self._beat, name="progress", daemon=True)
+        self._thread.start()
+
+    def phase(self, name: str) -> None:
+        """What the run does from now on, as a person would call it."""
+        now = time.monotonic()
+        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + now - self._entered
+        self.name, self._entered = name, now
+
+    def update(self, step: int, **values: float | str) -> None:
+        """The newest numbers: agent steps so far, and any named values (updates, losses) as plain floats."""
+        self.step = step
+        self.values.update(values)
+
+    def episode(self, ret: float, length: int) -> None:
+        """A finished episode: its return in the game's units and its length in agent steps."""
+        self.episodes += 1
+        self.returns.append(ret)
+        self.values["length"] = length
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def stop(self) -> None:
+        """Ends the display; calling it twice is harmless."""
+        self.phase(self.name)
+        self._over.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=2)
+        self._thread = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def shares(self) -> dict[str, float]:
+        """The share of the wall time that each phase took so far, summing to 1."""
+        seconds = dict(self.seconds)
+        whole = sum(seconds.values())
+        return {name: spent / whole for name, spent in seconds.items() if spent > 0.005 * whole} if whole else {}
+
+    def line(self) -> str:
+        """The heartbeat: one line with everything a person needs to know."""
+        parts = [time.strftime("%H:%M:%S"), f"{self.name:<12}", self._steps(), self._rate_text()]
+        parts += [f"{name} {number(value)}" for name, value in dict(self.values).items()]
+        if self.returns:
+            parts.append(f"return {self._mean_return():.1f} (last {len(self.returns)} of {self.episodes:,})")
+        return "  ".join([*parts, self._left()])
+
+    def _beat(self) -> None:
+        wait = 0.25 if self._live is not None else min(FIRST_LINE, self.every)
+        while not self._over.wait(wait):
+            self._mark()
+            if self._live is not None:
+                self._live.update(self._table(), refresh=True)
+            else:
+                self.say(self.line())
+                wait = self.every
+
+    def _mark(self) -> None:
+        now = time.monotonic()
+        if not self._marks:
+            self._marks.append((now, self.step))
+        elif now - self._marks[-1][0] >= 1:
+            self._marks.append((now, self.step))
+            while now - self._marks[0][0] > WINDOW:
+                self._marks.popleft()
+
+    def _rate(self) -> float:
+        """Agent steps a second over the last minute."""
+        if not self._marks:
+            return 0.0
+        then, step = self._marks[0]
+        passed = time.monotonic() - then
+        return (self.step - step) / passed if passed > 0.5 else 0.0
+
+    def _rate_text(self) -> str:
+        return f"{self._rate():,.0f} steps/s"
+
+    def _steps(self) -> str:
+        share = 100 * self.step / self.total if self.total else 0.0
+        return f"{self.step:,} / {self.total:,} steps ({share:.1f} %)"
+
+    def _left(self) -> str:
+        rate = self._rate()
+        left = duration((self.total - self.step) / rate) if rate > 0 else "?"
+        return f"{duration(time.monotonic() - self._began)} gone, {left} left"
+
+    def _mean_return(self) -> float:
+        returns = list(self.returns)
+        return sum(returns) / len(returns)
+
+    def _table(self) -> Group:
+        rows: Mapping[str, str] = {
+            "phase": self.name,
+            "steps": f"{self._steps()}, {self._rate_text()}",
+            "time": self._left(),
+            "episodes": f"{self.episodes:,}",
+            "last returns": " ".join(f"{value:.4g}" for value in list(self.returns)[-8:]) or "none yet",
+            "mean return": f"{self._mean_return():.2f} (last {len(self.returns)})" if self.returns else "none yet",
+            **{name: number(value) for name, value in dict(self.values).items()},
+            "share of time": ", ".join(f"{name} {100 * share:.0f} %" for name, share in self.shares().items()),
+        }
+        table = Table.grid(padding=(0, 2))
+        for name, value in rows.items():
+            table.add_row(Text(name, style="dim"), Text(value))
+        return Group(ProgressBar(total=max(self.total, 1), completed=self.step, width=60), table)
+
+
+def number(value: float | str) -> str:
+    """A number as short as it can be read: 12,345, 0.0123, 1.2e-05; text stays."""
+    if isinstance(value, str):
+        return value
+    if float(value).is_integer() and abs(value) < 1e12:
+        return f"{int(value):,}"
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "2 h 05 min", "3 min" or "12 s"."""
+    whole = int(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

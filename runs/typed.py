@@ -1,0 +1,118 @@
+"""Frozen dataclasses filled from plain values: every key and type is checked, every error is a sentence."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from envs.errors import UserError, nearest
+
+Config = TypeVar("Config")
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def fill(template: Config, given: Mapping[str, Any], *, prefix: str = "") -> Config:
+    """A copy of a dataclass with the given (nested) values; what is not given stays.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type, or one that the dataclass itself refuses.
+    """
+    types_of = get_type_hints(type(template))
+    changed: dict[str, Any] = {}
+    for name, value in given.items():
+        key = prefix + name
+        if name not in types_of:
+            raise unknown_key(key, [prefix + valid for valid in keys(template)])
+        current = getattr(template, name)
+        if is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{key} is a group of keys ({', '.join(keys(current))}), not one value.")
+            changed[name] = fill(current, value, prefix=key + ".")
+        else:
+            changed[name] = checked(key, value, types_of[name])
+    try:
+        return replace(template, **changed)  # type: ignore[type-var]
+    except UserError:
+        raise
+    except ValueError as problem:  # from a __post_init__
+        raise UserError(f"{prefix.rstrip('.') or 'The configuration'}: {problem}") from problem
+
+
+def keys(template: object, prefix: str = "") -> list[str]:
+    """Every dotted key of a dataclass, the groups themselves left out."""
+    return list(values(template, prefix))
+
+
+def values(template: object, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a dataclass with its value."""
+    found: dict[str, Any] = {}
+    for field in fields(template):  # type: ignore[arg-type]
+        value = getattr(template, field.name)
+        found |= values(value, f"{prefix}{field.name}.") if is_dataclass(value) else {prefix + field.name: value}
+    return found
+
+
+def unknown_key(key: str, valid: list[str]) -> UserError:
+    """The error for a key that does not exist, with the nearest that does."""
+    last = key.rsplit(".")[-1]
+    same = [name for name in valid if name.rsplit(".")[-1] == last]  # right word, wrong group
+    hint = f"Did you mean {' or '.join(same)}?" if same else nearest(key, valid) or nearest(last, valid)
+    return UserError(f'Unknown key "{key}". {hint or "The keys are " + ", ".join(sorted(valid)) + "."}')
+
+
+def checked(key: str, value: Any, kind: Any) -> Any:
+    """The value as the annotated type, where that loses nothing (1e6 is a whole number, 1 is a number).
+
+    Raises:
+        UserError: it is of another type.
+    """
+    if kind is Any:
+        return value
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        choices = [str(choice) for choice in get_args(kind)]
+        raise UserError(f'{key} is one of {", ".join(choices)}, not "{value}". {nearest(str(value), choices)}'.strip())
+    choices = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    for choice in choices:
+        done, result = _convert(key, value, choice)
+        if done:
+            return result
+    wanted = " or ".join(_word(choice) for choice in choices)
+    raise UserError(f"{key} needs {wanted}, not {_shown(value)}.")
+
+
+def _convert(key: str, value: Any, kind: Any) -> tuple[bool, Any]:
+    """(fits, the value as this type)."""
+    if kind is type(None) or kind is bool:
+        return isinstance(value, kind), value
+    if kind is int:
+        whole = isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
+        return whole, int(value) if whole else None
+    if kind is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        return fits, float(value) if fits else None
+    if kind is str:
+        fits = isinstance(value, str | int | float)  # Hydra reads device=0 as a number
+        return fits, str(value)
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        parts = get_args(kind)
+        inner = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
+        if len(inner) == len(value):
+            return True, tuple(checked(f"{key}[{i}]", item, inner[i]) for i, item in enumerate(value))
+    return False, None
+
+
+def _word(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return "a list like [" + ", ".join("..." if part is Ellipsis else _word(part) for part in get_args(kind)) + "]"
+    return WORDS.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return f'"{value}"'
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)

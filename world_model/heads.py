@@ -1,0 +1,106 @@
+"""Output distributions as objects with `loss`, `mean` and (where it is drawn from) `sample`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) ln(1 + |x|): compresses both tails, identity at 0 (DreamerV3, section 'Robust predictions')."""
+    return torch.sign(x) * torch.log1p(x.abs())
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of `symlog`."""
+    return torch.sign(x) * torch.expm1(x.abs())
+
+
+class TwoHot(nn.Module):
+    """A scalar as a distribution over bins that are evenly spaced in symlog space (DreamerV3, STORM).
+
+    The target puts its weight on the two nearest bins. The mean is taken in symlog space (as STORM does): a random
+    reward is pulled a little towards 0, but the far bins, worth thousands each, cannot drown an untrained critic.
+    Beyond `bound` in symlog space (20: +-4.8e8) targets are clamped.
+    """
+
+    bins: Tensor
+
+    def __init__(self, count: int = 255, bound: float = 20.0) -> None:
+        super().__init__()
+        if count < 3 or count % 2 == 0:
+            raise ValueError(f"two-hot needs an odd number of bins of at least 3, got {count}")
+        self.count, self.bound = count, bound
+        self.register_buffer("bins", torch.linspace(-bound, bound, count), persistent=False)
+
+    def encode(self, value: Tensor) -> Tensor:
+        """Scalars (...) -> weights (..., bins) that sum to 1, on the two bins around symlog(value)."""
+        scaled = (symlog(value.float()).clamp(-self.bound, self.bound) / self.bound + 1) * ((self.count - 1) / 2)
+        low = scaled.floor().clamp(max=self.count - 2)
+        share = (scaled - low).unsqueeze(-1)
+        index = low.long().unsqueeze(-1)
+        weights = torch.zeros(*value.shape, self.count, device=value.device)
+        weights.scatter_(-1, index, 1 - share)
+        return weights.scatter_(-1, index + 1, share)
+
+    def loss(self, logits: Tensor, value: Tensor) -> Tensor:
+        """Cross-entropy in nats: (..., bins), (...) -> (...)."""
+        return self.cross_entropy(logits, self.encode(value))
+
+    def cross_entropy(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """Cross-entropy against weights over the bins, (..., bins) each."""
+        return -(weights * F.log_softmax(logits.float(), -1)).sum(-1)
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """The value in the game's units: (..., bins) -> (...)."""
+        return symexp((logits.float().softmax(-1) * self.bins).sum(-1))
+
+
+class Categoricals:
+    """A latent of G independent categorical variables of K classes, as one-hot vectors (..., G, K).
+
+    A share `unimix` of the uniform distribution keeps every class possible (DreamerV3).
+    """
+
+    def __init__(self, groups: int, classes: int, unimix: float = 0.01) -> None:
+        self.groups, self.classes, self.unimix = groups, classes, unimix
+
+    def log_probs(self, raw: Tensor) -> Tensor:
+        """(..., G * K) network outputs -> (..., G, K) log-probabilities with the uniform share mixed in."""
+        probabilities = raw.float().unflatten(-1, (self.groups, self.classes)).softmax(-1)
+        return ((1 - self.unimix) * probabilities + self.unimix / self.classes).log()
+
+    def mode(self, log_probs: Tensor) -> Tensor:
+        """The most likely class of each variable, one-hot."""
+        return F.one_hot(log_probs.argmax(-1), self.classes).to(log_probs.dtype)
+
+    def sample(self, log_probs: Tensor, temperature: float = 1.0) -> Tensor:
+        """One draw, one-hot (..., G, K); gradients pass straight through to the probabilities."""
+        if temperature <= 0:
+            return self.mode(log_probs)
+        at = log_probs.detach()
+        at = at if temperature == 1 else (at / temperature).log_softmax(-1)
+        drawn = F.one_hot(draw(at), self.classes).to(log_probs.dtype)
+        if not log_probs.requires_grad:
+            return drawn
+        probabilities = log_probs.exp()
+        return drawn + (probabilities - probabilities.detach())
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """KL(p || q) in nats, summed over the variables: (..., G, K) log-probabilities each -> (...)."""
+        return (p.exp() * (p - q)).sum((-2, -1))
+
+    def entropy(self, log_probs: Tensor) -> Tensor:
+        """In nats, summed over the variables."""
+        return -(log_probs.exp() * log_probs).sum((-2, -1))
+
+
+def draw(log_probs: Tensor) -> Tensor:
+    """A draw from normalised (..., K) log-probabilities, as an index (...). Uses the default generator.
+
+    By inversion: one random number a variable, where the Gumbel trick needs K and costs a fifth of imagination on CPU.
+    """
+    bounds = log_probs.exp().cumsum(-1)
+    uniform = torch.rand(log_probs.shape[:-1], device=log_probs.device).unsqueeze(-1)
+    return (bounds < uniform * bounds[..., -1:]).sum(-1)

@@ -1,0 +1,81 @@
+"""Small networks that the systems share: perceptrons, and a frame encoder and decoder for pictures of any size / 16.
+
+Shapes: C H W picture, N channels, F features.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def mlp(inputs: int, hidden: int, outputs: int, *, layers: int = 2, zero: bool = False) -> nn.Sequential:
+    """Linear-LayerNorm-SiLU `layers` times, then a linear output; `zero` starts the output at 0."""
+    parts: list[nn.Module] = []
+    for i in range(layers):
+        parts += [nn.Linear(inputs if i == 0 else hidden, hidden, bias=False), nn.LayerNorm(hidden), nn.SiLU()]
+    last = nn.Linear(hidden if layers else inputs, outputs)
+    if zero:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(*parts, last)
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of (B, N, H, W); free of copies where memory is channels-last."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def check_frame(frame: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(C, H, W), if the encoder and decoder can take it."""
+    channels, height, width = frame
+    if height % 16 or width % 16 or min(height, width) < 32:
+        raise ValueError(f"frames must be multiples of 16 and at least 32 pixels, got {height} x {width}")
+    return channels, height, width
+
+
+class FrameEncoder(nn.Module):
+    """(..., C, H, W) -> (..., outputs): 4 x 4 pixels to channels, two strided convolutions to 1/16, one linear."""
+
+    def __init__(self, frame: tuple[int, int, int], channels: int, outputs: int) -> None:
+        super().__init__()
+        c, height, width = check_frame(frame)
+        self.convs = nn.Sequential(
+            nn.Conv2d(16 * c, channels, 4, 2, 1, bias=False), ChannelNorm(channels), nn.SiLU(),
+            nn.Conv2d(channels, 2 * channels, 4, 2, 1, bias=False), ChannelNorm(2 * channels), nn.SiLU(),
+        )  # fmt: skip
+        self.out = nn.Linear(2 * channels * (height // 16) * (width // 16), outputs)
+
+    def forward(self, frame: Tensor) -> Tensor:
+        lead = frame.shape[:-3]
+        x = F.pixel_unshuffle(frame.reshape(-1, *frame.shape[-3:]), 4).contiguous(memory_format=torch.channels_last)
+        return self.out(self.convs(x).permute(0, 2, 3, 1).flatten(1)).unflatten(0, lead)
+
+
+class FrameDecoder(nn.Module):
+    """(..., inputs) -> (..., C, H, W): a linear to 1/8, two convolutions with pixel shuffle; no squashing."""
+
+    def __init__(self, frame: tuple[int, int, int], channels: int, inputs: int) -> None:
+        super().__init__()
+        c, height, width = check_frame(frame)
+        self.grid = (height // 8, width // 8)
+        wide, narrow = 3 * channels // 4, channels // 2
+        self.channels = wide
+        self.inp = nn.Linear(inputs, wide * self.grid[0] * self.grid[1])
+        self.norm = ChannelNorm(wide)
+        self.conv1 = nn.Conv2d(wide, 4 * narrow, 3, padding=1)
+        self.conv2 = nn.Conv2d(narrow, 16 * c, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = x.shape[:-1]
+        x = self.inp(x.reshape(-1, x.shape[-1])).view(-1, *self.grid, self.channels).permute(0, 3, 1, 2)
+        x = F.pixel_shuffle(self.conv1(F.silu(self.norm(x))), 2)
+        x = F.pixel_shuffle(self.conv2(F.silu(x)), 4)
+        return x.unflatten(0, lead)

@@ -1,0 +1,167 @@
+"""`reverie`: one categorical token a frame, a recurrent or transformer memory, everything in one pass a frame.
+
+The line of DreamerV3 (Hafner et al. 2023) and STORM (Zhang et al. 2023), made fast enough for a laptop: the encoder
+sees one frame and no memory, so that encoding and decoding are batched over time and only a small step is sequential.
+Shapes: B batch, T time, G variables, K classes, D memory width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from envs.spec import Spec
+from world_model.dynamics import GRU, Transformer
+from world_model.heads import Categoricals, TwoHot
+from world_model.interface import Losses, Objective, Optim, Segments, Stage, State, WorldModel, to_unit
+from world_model.nets import FrameDecoder, FrameEncoder, mlp
+from world_model.trees import Tree, map
+
+
+@dataclass(frozen=True)
+class ReverieConfig:
+    """The numbers of `reverie`. Sizes that differ by `size=` stand in `runs/reverie.py`."""
+
+    dynamics: str = "gru"  # or "transformer"
+    groups: int = 24  # categorical variables a frame
+    classes: int = 16
+    deter: int = 384  # width of the memory
+    hidden: int = 256  # width of the heads
+    channels: int = 64  # of the convolutions at 8 x 8
+    layers: int = 2  # transformer only, as are heads and window
+    heads: int = 4
+    window: int = 32
+    pixel_sigma: float = 0.15  # of the Gaussian pixel likelihood: 1 / (2 sigma^2) nats per squared unit
+    free_nats: float = 1.0
+    dyn_scale: float = 1.0
+    rep_scale: float = 0.1
+    unimix: float = 0.01
+    batch_size: int = 12
+    length: int = 24
+    lr: float = 4e-4
+    clip: float = 100.0
+
+    def build(self, spec: Spec) -> Reverie:
+        """The model, for frames and actions of this kind."""
+        return Reverie(self, spec)
+
+
+class Reverie(WorldModel):
+    """See the module's text. Latent: one-hot (G, K). Features: the flat latent and the memory's output."""
+
+    background: Tensor
+    sigma: Tensor
+
+    def __init__(self, config: ReverieConfig, spec: Spec) -> None:
+        super().__init__()
+        if not 1 <= config.groups <= 32:
+            raise ValueError(f"reverie has 1 to 32 categorical variables a frame, got groups={config.groups}")
+        self.config, self.spec = config, spec
+        self.latent_shape = (config.groups, config.classes)
+        flat = config.groups * config.classes
+        self.feature_size = flat + config.deter
+        self.latents = Categoricals(config.groups, config.classes, config.unimix)
+        self.twohot = TwoHot()
+        self.encoder = FrameEncoder(spec.frame, config.channels, flat)
+        self.decoder = FrameDecoder(spec.frame, config.channels, flat)
+        inputs = flat + spec.action_size
+        self.dynamics: GRU | Transformer
+        if config.dynamics == "gru":
+            self.dynamics = GRU(inputs, config.deter)
+        elif config.dynamics == "transformer":
+            self.dynamics = Transformer(
+                inputs, config.deter, layers=config.layers, heads=config.heads, window=config.window
+            )
+        else:
+            raise ValueError(f'model.dynamics is "gru" or "transformer", got "{config.dynamics}"')
+        self.prior = mlp(config.deter, config.hidden, flat, layers=1)
+        self.reward = mlp(self.feature_size, config.hidden, self.twohot.count, layers=1, zero=True)
+        self.cont = mlp(self.feature_size, config.hidden, 1, layers=1)
+        # The picture that never moves; errors and inputs count relative to it, so that small moving things survive.
+        self.register_buffer("background", torch.full(spec.frame, 0.5))
+        self.register_buffer("sigma", torch.tensor(config.pixel_sigma), persistent=False)
+
+    # ---- the six verbs ----
+    def encode(self, frame: Tensor) -> Tensor:
+        return self.latents.mode(self.latents.log_probs(self.encoder(self._contrast(frame))))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        contrast = self.decoder(latent.flatten(-2)).float()
+        return torch.addcmul(self.background, contrast, self.sigma).clamp(0, 1)
+
+    def blank(self, batch_size: int) -> Tree:
+        return self.dynamics.blank(batch_size)
+
+    def advance(self, state: State, action: Tensor) -> Tree:
+        return self.dynamics.step(state.memory, self._input(state.latent, action))
+
+    def sample(self, memory: Tree, temperature: float = 1.0) -> Tensor:
+        return self.latents.sample(self._prior(self.dynamics.output(memory)), temperature)
+
+    def outcome(self, state: State) -> tuple[Tensor, Tensor]:
+        features = self.features(state)
+        return self.twohot.mean(self.reward(features)), self.cont(features).float().squeeze(-1).sigmoid()
+
+    def features(self, state: State) -> Tensor:
+        return torch.cat([state.latent.flatten(-2), self.dynamics.output(state.memory)], -1)
+
+    def observe(self, frame: Tensor, action: Tensor) -> State:
+        latent = self.encode(frame)
+        return State(latent, self.dynamics.scan(self._input(latent, action)))
+
+    # ---- training ----
+    def prepare(self, frames: Tensor) -> None:
+        """The background is the median frame."""
+        self.background.copy_(frames.median(0).values)
+
+    def stages(self) -> tuple[Stage, ...]:
+        config = self.config
+        scales = {"pixels": 1.0, "dyn": config.dyn_scale, "rep": config.rep_scale, "reward": 1.0, "cont": 1.0}
+        optim = Optim(lr=config.lr, clip=config.clip)
+        objective = Objective("world_model", tuple(self.parameters()), self.loss, scales, optim)
+        return (Stage("world_model", (objective,), config.batch_size, config.length),)
+
+    def loss(self, batch: Segments) -> Losses:
+        """Pixels + reward + continuation + balanced KL with free bits (DreamerV3, eq. 5), unreduced (B, T)."""
+        target = self._contrast(to_unit(batch.frame))
+        posterior = self.latents.log_probs(self.encoder(target))  # (B, T, G, K)
+        latent = self.latents.sample(posterior)
+        memory = self.dynamics.scan(self._input(latent, batch.action))
+        state = State(latent, memory)
+        prior = self._prior(self.dynamics.output(memory))
+        features = self.features(state)
+
+        arrived = batch.valid[:, 1:] & batch.acted[:, :-1]  # what action[t - 1] brought is told by the state at t
+        arrived = F.pad(arrived, (1, 0)).float()
+        reward = F.pad(batch.reward[:, :-1], (1, 0))
+        cont = F.pad(1.0 - batch.terminated[:, :-1].float(), (1, 0), value=1.0)
+        error = self.decoder(latent.flatten(-2)).float() - target
+        valid = batch.valid.float()
+        dyn = self.latents.kl(posterior.detach(), prior)
+        rep = self.latents.kl(posterior, prior.detach())
+        terms = {
+            "pixels": 0.5 * torch.linalg.vector_norm(error, dim=(-3, -2, -1)).square() * valid,
+            "dyn": dyn.clamp(min=self.config.free_nats) * valid,
+            "rep": rep.clamp(min=self.config.free_nats) * valid,
+            "reward": self.twohot.loss(self.reward(features), reward) * arrived,
+            "cont": F.binary_cross_entropy_with_logits(self.cont(features).float().squeeze(-1), cont, reduction="none")
+            * arrived,
+        }
+        metrics = {"kl": dyn.detach().mean(), "posterior_entropy": self.latents.entropy(posterior.detach()).mean()}
+        return Losses(terms, metrics, State(latent.detach(), map(Tensor.detach, memory)))
+
+    # ---- parts ----
+    def _contrast(self, frame: Tensor) -> Tensor:
+        """What the networks see and predict: the frame less the background, in units of sigma."""
+        return (frame - self.background).div_(self.sigma)
+
+    def _prior(self, output: Tensor) -> Tensor:
+        return self.latents.log_probs(self.prior(output))
+
+    def _input(self, latent: Tensor, action: Tensor) -> Tensor:
+        if self.spec.discrete:
+            action = F.one_hot(action, self.spec.action_size)
+        return torch.cat([latent.flatten(-2), action.to(latent.dtype)], -1)
