@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -132,7 +131,9 @@ def _task(composed: object) -> None:
     from runs import commands, recipes
 
     config = recipes.from_dict(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
-    folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if folder.is_relative_to(Path.cwd()):  # what a person can type again
+        folder = folder.relative_to(Path.cwd())
     # Hydra would wrap what is raised here in lines of its own.
     code = guarded(lambda: commands.train(config, folder))
     if code:

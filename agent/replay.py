@@ -14,11 +14,10 @@ import torch
 from agent.batch import Batch, cut
 from envs.episode import CorruptEpisode, Episode, Recording
 from envs.errors import UserError
-from envs.games import Trace, Transition
+from envs.games import Transition
 from envs.spec import Spec
 
 Split = Literal["train", "validation"]
-Restore = Callable[[Sequence[int], Sequence[np.ndarray]], list[Trace]]
 SUFFIX = ".npz"
 
 
@@ -233,12 +232,12 @@ class Replay:
             ],
         }
 
-    def load_state_dict(self, state: dict[str, Any], restore: Restore) -> None:
+    def load_state_dict(self, state: dict[str, Any], replay_game: Callable[[int, np.ndarray], Episode]) -> None:
         """Go back to `state`: sampling then continues bit-identically.
 
         Finished episodes are read from the folder (one that cannot be used is named in `self.skipped`); files of
-        episodes that had not finished yet are deleted; `restore(seeds, actions)`, as `Games.restore`, rebuilds those in
-        progress, in the order of their rows. Raises ValueError without a folder, or when a game does not replay.
+        episodes that had not finished yet are deleted; `replay_game(seed, actions)` rebuilds each of those in progress.
+        Raises ValueError without a folder, or when a game does not replay.
         """
         if self.folder is None:
             raise ValueError("a replay without a folder cannot be resumed")
@@ -251,20 +250,15 @@ class Replay:
                 self._remember(number, self._load(number))
             except CorruptEpisode as error:
                 self.skipped.append(str(error))
-        if state["open"]:
-            self._reopen(state["open"], restore)
+        for entry in state["open"]:
+            actions = entry["actions"].numpy()
+            episode = replay_game(entry["seed"], actions)
+            problem = episode.problem(self.spec)
+            if problem or not np.array_equal(episode.action, actions):
+                raise ValueError(f"seed {entry['seed']} did not replay: {problem or 'the actions are others'}")
+            self._open[entry["row"]] = (entry["number"], Recording.resumed(self.spec, episode))
         self._forget()
         self.rng.bit_generator.state = json.loads(state["rng"])
-
-    def _reopen(self, entries: list[dict[str, Any]], restore: Restore) -> None:
-        actions = [entry["actions"].numpy() for entry in entries]
-        traces = restore([entry["seed"] for entry in entries], actions)
-        for entry, taken, trace in zip(entries, actions, traces, strict=True):
-            steps = (trace.reward, trace.terminated, trace.truncated)
-            episode = Episode(trace.frame, taken, *steps, score=sum(trace.score.tolist()), seed=entry["seed"])
-            if problem := episode.problem(self.spec):
-                raise ValueError(f"the game did not replay from seed {entry['seed']}: {problem}")
-            self._open[entry["row"]] = (entry["number"], Recording.resumed(self.spec, episode))
 
     def _load(self, number: int) -> Episode:
         episode = Episode.load(self._path(number))

@@ -19,7 +19,7 @@ class TrainConfig:
 
     steps_per_update: int = 16  # the train ratio
     prefill: int = 10_000  # random steps before the first update
-    pretrain: int = 500  # world-model updates right after the prefill
+    pretrain: int = 1_000  # world-model updates right after the prefill
     burn_in: int = 8  # first indices of a segment that only warm up the memory; dreams start from the others
     precision: str = "auto"  # "auto", "bf16" or "fp32"
     compile: bool = False
@@ -82,6 +82,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = optim.lr * min(1.0, (self.updates[name] + 1) / max(1, optim.warmup))
         optimizer.step()
+        torch.clear_autocast_cache()  # within an outer `mixed()` the next update would read weights from before this one
         self.updates[name] += 1
         self.note({f"{name}/{term}": value.detach().mean() for term, value in losses.terms.items()})
         self.note({f"{name}/{key}": value for key, value in losses.metrics.items()} | {f"{name}/grad_norm": norm})

@@ -187,8 +187,9 @@ class Recording:
 
     def view(self) -> Episode:
         """The episode so far; its arrays share memory with the recording."""
-        arrays = {name: self._columns[name][: self.length] for name in PER_STEP}
-        return Episode(self._columns["frame"][: self.length + 1], **arrays, score=self.score, seed=self.seed)
+        frame, *steps = (self._columns[name] for name in ("frame", *PER_STEP))
+        action, reward, terminated, truncated = (column[: self.length] for column in steps)
+        return Episode(frame[: self.length + 1], action, reward, terminated, truncated, self.score, self.seed)
 
     def finish(self) -> Episode:
         """The whole episode with arrays of its own, free of spare capacity."""

@@ -74,8 +74,8 @@ def checked(key: str, value: Any, kind: Any) -> Any:
     if get_origin(kind) is Literal:
         if value in get_args(kind):
             return value
-        choices = [str(choice) for choice in get_args(kind)]
-        raise UserError(f'{key} is one of {", ".join(choices)}, not "{value}". {nearest(str(value), choices)}'.strip())
+        words = [str(choice) for choice in get_args(kind)]
+        raise UserError(f'{key} is one of {", ".join(words)}, not "{value}". {nearest(str(value), words)}'.strip())
     choices = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     for choice in choices:
         done, result = _convert(key, value, choice)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from agent.replay import Replay
 from envs.episode import Episode
-from envs.games import Trace, Transition
+from envs.games import Transition
 from envs.spec import Spec
 
 DISCRETE = Spec(frame=(1, 2, 2), action_size=7, discrete=True)
@@ -41,8 +39,8 @@ def reward(seed: int, t: int) -> float:
 
 def step(seed: int, t: int, over: bool, spec: Spec = DISCRETE) -> Transition:
     """What the action at step `t` brings: one row's values. A life is lost every third step; a time limit ends it."""
-    values = (np.float32(reward(seed, t)), np.float32(2 * reward(seed, t)), np.bool_(t % 3 == 2 and not over))
-    return Transition(frame(seed, t + 1, spec), *values, np.bool_(over), np.bool_(over))
+    brought, lost = np.float32(reward(seed, t)), t % 3 == 2 and not over
+    return Transition(frame(seed, t + 1, spec), *map(np.asarray, (brought, 2 * brought, lost, over, over)))
 
 
 def episode(seed: int, steps: int, spec: Spec = DISCRETE, weight: float = 1.0) -> Episode:
@@ -68,13 +66,10 @@ def play(replay: Replay, row: int, seed: int, steps: int, *, finish: bool = True
         replay.add(row, action(seed, t, spec), step(seed, t, finish and t == steps - 1, spec))
 
 
-def restore(seeds: Sequence[int], actions: Sequence[np.ndarray]) -> list[Trace]:
-    """What `Games.restore` does, for the discrete fake."""
-    traces = []
-    for seed, taken in zip(seeds, actions, strict=True):
-        assert taken.tolist() == [int(action(seed, t)) for t in range(len(taken))]
-        brought = [step(seed, t, False) for t in range(len(taken))]
-        kinds = {"reward": np.float32, "score": np.float32, "terminated": bool, "truncated": bool}
-        columns = {name: np.array([getattr(one, name) for one in brought], kind) for name, kind in kinds.items()}
-        traces.append(Trace(np.stack([frame(seed, t) for t in range(len(taken) + 1)]), **columns))
-    return traces
+def again(seed: int, actions: np.ndarray) -> Episode:
+    """Plays an unfinished episode of the discrete fake once more."""
+    n = len(actions)
+    assert actions.tolist() == [int(action(seed, t)) for t in range(n)]
+    whole = episode(seed, n + 1)
+    steps = (whole.action[:n], whole.reward[:n], whole.terminated[:n], whole.truncated[:n])
+    return Episode(whole.frame[: n + 1], *steps, score=float(2 * whole.reward[:n].sum(dtype=np.float64)), seed=seed)

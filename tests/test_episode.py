@@ -32,20 +32,19 @@ def test_file_returns_the_same_episode(tmp_path: Path, spec: numbered.Spec) -> N
 
 
 def test_damage_is_never_used(tmp_path: Path) -> None:
-    """Each byte flipped, and each length cut off: either the very same episode, or CorruptEpisode; mostly the latter."""
+    """Bytes flipped all over, the end cut off: either the very same episode or CorruptEpisode, mostly the latter."""
     path, episode = tmp_path / "a.npz", numbered.episode(7, 12)
     episode.save(path)
     content, refused = path.read_bytes(), 0
-    flipped = [content[:i] + bytes([content[i] ^ 0xFF]) + content[i + 1 :] for i in range(len(content))]
-    for altered in flipped:
-        path.write_bytes(altered)
+    for i in range(0, len(content), 3):
+        path.write_bytes(content[:i] + bytes([content[i] ^ 0xFF]) + content[i + 1 :])
         try:
             assert same(Episode.load(path), episode)
         except CorruptEpisode as error:
             assert str(path) in str(error) and "\n" not in str(error)
             refused += 1
-    assert refused > len(content) // 2
-    for length in range(0, len(content), 7):
+    assert refused > len(content) / 3 / 2
+    for length in range(0, len(content), 20):
         path.write_bytes(content[:length])
         with pytest.raises(CorruptEpisode):
             Episode.load(path)

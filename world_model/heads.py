@@ -37,9 +37,9 @@ class TwoHot(nn.Module):
     def encode(self, value: Tensor) -> Tensor:
         """Scalars (...) -> weights (..., bins) that sum to 1, on the two bins around symlog(value)."""
         scaled = (symlog(value.float()).clamp(-self.bound, self.bound) / self.bound + 1) * ((self.count - 1) / 2)
-        low = scaled.floor().clamp(max=self.count - 2)
+        low = scaled.floor().long().clamp(0, self.count - 2)  # in bounds even for NaN, whose weights become NaN
         share = (scaled - low).unsqueeze(-1)
-        index = low.long().unsqueeze(-1)
+        index = low.unsqueeze(-1)
         weights = torch.zeros(*value.shape, self.count, device=value.device)
         weights.scatter_(-1, index, 1 - share)
         return weights.scatter_(-1, index + 1, share)

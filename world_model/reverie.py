@@ -34,6 +34,7 @@ class ReverieConfig:
     layers: int = 2  # transformer only, as are heads and window
     heads: int = 4
     window: int = 32
+    foreground: float = 20.0  # how much more a pixel counts for each unit by which it differs from the background
     pixel_sigma: float = 0.15  # of the Gaussian pixel likelihood: 1 / (2 sigma^2) nats per squared unit
     free_nats: float = 1.0
     dyn_scale: float = 1.0
@@ -41,7 +42,7 @@ class ReverieConfig:
     unimix: float = 0.01
     batch_size: int = 12
     length: int = 24
-    lr: float = 4e-4
+    lr: float = 6e-4
     clip: float = 100.0
 
     def build(self, spec: Spec) -> Reverie:
@@ -139,11 +140,12 @@ class Reverie(WorldModel):
         reward = F.pad(batch.reward[:, :-1], (1, 0))
         cont = F.pad(1.0 - batch.terminated[:, :-1].float(), (1, 0), value=1.0)
         error = self.decoder(latent.flatten(-2)).float() - target
+        emphasis = 1 + self.config.foreground * self.sigma * target.abs().amax(-3)
         valid = batch.valid.float()
         dyn = self.latents.kl(posterior.detach(), prior)
         rep = self.latents.kl(posterior, prior.detach())
         terms = {
-            "pixels": 0.5 * torch.linalg.vector_norm(error, dim=(-3, -2, -1)).square() * valid,
+            "pixels": 0.5 * (error.square().sum(-3) * emphasis).sum((-2, -1)) * valid,
             "dyn": dyn.clamp(min=self.config.free_nats) * valid,
             "rep": rep.clamp(min=self.config.free_nats) * valid,
             "reward": self.twohot.loss(self.reward(features), reward) * arrived,

@@ -1,0 +1,294 @@
+"""The command `benchmark`: how fast games, world model, dream and policy are on this machine, and where the time goes.
+
+Everything is timed on the objects and methods that a real run uses: `Session`, its `Trainer` and its `Collector`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from torch.autograd import DeviceType
+
+from agent.collect import episode_seed
+from agent.show import to_pixels
+from envs.games import Games
+from policies.imagine import imagine
+from runs import build, files, machine
+from runs.config import Config
+from runs.info import count
+from runs.run import OUT
+from world_model import trees
+from world_model.interface import State
+
+PREFILL = 2_000  # agent steps: enough to sample from; a real run's are not worth waiting for
+MOST = 200  # repetitions of one measurement
+OPERATORS = 10  # listed for each kind of update
+PHASES = ("collect", "world model", "policy")
+
+
+def measure(
+    config: Config, *, device: str, threads: int, seconds: float = 45.0, folder: Path = OUT
+) -> dict[str, Any]:  # fmt: skip
+    """Measures for about `seconds` (and the time to start up); prints a table and writes JSON, which it returns."""
+    console = Console(highlight=False)
+    before = _load()
+    began, used = time.monotonic(), time.process_time()
+    games = config.game.build(config.env)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Bar(*columns, console=console, transient=True) as bar:
+            found = _Measurement(config, games, device, seconds, bar).all()
+    finally:
+        games.close()
+    cores = (time.process_time() - used) / (time.monotonic() - began)
+    result = (
+        {"what": "benchmark", "recipe": config.recipe, "env": config.env, "protocol": config.protocol}
+        | {"size": config.size, "seed": config.seed, "device": device, "threads": threads}
+        | {"compile": config.train.compile, **machine.facts()}
+        # Cores this process got: clearly less than `threads` means that the machine had other work.
+        | {"load_before": before, "load_after": _load(), "cores_used": round(cores, 2)}
+        | found
+    )
+    path = folder / f"benchmark-{config.recipe}-{config.size}-{device.replace(':', '-')}.json"
+    files.write_json(path, result)
+    for table in tables(result):
+        console.print(table)
+    console.print(f"load {before} before, {result['load_after']} after, {cores:.1f} cores used; written to {path}")
+    return result
+
+
+class _Measurement:
+    """The parts of a benchmark, in the order in which they are done."""
+
+    def __init__(self, config: Config, games: Games, device: str, seconds: float, bar: Bar) -> None:
+        self.config, self.games, self.bar, self.seconds = config, games, bar, seconds
+        self.task = bar.add_task("starting", total=8)
+        quiet = replace(config.train, prefill=PREFILL, pretrain=0, show_every=10**9, save_every=1e9)
+        self.cuda = torch.device(device).type == "cuda"
+        self.session = build.session(replace(config, train=quiet), games, None, device)
+
+    def all(self) -> dict[str, Any]:
+        """Rows, phases and operators."""
+        session, horizon = self.session, self.config.policy.horizon
+        screen, nowhere = _Phases(self._sync), _Nowhere()
+        alone = self._begin("games", lambda: self._time(self._player_of_random_games(), 0.05))
+        self._begin("random games first", lambda: session.train(PREFILL, nowhere, screen))
+        acting = self._begin("acting", lambda: self._time(lambda: session.collect(self._steps, screen), 0.1))
+        model, policy = self._begin("updates", self._updates)
+        states = self._starts(session.train_world_model())
+        dreams = self._begin("dreaming", lambda: self._time(lambda: self._dream(states), 0.1))
+        one = trees.map(lambda leaf: leaf[:1], states)
+        frames = self._begin("one frame", lambda: self._time(self._dreamer(one), 0.05))
+        pairs = [a + b for a, b in zip(model, policy, strict=True)]
+        shares = self._begin("the loop", lambda: self._loop(0.25 * self.seconds / float(np.median(pairs))))
+        operators = self._begin("operators", self._operators)
+        stage, starts = session.stage, len(states.latent)
+        batch, dream = f"batch {stage.batch_size} x {stage.length}", f"{starts} starts x {horizon} steps"
+        return {
+            "precision": "bf16" if session.trainer.autocast else "fp32",
+            "parameters": {"world_model": count(session.agent.world_model), "policy": count(session.agent.learner)},
+            "rows": [
+                row("games, random actions", alone, f"agent steps, {self.games.num} games", self._steps),
+                row("acting with the policy", acting, f"agent steps, {self.games.num} games", self._steps),
+                row("world-model update", model, f"updates, {batch}"),
+                row("policy update", policy, f"updates, {dream}"),
+                row("both updates", pairs, "updates of both"),
+                row("dreaming", dreams, f"dreamed steps, {dream}", starts * horizon),
+                row("one frame to play", frames, "dreamed and decoded frames, batch 1"),
+            ],
+            "phases": shares,
+            "operators": operators,
+        }
+
+    @property
+    def _steps(self) -> int:
+        return 32 * self.games.num
+
+    def _begin(self, name: str, work: Callable[[], Any]) -> Any:
+        self.bar.update(self.task, description=name)
+        done = work()
+        self.bar.advance(self.task)
+        return done
+
+    def _sync(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def _time(self, work: Callable[[], object], share: float) -> list[float]:
+        """Seconds of each call, 5 to MOST of them within this share of the whole time, after two that do not count."""
+        for _ in range(2):
+            work()
+        taken: list[float] = []
+        self._sync()
+        while len(taken) < 5 or (len(taken) < MOST and sum(taken) < share * self.seconds):
+            began = time.perf_counter()
+            work()
+            self._sync()
+            taken.append(time.perf_counter() - began)
+        return taken
+
+    def _player_of_random_games(self) -> Callable[[], None]:
+        """What plays `_steps` agent steps without an agent and without a replay."""
+        games, rng, size = self.games, np.random.default_rng(self.config.seed), self.games.spec.action_size
+        seeds = (episode_seed(self.config.seed, number) for number in itertools.count())
+        games.reset([next(seeds) for _ in range(games.num)])
+
+        def play() -> None:
+            for _ in range(self._steps // games.num):
+                many = rng.integers(size, size=games.num)
+                over = games.step(many if games.spec.discrete else rng.uniform(-1, 1, (games.num, size))).over
+                if over.any():
+                    rows = np.flatnonzero(over).tolist()
+                    games.reset([next(seeds) for _ in rows], rows)
+
+        return play
+
+    def _updates(self) -> tuple[list[float], list[float]]:
+        """Seconds of world-model updates and of the policy updates in between, as in the loop."""
+        model: list[float] = []
+
+        def both() -> None:
+            began = time.perf_counter()
+            states = self.session.train_world_model()
+            self._sync()
+            model.append(time.perf_counter() - began)
+            self.session.train_policy(states)
+
+        pairs = self._time(both, 0.35)
+        model = model[-len(pairs) :]
+        return model, [pair - first for pair, first in zip(pairs, model, strict=True)]
+
+    def _starts(self, states: State) -> State:
+        wanted = self.session.starts or len(states.latent)
+        return trees.map(lambda leaf: leaf[:wanted], states)
+
+    def _dream(self, states: State) -> None:
+        session = self.session
+        with session.trainer.mixed():
+            imagine(session.agent.world_model, session.agent.learner.policy, states, horizon=session.horizon)
+
+    @torch.inference_mode()
+    def _dreamer(self, state: State) -> Callable[[], object]:
+        """What a person who plays the dream waits for: one step and its picture."""
+        model = self.session.agent.world_model
+        action, _ = self.session.agent.learner.policy.act(model.features(state))
+
+        @torch.inference_mode()
+        def frame() -> np.ndarray:
+            return to_pixels(model.decode(model.step(state, action).state.latent))
+
+        return frame
+
+    def _loop(self, updates: float) -> dict[str, float]:
+        """The real loop for so many updates: the share of its time that each phase takes."""
+        count = int(min(max(updates, 5), MOST))
+        screen = _Phases(self._sync)
+        steps = self.session.replay.steps + count * self.session.config.steps_per_update
+        self.session.train(steps, _Nowhere(), screen)
+        screen.phase("end")
+        seconds = {name: screen.seconds.get(name, 0.0) for name in PHASES}
+        return {name: round(spent / sum(seconds.values()), 4) for name, spent in seconds.items()}
+
+    def _operators(self) -> dict[str, list[dict[str, Any]]]:
+        session = self.session
+        states = session.train_world_model()
+        return {
+            "world model": self._profile(lambda: session.train_world_model()),
+            "policy": self._profile(lambda: session.train_policy(states)),
+        }
+
+    def _profile(self, work: Callable[[], object]) -> list[dict[str, Any]]:
+        """The operators that take most time themselves, without those they call."""
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        kinds += [torch.profiler.ProfilerActivity.CUDA] if self.cuda else []
+        with torch.profiler.profile(activities=kinds) as profile:
+            work()
+            self._sync()
+        # On a GPU the kernels: what the processor does meanwhile does not count.
+        kind, time_of = (
+            (DeviceType.CUDA, "self_device_time_total") if self.cuda else (DeviceType.CPU, "self_cpu_time_total")
+        )
+        events = [event for event in profile.key_averages() if event.device_type == kind]
+        found = sorted(((getattr(event, time_of), event.key, event.count) for event in events), reverse=True)
+        whole = sum(spent for spent, _, _ in found) or 1
+        return [
+            {"name": name, "calls": calls, "ms": round(spent / 1000, 3), "share": round(spent / whole, 4)}
+            for spent, name, calls in found[:OPERATORS]
+        ]
+
+
+class _Phases:
+    """A screen that only counts the seconds of each phase."""
+
+    def __init__(self, sync: Callable[[], None]) -> None:
+        self.seconds: dict[str, float] = {}
+        self.name, self._sync, self._entered = "start", sync, time.perf_counter()
+
+    def phase(self, name: str) -> None:
+        self._sync()  # what was launched belongs to the phase that launched it
+        now = time.perf_counter()
+        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + now - self._entered
+        self.name, self._entered = name, now
+
+    def update(self, step: int, **values: float | str) -> None: ...
+    def episode(self, ret: float, length: int) -> None: ...
+
+
+class _Nowhere:
+    """A run that is not written."""
+
+    def log(self, step: int, scalars: dict[str, float]) -> None: ...
+    def picture(self, step: int, name: str, image: np.ndarray) -> None: ...
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float = 15) -> None: ...
+    def save_checkpoint(self, state: dict[str, Any], step: int) -> None: ...
+
+
+def row(name: str, seconds: Iterable[float], unit: str, each: int = 1) -> dict[str, Any]:
+    """One measurement: seconds of calls that do `each` of `unit`; per second over all calls, ms a call."""
+    taken = np.array(list(seconds))
+    return {
+        "name": name,
+        "unit": unit,
+        "per_second": round(float(each * len(taken) / taken.sum()), 2),
+        "ms_median": round(float(np.median(taken)) * 1000, 3),
+        "ms_p95": round(float(np.quantile(taken, 0.95)) * 1000, 3),
+        "each": each,
+        "calls": len(taken),
+    }
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The speeds with the shares of the loop's time, and the operators that take it."""
+    sizes = ", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in result["parameters"].items())
+    about = f"{result['recipe']} {result['size']} on {result['device']}, {result['threads']} threads"
+    speeds = Table(title=f"{about}, {result['precision']}; parameters: {sizes}")
+    for name in ("what", "a second", "ms (median)", "ms (95 %)", "calls", "of"):
+        speeds.add_column(name, justify="left" if name in ("what", "of") else "right")
+    for entry in result["rows"]:
+        numbers = (f"{entry['per_second']:,.1f}", f"{entry['ms_median']:.2f}", f"{entry['ms_p95']:.2f}")
+        speeds.add_row(entry["name"], *numbers, f"{entry['calls']:,}", entry["unit"])
+    speeds.caption = "the loop: " + ", ".join(f"{name} {100 * part:.1f} %" for name, part in result["phases"].items())
+    operators = Table(title="where the time goes: operators by their own time in one update")
+    for name in ("update", "operator", "calls", "ms", "share"):
+        operators.add_column(name, justify="left" if name in ("update", "operator") else "right")
+    for kind, entries in result["operators"].items():
+        for i, entry in enumerate(entries):
+            numbers = (f"{entry['calls']:,}", f"{entry['ms']:.2f}", f"{100 * entry['share']:.1f} %")
+            operators.add_row(kind if i == 0 else "", entry["name"], *numbers, end_section=i == len(entries) - 1)
+    return [speeds, operators]
+
+
+def _load() -> list[float] | None:
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None

@@ -1,0 +1,194 @@
+"""How every recipe is trained: named losses (B, T) that read only what they may, and one owner for each parameter.
+
+Shapes: B batch, T time. Losses draw from the default generator, so the same seed goes before each that is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from agent.batch import Batch
+from agent.trainer import reduce
+from tests.toys import VARIANTS, Variant, follow, like, mix, rows, segments
+from world_model import trees
+from world_model.interface import Losses, Objective, Segments, State, WorldModel
+
+B = 3
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+@pytest.fixture(params=VARIANTS, ids=str)
+def variant(request: pytest.FixtureRequest) -> Variant:
+    return request.param
+
+
+def objectives(model: WorldModel) -> Iterator[tuple[Objective, Batch]]:
+    """Each objective of each stage, with segments of the length it asks for."""
+    for stage in model.stages():
+        for objective in stage.objectives:
+            yield objective, segments(model.spec, B, stage.length)
+
+
+def lose(objective: Objective, batch: Batch, seed: int = 0) -> Losses:
+    torch.manual_seed(seed)
+    return objective.loss(batch)
+
+
+def gradients(model: nn.Module, objective: Objective, batch: Batch) -> list[torch.Tensor]:
+    model.zero_grad()
+    reduce(lose(objective, batch).terms, objective.scales).backward()
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in objective.params]
+
+
+def test_a_batch_is_what_losses_read() -> None:
+    assert Batch._fields == Segments._fields
+
+
+def test_every_parameter_has_one_objective(variant: Variant) -> None:
+    agent = variant.agent()
+    found = [p for stage in agent.world_model.stages() for objective in stage.objectives for p in objective.params]
+    found += [p for objective in agent.learner.objectives() for p in objective.params]
+    assert len(found) == len({id(p) for p in found}), "a parameter is in two objectives"
+    missing = {name for name, p in agent.named_parameters() if p.requires_grad and not any(p is q for q in found)}
+    assert not missing or not agent.learner.objectives() and all(name.startswith("learner.") for name in missing)
+
+
+def test_objectives_have_names_of_their_own(variant: Variant) -> None:
+    agent = variant.agent()
+    stages = agent.world_model.stages()
+    names = [objective.name for stage in stages for objective in (*stage.objectives,)]
+    names += [objective.name for objective in agent.learner.objectives()]
+    assert len(names) == len(set(names))
+
+
+def test_terms_are_unreduced_and_every_one_has_a_scale(variant: Variant) -> None:
+    model = variant.agent().world_model
+    for objective, batch in objectives(model):
+        losses = lose(objective, batch)
+        assert losses.terms.keys() == objective.scales.keys()
+        for name, term in losses.terms.items():
+            assert term.shape == batch.valid.shape, name
+            assert term.isfinite().all(), name
+        for name, metric in losses.metrics.items():
+            assert metric.shape == () and not metric.requires_grad, name
+        if losses.states is not None:
+            assert all(leaf.shape[:2] == batch.valid.shape for leaf in trees.leaves(losses.states))
+            assert not any(leaf.requires_grad for leaf in trees.leaves(losses.states))
+
+
+def test_a_loss_changes_nothing_but_gradients(variant: Variant) -> None:
+    model = variant.agent().world_model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for objective, batch in objectives(model):
+        copy = Batch(*(tensor.clone() for tensor in batch))
+        first, second = lose(objective, batch), lose(objective, batch)
+        assert_close(first.terms, second.terms, rtol=0, atol=0)
+        assert_close(batch, copy, rtol=0, atol=0)
+    assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_the_gradient_reaches_every_parameter(variant: Variant) -> None:
+    model = variant.agent().world_model
+    names = {id(p): name for name, p in model.named_parameters()}
+    for objective, batch in objectives(model):
+        grads = gradients(model, objective, batch)
+        dead = [names[id(p)] for p, g in zip(objective.params, grads, strict=True) if not g.abs().max() > 0]
+        assert not dead
+        assert all(gradient.isfinite().all() for gradient in grads)
+
+
+def test_padding_has_no_influence(variant: Variant) -> None:
+    model = variant.agent().world_model
+    for objective, batch in objectives(model):
+        other = mix(batch, like(batch, 1), valid=batch.valid, acted=batch.acted)
+        assert not torch.equal(other.frame, batch.frame) and not torch.equal(other.reward, batch.reward)
+        a, b = lose(objective, batch), lose(objective, other)
+        for name, term in a.terms.items():
+            assert (term[~batch.valid] == 0).all(), f"{name} counts padding"
+            assert_close(b.terms[name], term, **TOLERANCE)
+        assert_close(gradients(model, objective, other), gradients(model, objective, batch), rtol=1e-3, atol=1e-3)
+
+
+def test_losses_hear_every_real_frame_action_reward_and_ending(variant: Variant) -> None:
+    model = variant.agent().world_model
+    for name in ("frame", "action", "reward", "terminated"):
+        heard = False
+        for objective, batch in objectives(model):
+            changed = batch._replace(**{name: getattr(batch, name).flip(1)})
+            a, b = lose(objective, batch).terms, lose(objective, changed).terms
+            heard |= any(not torch.allclose(a[term], b[term]) for term in a)
+        assert heard, f"no loss depends on {name}"
+
+
+def after(batch: Batch, now: int) -> Batch:
+    """The batch with another future: other frames behind `now`, other actions and what they brought from `now` on."""
+    time = torch.arange(batch.valid.shape[1])
+    real, acted = (times.expand(batch.valid.shape) for times in (time <= now, time < now))
+    return mix(batch, like(batch, 1), valid=real, acted=acted)
+
+
+def test_nothing_peeks_at_the_future(variant: Variant) -> None:
+    """States at t know frames up to t. A term at t may at most tell what action[t] brought, which t + 1 shows."""
+    model = variant.agent().world_model
+    for objective, batch in objectives(model):
+        for now in (2, batch.valid.shape[1] // 2):
+            real, other = lose(objective, batch), lose(objective, after(batch, now))
+            for name, term in real.terms.items():
+                assert_close(other.terms[name][:, :now], term[:, :now], msg=name, **TOLERANCE)
+            changed = [not torch.allclose(other.terms[name][:, now:], term[:, now:]) for name, term in real.terms.items()]
+            assert any(changed)
+            if real.states is None or other.states is None:
+                continue
+            for t in (0, now):
+                at = (slice(None), t)
+                known = [follow(model, rows(states, at), batch.action[:, :2]) for states in (real.states, other.states)]
+                assert_close(known[0], known[1], rtol=1e-3, atol=1e-4)
+
+
+def test_dreams_start_from_states_that_stand_in_their_frames(variant: Variant) -> None:
+    """The states a loss hands to imagination are the states that observing its segments gives, up to the latent's draw."""
+    model = variant.agent().world_model
+    with torch.no_grad():
+        for objective, batch in objectives(model):
+            states = lose(objective, batch).states
+            if states is None:
+                continue
+            for t in (0, batch.valid.shape[1] - 1):
+                at = (slice(None), t)
+                state: State = rows(states, at)
+                ahead = model.advance(state, batch.action[:, t])
+                stepped = model.start(batch.frame[:, : t + 1] / 255, batch.action[:, :t])
+                assert [leaf.shape for leaf in trees.leaves(ahead)] == [leaf.shape for leaf in trees.leaves(stepped.memory)]
+                if t == 0:  # nothing drawn is in the memory yet
+                    blank = model.features(State(state.latent, model.blank(B)))
+                    assert_close(model.features(state), blank, **TOLERANCE)
+
+
+def test_bfloat16_stays_close(variant: Variant) -> None:
+    model = variant.agent().world_model
+    for objective, batch in objectives(model):
+        exact = lose(objective, batch).terms
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = lose(objective, batch).terms
+        for name, term in mixed.items():
+            assert term.dtype == torch.float32, name
+            assert_close(term.mean(), exact[name].mean(), rtol=0.1, atol=0.05, msg=name)
+
+
+def test_learning_makes_every_loss_smaller(variant: Variant) -> None:
+    """A few steps of plain gradient descent on one batch: no sign is wrong."""
+    model = variant.agent().world_model
+    for objective, batch in objectives(model):
+        optimizer = torch.optim.Adam(objective.params, lr=1e-3)
+        first = lose(objective, batch).terms
+        for seed in range(25):
+            optimizer.zero_grad()
+            reduce(lose(objective, batch, seed).terms, objective.scales).backward()
+            optimizer.step()
+        last = lose(objective, batch).terms
+        assert reduce(last, objective.scales) < 0.9 * reduce(first, objective.scales)
