@@ -26,5 +26,5 @@ install: .venv/installed
 	$(INSTALL) torch
 	$(INSTALL) --editable '.[test]'
 	@# OpenCV needs libGL, which servers and containers lack; the same OpenCV without windows does not.
-	@.venv/bin/python -c 'import cv2' 2>/dev/null || { .venv/bin/python -m pip uninstall --quiet --yes opencv-python && $(INSTALL) opencv-python-headless; }
+	@.venv/bin/python -c 'import cv2' 2>/dev/null || { .venv/bin/python -m pip uninstall --quiet --yes opencv-python && $(INSTALL) --force-reinstall --no-deps opencv-python-headless; }
 	@touch $@

@@ -85,7 +85,7 @@ def guarded(work: Callable[[], None]) -> int:
 
 def _dispatch(words: list[str]) -> None:
     command = "train"
-    if words and not words[0].startswith("-") and "=" not in words[0]:
+    if words and "=" not in words[0] and not words[0].startswith(("-", "+", "~")):
         command = words.pop(0)
         if command not in COMMANDS:
             hint = nearest(command, COMMANDS)

@@ -16,7 +16,7 @@ from envs.games import Games
 class Collector:
     """Plays the games with the player (or at random) and remembers everything.
 
-    Every episode has its own seed, drawn from (seed, number of the episode), so that it can be rebuilt from its actions.
+    Every episode has its own seed, drawn from (seed, number of the episode): its actions are enough to rebuild it.
     """
 
     def __init__(self, games: Games, replay: Replay, player: Player, *, seed: int) -> None:

@@ -40,7 +40,7 @@ class Player:
 
     @torch.inference_mode()
     def act(self, frames: np.ndarray, fresh: np.ndarray) -> np.ndarray:
-        """Frames (N, C, H, W) uint8, fresh (N,) bool where an episode begins -> actions (N,) int64 or (N, A) float32."""
+        """Frames (N, C, H, W) uint8; fresh (N,) bool: an episode begins -> actions (N,) int64 or (N, A) float32."""
         model, policy = self.agent.world_model, self.agent.learner.policy
         latent = model.encode(to_unit(torch.from_numpy(frames).to(self.agent.device)))
         if self.state is None or self.action is None:

@@ -82,7 +82,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = optim.lr * min(1.0, (self.updates[name] + 1) / max(1, optim.warmup))
         optimizer.step()
-        torch.clear_autocast_cache()  # within an outer `mixed()` the next update would read weights from before this one
+        torch.clear_autocast_cache()  # within an outer `mixed()` the next update would read the weights from before
         self.updates[name] += 1
         self.note({f"{name}/{term}": value.detach().mean() for term, value in losses.terms.items()})
         self.note({f"{name}/{key}": value for key, value in losses.metrics.items()} | {f"{name}/grad_norm": norm})
@@ -117,7 +117,7 @@ class Trainer:
         averages = {key: value / self._counts[key] for key, value in zip(keys, values, strict=True)}
         for key, value in averages.items():
             if not math.isfinite(value):
-                raise NonFiniteLoss(f"{key} became {value} within the last updates; the last checkpoint is from before.")
+                raise NonFiniteLoss(f"{key} became {value} in the last updates; the last checkpoint is from before.")
         return averages
 
     def state_dict(self) -> dict[str, Any]:

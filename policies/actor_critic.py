@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from envs.spec import Spec
 from policies.interface import Dream, Learner, Policy, Rollout, Update
@@ -180,5 +180,5 @@ class ActorCritic(Learner):
 
     @torch.no_grad()
     def _follow(self) -> None:
-        slow, fast = list(self.slow_critic.parameters()), list(self.critic.parameters())
+        slow, fast = tuple(self.slow_critic.parameters()), tuple(self.critic.parameters())
         torch._foreach_lerp_(slow, fast, self.config.slow_rate)

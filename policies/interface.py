@@ -37,7 +37,7 @@ class Policy(nn.Module, ABC):
 
 
 Rollout = Callable[[Policy], Dream]
-Update = Callable[[Objective, Any], None]  # one optimiser step of the one trainer, on whatever the loss reads
+Update = Callable[[Objective, Any], object]  # one optimiser step of the one trainer, on whatever the loss reads
 
 
 class Learner(nn.Module, ABC):

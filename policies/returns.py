@@ -23,6 +23,7 @@ class ReturnScale(nn.Module):
     """Moving average of the range between the 5th and 95th percentile of returns (DreamerV3), never below `floor`."""
 
     value: Tensor
+    count: Tensor
 
     def __init__(self, floor: float, rate: float = 0.01) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,14 @@ from world_model.interface import State
 
 PREFILL = 2_000  # agent steps: enough to sample from; a real run's are not worth waiting for
 MOST = 200  # repetitions of one measurement
-OPERATORS = 10  # listed for each kind of update
+OPERATORS, PROFILED = 10, 5  # listed for each kind of update, and the updates they are the mean of
 PHASES = ("collect", "world model", "policy")
 
 
-def measure(
-    config: Config, *, device: str, threads: int, seconds: float = 45.0, folder: Path = OUT
-) -> dict[str, Any]:  # fmt: skip
+def measure(config: Config, *, device: str, threads: int, seconds: float = 45.0, folder: Path = OUT) -> dict[str, Any]:
     """Measures for about `seconds` (and the time to start up); prints a table and writes JSON, which it returns."""
     console = Console(highlight=False)
-    before = _load()
+    before = machine.facts()["machine"]["load"]
     began, used = time.monotonic(), time.process_time()
     games = config.game.build(config.env)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -53,19 +52,21 @@ def measure(
     finally:
         games.close()
     cores = (time.process_time() - used) / (time.monotonic() - began)
+    facts = machine.facts()
     result = (
         {"what": "benchmark", "recipe": config.recipe, "env": config.env, "protocol": config.protocol}
         | {"size": config.size, "seed": config.seed, "device": device, "threads": threads}
-        | {"compile": config.train.compile, **machine.facts()}
+        | {"compile": config.train.compile, **facts}
         # Cores this process got: clearly less than `threads` means that the machine had other work.
-        | {"load_before": before, "load_after": _load(), "cores_used": round(cores, 2)}
+        | {"load_before": before, "load_after": facts["machine"]["load"], "cores_used": round(cores, 2)}
         | found
     )
     path = folder / f"benchmark-{config.recipe}-{config.size}-{device.replace(':', '-')}.json"
     files.write_json(path, result)
     for table in tables(result):
         console.print(table)
-    console.print(f"load {before} before, {result['load_after']} after, {cores:.1f} cores used; written to {path}")
+    console.print(f"load {before} before, {result['load_after']} after, {cores:.1f} cores used")
+    console.print(f"written to {path}", soft_wrap=True)
     return result
 
 
@@ -87,26 +88,26 @@ class _Measurement:
         self._begin("random games first", lambda: session.train(PREFILL, nowhere, screen))
         acting = self._begin("acting", lambda: self._time(lambda: session.collect(self._steps, screen), 0.1))
         model, policy = self._begin("updates", self._updates)
-        states = self._starts(session.train_world_model())
+        states = session.train_world_model()
+        states = _first(states, session.starts or len(states.latent))
         dreams = self._begin("dreaming", lambda: self._time(lambda: self._dream(states), 0.1))
-        one = trees.map(lambda leaf: leaf[:1], states)
-        frames = self._begin("one frame", lambda: self._time(self._dreamer(one), 0.05))
+        frames = self._begin("one frame", lambda: self._time(self._dreamer(_first(states, 1)), 0.05))
         pairs = [a + b for a, b in zip(model, policy, strict=True)]
         shares = self._begin("the loop", lambda: self._loop(0.25 * self.seconds / float(np.median(pairs))))
         operators = self._begin("operators", self._operators)
         stage, starts = session.stage, len(states.latent)
-        batch, dream = f"batch {stage.batch_size} x {stage.length}", f"{starts} starts x {horizon} steps"
+        rows, batch, dream = f"{self.games.num} games", f"{stage.batch_size} x {stage.length}", f"{starts} x {horizon}"
         return {
             "precision": "bf16" if session.trainer.autocast else "fp32",
             "parameters": {"world_model": count(session.agent.world_model), "policy": count(session.agent.learner)},
             "rows": [
-                row("games, random actions", alone, f"agent steps, {self.games.num} games", self._steps),
-                row("acting with the policy", acting, f"agent steps, {self.games.num} games", self._steps),
-                row("world-model update", model, f"updates, {batch}"),
-                row("policy update", policy, f"updates, {dream}"),
-                row("both updates", pairs, "updates of both"),
-                row("dreaming", dreams, f"dreamed steps, {dream}", starts * horizon),
-                row("one frame to play", frames, "dreamed and decoded frames, batch 1"),
+                row("random games", alone, "agent steps", size=rows, each=self._steps),
+                row("acting", acting, "agent steps", size=rows, each=self._steps),
+                row("world-model update", model, "updates", size=batch),
+                row("policy update", policy, "updates", size=dream),
+                row("both updates", pairs, "updates"),
+                row("dreaming", dreams, "dream steps", size=dream, each=starts * horizon),
+                row("one frame to play", frames, "frames", size="decoded"),
             ],
             "phases": shares,
             "operators": operators,
@@ -170,10 +171,6 @@ class _Measurement:
         model = model[-len(pairs) :]
         return model, [pair - first for pair, first in zip(pairs, model, strict=True)]
 
-    def _starts(self, states: State) -> State:
-        wanted = self.session.starts or len(states.latent)
-        return trees.map(lambda leaf: leaf[:wanted], states)
-
     def _dream(self, states: State) -> None:
         session = self.session
         with session.trainer.mixed():
@@ -210,22 +207,23 @@ class _Measurement:
         }
 
     def _profile(self, work: Callable[[], object]) -> list[dict[str, Any]]:
-        """The operators that take most time themselves, without those they call."""
+        """The operators that take most time themselves, without those they call: calls and ms an update."""
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes into the progress bar
         kinds = [torch.profiler.ProfilerActivity.CPU]
         kinds += [torch.profiler.ProfilerActivity.CUDA] if self.cuda else []
         with torch.profiler.profile(activities=kinds) as profile:
-            work()
+            for _ in range(PROFILED):
+                work()
             self._sync()
         # On a GPU the kernels: what the processor does meanwhile does not count.
-        kind, time_of = (
-            (DeviceType.CUDA, "self_device_time_total") if self.cuda else (DeviceType.CPU, "self_cpu_time_total")
-        )
-        events = [event for event in profile.key_averages() if event.device_type == kind]
-        found = sorted(((getattr(event, time_of), event.key, event.count) for event in events), reverse=True)
-        whole = sum(spent for spent, _, _ in found) or 1
+        kind = DeviceType.CUDA if self.cuda else DeviceType.CPU
+        time_of = attrgetter("self_device_time_total" if self.cuda else "self_cpu_time_total")  # microseconds
+        events = sorted((e for e in profile.key_averages() if e.device_type == kind), key=time_of, reverse=True)
+        whole = sum(map(time_of, events)) or 1
         return [
-            {"name": name, "calls": calls, "ms": round(spent / 1000, 3), "share": round(spent / whole, 4)}
-            for spent, name, calls in found[:OPERATORS]
+            {"name": event.key, "calls": event.count / PROFILED}
+            | {"ms": round(time_of(event) / 1000 / PROFILED, 3), "share": round(time_of(event) / whole, 4)}
+            for event in events[:OPERATORS]
         ]
 
 
@@ -255,11 +253,19 @@ class _Nowhere:
     def save_checkpoint(self, state: dict[str, Any], step: int) -> None: ...
 
 
-def row(name: str, seconds: Iterable[float], unit: str, each: int = 1) -> dict[str, Any]:
-    """One measurement: seconds of calls that do `each` of `unit`; per second over all calls, ms a call."""
+def _first(states: State, count: int) -> State:
+    return trees.map(lambda leaf: leaf[:count], states)
+
+
+def row(name: str, seconds: Iterable[float], unit: str, *, size: str = "", each: int = 1) -> dict[str, Any]:
+    """One measurement: seconds of calls that do `each` of `unit`; per second over all calls, ms a call.
+
+    `size` says how much is done at once: games, segments x frames, or starts x steps of a dream.
+    """
     taken = np.array(list(seconds))
     return {
         "name": name,
+        "size": size,
         "unit": unit,
         "per_second": round(float(each * len(taken) / taken.sum()), 2),
         "ms_median": round(float(np.median(taken)) * 1000, 3),
@@ -271,24 +277,22 @@ def row(name: str, seconds: Iterable[float], unit: str, each: int = 1) -> dict[s
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """The speeds with the shares of the loop's time, and the operators that take it."""
-    sizes = ", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in result["parameters"].items())
-    about = f"{result['recipe']} {result['size']} on {result['device']}, {result['threads']} threads"
-    speeds = Table(title=f"{about}, {result['precision']}; parameters: {sizes}")
-    for name in ("what", "a second", "ms (median)", "ms (95 %)", "calls", "of"):
-        speeds.add_column(name, justify="left" if name in ("what", "of") else "right")
+    about = f"{result['recipe']} {result['size']} on {result['device']}, {result['threads']} torch threads"
+    speeds = Table(title=f"{about}, {result['precision']}")
+    for name in ("what", "a second", "of", "ms", "95 %"):
+        speeds.add_column(name, justify="left" if name in ("what", "of") else "right", no_wrap=True)
     for entry in result["rows"]:
-        numbers = (f"{entry['per_second']:,.1f}", f"{entry['ms_median']:.2f}", f"{entry['ms_p95']:.2f}")
-        speeds.add_row(entry["name"], *numbers, f"{entry['calls']:,}", entry["unit"])
-    speeds.caption = "the loop: " + ", ".join(f"{name} {100 * part:.1f} %" for name, part in result["phases"].items())
+        name = f"{entry['name']}, {entry['size']}" if entry["size"] else entry["name"]
+        median, p95 = f"{entry['ms_median']:.2f}", f"{entry['ms_p95']:.2f}"
+        speeds.add_row(name, f"{entry['per_second']:,.1f}", entry["unit"], median, p95)
+    shares = ", ".join(f"{name} {100 * part:.1f} %" for name, part in result["phases"].items())
+    sizes = ", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in result["parameters"].items())
+    speeds.caption = f"the loop: {shares}\nparameters: {sizes}"
     operators = Table(title="where the time goes: operators by their own time in one update")
     for name in ("update", "operator", "calls", "ms", "share"):
         operators.add_column(name, justify="left" if name in ("update", "operator") else "right")
     for kind, entries in result["operators"].items():
         for i, entry in enumerate(entries):
-            numbers = (f"{entry['calls']:,}", f"{entry['ms']:.2f}", f"{100 * entry['share']:.1f} %")
+            numbers = (f"{entry['calls']:,.0f}", f"{entry['ms']:.2f}", f"{100 * entry['share']:.1f} %")
             operators.add_row(kind if i == 0 else "", entry["name"], *numbers, end_section=i == len(entries) - 1)
     return [speeds, operators]
-
-
-def _load() -> list[float] | None:
-    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None

@@ -53,7 +53,7 @@ def benchmark(config: Config) -> None:
 
 
 def _work(run: Run, device: str, threads: int, *, resumed: bool) -> None:
-    from runs import build
+    from runs import build, curve
 
     config = run.config
     games = config.game.build(config.env)
@@ -72,12 +72,14 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool) -> None:
             progress.start(config.steps, session.replay.steps)
             session.train(config.steps, run, progress)
         except KeyboardInterrupt:
-            progress.say(f"stopped at step {run.step:,}; go on with python main.py resume run={run.folder}")
+            if run.step:
+                progress.say(f"stopped at step {run.step:,}; go on with python main.py resume run={run.folder}")
             raise
         finally:
             games.close()
             run.close()
     evaluate(run)
+    print(f"the learning curve: {curve.draw(run)}")
 
 
 def _prepare(config: Config) -> tuple[str, int]:

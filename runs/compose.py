@@ -31,6 +31,7 @@ from runs.typed import fill, keys, unknown_key
 
 NAME = "run"  # of the root configuration in Hydra's store
 GROUPS: dict[str, Sequence[str]] = {"recipe": tuple(RECIPES), "size": SIZES, "protocol": tuple(PROTOCOLS)}
+PROTOCOL_STEPS = {"atari100k": 100_000}  # beside what a protocol means for the game
 DEFAULT_RECIPE = "reverie"
 
 
@@ -44,11 +45,9 @@ def register() -> None:
             store.store(group="preset", name=f"{recipe}-{size}", node=asdict(preset(recipe, size)), package="_global_")
     for size in SIZES:
         store.store(group="size", name=size, node={"size": size}, package="_global_")
-    for word, values in PROTOCOLS.items():
-        game = {name: value for name, value in values.items() if name != "steps"}
-        rest = {name: value for name, value in values.items() if name == "steps"}
-        node = {"protocol": word, "game": game} | rest
-        store.store(group="protocol", name=word, node=node, package="_global_")
+    for word, game in PROTOCOLS.items():
+        steps = {"steps": PROTOCOL_STEPS[word]} if word in PROTOCOL_STEPS else {}
+        store.store(group="protocol", name=word, node={"protocol": word, "game": game} | steps, package="_global_")
     store.store(name=NAME, node=_root())
 
 
@@ -110,7 +109,13 @@ def launch(task: Callable[[DictConfig], None], words: Sequence[str]) -> None:
     # Errors are for our own caller to show; Hydra would print a part of the traceback and leave with code 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     GlobalHydra.instance().clear()
-    hydra.main(version_base="1.3", config_path=None, config_name=NAME)(task)()
+
+    # Hydra looks for configurations beside this function, which therefore must stand in a package.
+    @hydra.main(version_base="1.3", config_path=None, config_name=NAME)
+    def job(composed: DictConfig) -> None:
+        task(composed)
+
+    job()
 
 
 def changed(config: Config, words: Sequence[str], allowed: Sequence[str]) -> Config:

@@ -19,7 +19,7 @@ from runs.scores import human_normalised
 
 
 def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
-    """Evaluates the newest checkpoint; returns what it wrote: results/evaluation-sampled.json and -greedy.json."""
+    """Evaluates the newest checkpoint; writes and returns results/evaluation-sampled.json and -greedy.json."""
     config = run.config
     console = Console(highlight=False)
     games = config.game.build(config.env, num=min(config.game.num, config.episodes))
@@ -32,9 +32,10 @@ def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
             found = _play(agent, games, run, mode, console)
             summary: dict[str, Any] = dict(found.summary())
             score = human_normalised(config.env, summary["mean"])
-            extra = {"policy": mode, "human_normalised": score, "evaluation_seconds": round(time.monotonic() - began, 1)}
-            run.result(f"evaluation-{mode}", summary | extra)
-            results[mode] = summary | extra
+            seconds = round(time.monotonic() - began, 1)
+            summary |= {"policy": mode, "human_normalised": score, "evaluation_seconds": seconds}
+            run.result(f"evaluation-{mode}", summary)
+            results[mode] = summary
             if len(found.film):
                 run.video(run.step, f"evaluation-{mode}", found.film)
     finally:
@@ -50,7 +51,7 @@ def _play(agent: Agent, games: Any, run: Run, mode: str, console: Console) -> Ev
         task = bar.add_task(f"evaluating, {mode}", total=run.config.episodes)
         return play(
             agent, games, run.config.episodes, seed=run.config.seed, greedy=mode == "greedy", film=mode == "sampled",
-            tell=lambda done, mean: bar.update(task, completed=done, description=f"evaluating, {mode}: mean {mean:.1f}"),
+            tell=lambda done, mean: bar.update(task, completed=done, description=f"{mode}: mean {mean:.1f}"),
         )  # fmt: skip
 
 

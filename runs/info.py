@@ -126,7 +126,7 @@ def _components(config: Config, facts: dict[str, Any]) -> Table:
         for part in (part for part in facts["components"] if part["of"] == half):
             by = ", ".join(part["trained_by"]) or "[dim]not trained[/]"
             table.add_row(part["name"], part["kind"], f"{part['parameters']:,}", by)
-        table.add_row(f"[bold]{half}[/]", "", f"[bold]{whole:,}[/]", "", end_section=True)
+        table.add_row(f"[bold]the {half}[/]", "", f"[bold]{whole:,}[/]", "", end_section=True)
     table.add_row("[bold]all that is trained[/]", "", f"[bold]{facts['trained']:,}[/]", "")
     return table
 

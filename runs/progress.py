@@ -135,7 +135,8 @@ class Progress:
         return (self.step - step) / passed if passed > 0.5 else 0.0
 
     def _rate_text(self) -> str:
-        return f"{self._rate():,.0f} steps/s"
+        rate = self._rate()
+        return f"{rate:,.0f} steps/s" if rate >= 10 else f"{rate:.1f} steps/s"
 
     def _steps(self) -> str:
         share = 100 * self.step / self.total if self.total else 0.0

@@ -1,11 +1,12 @@
-"""The recipe `reverie`, by size. Beside each number, what DreamerV3 (Hafner et al. 2023) and STORM use, where it differs.
+"""The recipe `reverie`, by size, and beside its numbers those of DreamerV3 (Hafner et al. 2023) and STORM.
 
                           here (xs)     DreamerV3 (Atari 100k)   STORM
     frames                64x64 RGB     64x64 RGB                64x64 RGB
     variables x classes   24 x 16       32 x 32                  32 x 32
     memory                GRU 384       GRU 512                  transformer 2 x 512
     posterior from        frame         frame and memory         frame
-    pixel likelihood      sigma 0.15    sigma 0.71               sigma 0.71   (see world_model/reverie.py)
+    pixel likelihood      sigma 0.15,   sigma 0.71               sigma 0.71
+                          foreground x
     batch                 12 x 24       16 x 64                  16 x 64
     dream                 192 x 12      1024 x 15                1024 x 16
     gamma, lambda         0.985, 0.95   0.997, 0.95              0.985, 0.95
@@ -22,13 +23,13 @@ from runs.config import Config
 from world_model.reverie import ReverieConfig
 
 MODELS = {
-    "toy": ReverieConfig(groups=8, classes=8, deter=64, hidden=64, channels=16, batch_size=8, length=16),
+    "toy": ReverieConfig(groups=8, classes=8, deter=64, hidden=64, channels=16, batch_size=8, length=16, lr=2e-3),
     "xs": ReverieConfig(),
     "s": ReverieConfig(groups=32, deter=512, hidden=384, channels=96, batch_size=16, length=32),
     "m": ReverieConfig(groups=32, classes=32, deter=1024, hidden=640, channels=128, batch_size=16, length=64),
 }
 POLICIES = {
-    "toy": ActorCriticConfig(starts=64, horizon=10, hidden=64),
+    "toy": ActorCriticConfig(starts=64, horizon=10, hidden=64, actor_lr=5e-4, critic_lr=1e-3),
     "xs": ActorCriticConfig(),
     "s": ActorCriticConfig(starts=384, horizon=15, hidden=384),
     "m": ActorCriticConfig(starts=1024, horizon=15, hidden=512),
@@ -42,7 +43,7 @@ def reverie(size: str) -> Config:
         size=size,
         model=MODELS[size],
         policy=POLICIES[size],
-        train=TrainConfig(),
+        train=TrainConfig(prefill=2_000, pretrain=300) if size == "toy" else TrainConfig(),
         game=GameConfig(size=64, gray=False, num=8),
         replay=ReplayConfig(recency=0.25),  # a quarter of the segments from what the present policy meets
         steps=500_000,

@@ -177,9 +177,11 @@ def test_memory_is_bounded_and_the_disk_keeps_all(tmp_path: Path) -> None:
         replay.add_episode(numbered.episode(number, 50))
     assert replay.memory_bytes == 4 * one
     assert set(seeds(replay.sample(2_000, 5))) == {4, 5, 6, 7}
-    numbered.play(replay, 0, 8, 3, finish=False)  # room for the open one is made as well
-    assert set(seeds(replay.sample(2_000, 5))) == {7, 8} and replay.episodes == 8
-    assert [Episode.load(path).seed for path in sorted(tmp_path.iterdir())] == list(range(8))
+    replay.add_episode(numbered.episode(8, 101))  # as large as two
+    assert set(seeds(replay.sample(2_000, 5))) == {6, 7, 8} and one * 4 < replay.memory_bytes < one * 4.1
+    numbered.play(replay, 0, 10, 3, finish=False)  # room for the open one is made as well
+    assert replay.frames("train") == 102 and replay.frames("validation") == 4 and replay.episodes == 9
+    assert [Episode.load(path).seed for path in sorted(tmp_path.iterdir())] == list(range(9))
 
 
 @pytest.mark.parametrize(

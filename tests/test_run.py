@@ -1,13 +1,11 @@
-"""The run folder: what is written survives kills, full disks and damaged files; and what a person sees meanwhile."""
+"""The run folder: what is written survives kills, full disks and damaged files."""
 
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import pickle
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,9 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from envs.errors import UserError
-from runs import machine, typed, video
-from runs.progress import Progress, duration, number
+from runs import typed, video
 from runs.recipes import preset
 from runs.run import Run, find
 
@@ -77,7 +73,7 @@ def test_a_damaged_configuration_is_named(run: Run, text: str, said: str) -> Non
 
 
 # ---- checkpoints ----
-STATE = {
+STATE: dict[str, Any] = {
     "weights": torch.arange(20_000.0),
     "rng": b"\x00\x01",
     "list": [1, None, "x"],
@@ -181,7 +177,7 @@ def test_a_full_disk_leaves_the_checkpoints_as_they_were(run: Run, monkeypatch: 
 # ---- logs ----
 def test_scalars_are_lines_that_are_there_at_once(run: Run) -> None:
     run.log(1, {"loss": 1.5})
-    run.log(2, {"loss": float("nan"), "return": np.float32(2)})
+    run.log(2, {"loss": float("nan"), "return": float(np.float32(2))})
     lines = [json.loads(text) for text in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.5), (2, None)]
     assert lines[1]["return"] == 2.0 and 0 <= lines[0]["hours"] <= lines[1]["hours"]
@@ -273,83 +269,3 @@ def test_a_result_says_where_it_comes_from(run: Run) -> None:
     )  # fmt: skip
     assert result["mean"] == 1.5 and result["returns"] == [1, 2] and result["std"] is None
     assert {"versions", "machine", "commit", "command", "hours", "protocol"} <= result.keys()
-
-
-# ---- what a person sees ----
-def wait_for(text: Callable[[], str], *words: str) -> str:
-    end = time.monotonic() + 20
-    while not all(word in text() for word in words) and time.monotonic() < end:
-        time.sleep(0.02)
-    missing = [word for word in words if word not in text()]
-    assert not missing, f"{missing} not in {text()}"
-    return text()
-
-
-def test_without_a_terminal_a_line_comes_by_the_clock_even_when_nothing_is_called() -> None:
-    console = Console(file=io.StringIO(), force_terminal=False, width=400)
-    with Progress(console, every=0.05) as progress:
-        progress.start(10_000, 1_000)
-        progress.phase("world model")
-        progress.update(2_500, updates=12, kl=0.03125)
-        progress.episode(-20.0, 900)
-        progress.episode(-18.0, 900)
-        text = wait_for(
-            console.file.getvalue,
-            "world model",
-            "2,500 / 10,000",
-            "(25.0 %)",
-            "updates 12",
-            "kl 0.03125",
-            "-19.0",
-            "left",
-        )
-        lines = text.count("\n")
-        wait_for(lambda: "x" * (console.file.getvalue().count("\n") > lines + 1), "x")  # two further heartbeats
-        progress.say("saved [1]")
-    ended = console.file.getvalue()
-    assert "saved [1]\n" in ended and "\x1b" not in ended
-    time.sleep(0.15)
-    assert console.file.getvalue() == ended  # nothing after the end
-
-
-def test_on_a_terminal_there_is_a_live_table() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    with Progress(console) as progress:
-        progress.start(100)
-        progress.phase("policy")
-        progress.update(40, kl=0.5)
-        progress.episode(3.0, 10)
-        wait_for(console.file.getvalue, "policy", "40 / 100", "kl", "mean return")
-        progress.say("saved")
-    assert "saved" in console.file.getvalue()
-
-
-def test_the_shares_of_the_phases_sum_to_one() -> None:
-    progress = Progress(Console(file=io.StringIO()))
-    progress.seconds = {"collect": 1.0, "world model": 3.0}
-    assert progress.shares() == {"collect": 0.25, "world model": 0.75}
-
-
-def test_numbers_and_durations_are_short() -> None:
-    assert [number(value) for value in (12345, 0.01234567, 1.2e-5, 123456.7, 3.0, "on")] == [
-        "12,345", "0.01235", "1.2e-05", "123,457", "3", "on",
-    ]  # fmt: skip
-    assert [duration(seconds) for seconds in (12, 600, 7500)] == ["12 s", "10 min", "2 h 05 min"]
-
-
-# ---- the machine ----
-def test_the_fewest_threads_that_are_nearly_fastest_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.get_num_threads()
-    speeds = {1: 10.0, 2: 19.0, 4: 20.0, 8: 7.0}
-    monkeypatch.setattr(machine, "cores", lambda: 8)
-    monkeypatch.setattr(machine, "_products_per_second", lambda seconds: speeds[torch.get_num_threads()])
-    assert machine.choose_threads() == 2
-    speeds[2] = 5.0
-    assert machine.choose_threads() == 4
-    assert torch.get_num_threads() == before
-
-
-def test_the_measurement_of_threads_is_real_and_short() -> None:
-    begin = time.monotonic()
-    assert 1 <= machine.choose_threads(0.1) <= machine.cores()
-    assert time.monotonic() - begin < 10

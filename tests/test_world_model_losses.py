@@ -19,7 +19,6 @@ from world_model import trees
 from world_model.interface import Losses, Objective, Segments, State, WorldModel
 
 B = 3
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 @pytest.fixture(params=VARIANTS, ids=str)
@@ -54,14 +53,14 @@ def test_every_parameter_has_one_objective(variant: Variant) -> None:
     found = [p for stage in agent.world_model.stages() for objective in stage.objectives for p in objective.params]
     found += [p for objective in agent.learner.objectives() for p in objective.params]
     assert len(found) == len({id(p) for p in found}), "a parameter is in two objectives"
-    missing = {name for name, p in agent.named_parameters() if p.requires_grad and not any(p is q for q in found)}
-    assert not missing or not agent.learner.objectives() and all(name.startswith("learner.") for name in missing)
+    owned = agent if agent.learner.objectives() else agent.world_model  # CMA-ES learns without gradients
+    assert {id(p) for p in owned.parameters() if p.requires_grad} == {id(p) for p in found}
 
 
 def test_objectives_have_names_of_their_own(variant: Variant) -> None:
     agent = variant.agent()
     stages = agent.world_model.stages()
-    names = [objective.name for stage in stages for objective in (*stage.objectives,)]
+    names = [objective.name for stage in stages for objective in stage.objectives]
     names += [objective.name for objective in agent.learner.objectives()]
     assert len(names) == len(set(names))
 
@@ -110,7 +109,7 @@ def test_padding_has_no_influence(variant: Variant) -> None:
         a, b = lose(objective, batch), lose(objective, other)
         for name, term in a.terms.items():
             assert (term[~batch.valid] == 0).all(), f"{name} counts padding"
-            assert_close(b.terms[name], term, **TOLERANCE)
+            assert_close(b.terms[name], term, rtol=1e-4, atol=1e-4)
         assert_close(gradients(model, objective, other), gradients(model, objective, batch), rtol=1e-3, atol=1e-3)
 
 
@@ -139,9 +138,9 @@ def test_nothing_peeks_at_the_future(variant: Variant) -> None:
         for now in (2, batch.valid.shape[1] // 2):
             real, other = lose(objective, batch), lose(objective, after(batch, now))
             for name, term in real.terms.items():
-                assert_close(other.terms[name][:, :now], term[:, :now], msg=name, **TOLERANCE)
-            changed = [not torch.allclose(other.terms[name][:, now:], term[:, now:]) for name, term in real.terms.items()]
-            assert any(changed)
+                assert_close(other.terms[name][:, :now], term[:, :now], msg=name, rtol=1e-4, atol=1e-4)
+            later = [(other.terms[name][:, now:], term[:, now:]) for name, term in real.terms.items()]
+            assert any(not torch.allclose(changed, term) for changed, term in later)
             if real.states is None or other.states is None:
                 continue
             for t in (0, now):
@@ -150,23 +149,21 @@ def test_nothing_peeks_at_the_future(variant: Variant) -> None:
                 assert_close(known[0], known[1], rtol=1e-3, atol=1e-4)
 
 
-def test_dreams_start_from_states_that_stand_in_their_frames(variant: Variant) -> None:
-    """The states a loss hands to imagination are the states that observing its segments gives, up to the latent's draw."""
+def test_a_dream_can_go_on_from_the_states_of_a_loss(variant: Variant) -> None:
+    """They are what stepping through their own latents gives: only the draw of the latent differs from observing."""
     model = variant.agent().world_model
     with torch.no_grad():
         for objective, batch in objectives(model):
             states = lose(objective, batch).states
             if states is None:
                 continue
-            for t in (0, batch.valid.shape[1] - 1):
-                at = (slice(None), t)
-                state: State = rows(states, at)
-                ahead = model.advance(state, batch.action[:, t])
-                stepped = model.start(batch.frame[:, : t + 1] / 255, batch.action[:, :t])
-                assert [leaf.shape for leaf in trees.leaves(ahead)] == [leaf.shape for leaf in trees.leaves(stepped.memory)]
-                if t == 0:  # nothing drawn is in the memory yet
-                    blank = model.features(State(state.latent, model.blank(B)))
-                    assert_close(model.features(state), blank, **TOLERANCE)
+            memory = model.blank(B)
+            for t in range(batch.valid.shape[1]):
+                state: State = rows(states, (slice(None), t))
+                stepped = State(state.latent, memory)
+                known = [follow(model, stood, batch.action[:, t : t + 2]) for stood in (state, stepped)]
+                assert_close(known[0], known[1], rtol=1e-3, atol=1e-4)
+                memory = model.advance(stepped, batch.action[:, t])
 
 
 def test_bfloat16_stays_close(variant: Variant) -> None:
@@ -178,17 +175,3 @@ def test_bfloat16_stays_close(variant: Variant) -> None:
         for name, term in mixed.items():
             assert term.dtype == torch.float32, name
             assert_close(term.mean(), exact[name].mean(), rtol=0.1, atol=0.05, msg=name)
-
-
-def test_learning_makes_every_loss_smaller(variant: Variant) -> None:
-    """A few steps of plain gradient descent on one batch: no sign is wrong."""
-    model = variant.agent().world_model
-    for objective, batch in objectives(model):
-        optimizer = torch.optim.Adam(objective.params, lr=1e-3)
-        first = lose(objective, batch).terms
-        for seed in range(25):
-            optimizer.zero_grad()
-            reduce(lose(objective, batch, seed).terms, objective.scales).backward()
-            optimizer.step()
-        last = lose(objective, batch).terms
-        assert reduce(last, objective.scales) < 0.9 * reduce(first, objective.scales)

@@ -64,7 +64,7 @@ class Transformer(nn.Module):
     def __init__(self, inputs: int, width: int, *, layers: int = 2, heads: int = 4, window: int = 32) -> None:
         super().__init__()
         if width % (2 * heads):
-            raise ValueError(f"a transformer of width {width} cannot have {heads} heads: {width} / {heads} must be even")
+            raise ValueError(f"a transformer of width {width} cannot have {heads} heads: each needs an even share")
         self.width, self.heads, self.window = width, heads, window
         self.project = nn.Linear(inputs, width)
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
@@ -90,7 +90,7 @@ class Transformer(nn.Module):
         x = self.project(x).unsqueeze(1)  # (B, 1, D)
         keys, values = [], []
         for i, block in enumerate(self.blocks):
-            q, k, v = block.qkv(x, position.unsqueeze(1))
+            q, k, v = block.qkv(x, position.unsqueeze(1))  # type: ignore[operator]
             k = torch.where(here.unsqueeze(-1), k.to(memory["k"].dtype), memory["k"][:, i])
             v = torch.where(here.unsqueeze(-1), v.to(memory["v"].dtype), memory["v"][:, i])
             x = block(x, q, k, v, seen.unsqueeze(1))
@@ -109,7 +109,7 @@ class Transformer(nn.Module):
         x = self.project(x)
         keys, values = [], []
         for block in self.blocks:
-            q, k, v = block.qkv(x, times.unsqueeze(0))
+            q, k, v = block.qkv(x, times.unsqueeze(0))  # type: ignore[operator]
             x = block(x, q, k, v, seen)
             keys.append(k)
             values.append(v)

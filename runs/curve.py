@@ -1,0 +1,89 @@
+"""The learning curve of a run as a picture: `python -m runs.curve run=NAME` writes pictures/curve.png."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from envs.errors import UserError
+from runs.files import write_atomic
+from runs.run import Run
+
+PANELS = {  # what is drawn beside the returns
+    "world_model/reward": "reward cross-entropy, nats",
+    "world_model/kl": "KL: what the memory did not foresee, nats",
+    "actor/entropy_nats": "entropy of the policy, nats",
+    "policy/return": "return in the dream",
+}
+WINDOW = 20  # lines of the running mean
+
+
+def draw(run: Run) -> Path:
+    """Draws returns of the real game and four of the run's own measures against agent steps; returns the file."""
+    lines = run.metrics()
+    matplotlib.use("Agg")  # no display needed
+    from matplotlib import pyplot as plt
+
+    figure = plt.figure(figsize=(11, 6.5), layout="constrained")
+    grid = figure.add_gridspec(2, 4, height_ratios=(2, 1))
+    config = run.config
+    _returns(figure.add_subplot(grid[0, :]), lines, f"{config.env}, {config.recipe} {config.size}, seed {config.seed}")
+    for i, (key, title) in enumerate(PANELS.items()):
+        axis = figure.add_subplot(grid[1, i])
+        axis.plot(*_series([line for line in lines if "updates" in line], key), linewidth=0.8)  # without pretraining
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.locator_params(axis="x", nbins=3)
+        axis.set_title(title, fontsize=8)
+        axis.tick_params(labelsize=7)
+    data = io.BytesIO()
+    figure.savefig(data, dpi=110)
+    plt.close(figure)
+    path = run.folder / "pictures" / "curve.png"
+    write_atomic(path, lambda file: file.write(data.getvalue()))
+    return path
+
+
+def _returns(axis: Any, lines: list[dict[str, Any]], title: str) -> None:
+    steps, returns = _series(lines, "episode/return")
+    axis.plot(steps, returns, ".", markersize=3, alpha=0.35, label="games while training (policy sampled)")
+    mean = [returns[max(0, i - WINDOW + 1) : i + 1].mean() for i in range(len(returns))]
+    axis.plot(steps, mean, label=f"mean of the last {WINDOW} points")
+    hours = axis.secondary_xaxis("top", functions=_hours(lines))
+    hours.set_xlabel("hours")
+    axis.set(xlabel="agent steps of the real game", ylabel="return", title=title)
+    axis.grid(alpha=0.3)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.legend(loc="upper left")
+
+
+def _hours(lines: list[dict[str, Any]]) -> tuple[Any, Any]:
+    steps = np.array([0.0, *(line["step"] for line in lines)])
+    hours = np.array([0.0, *(line["hours"] for line in lines)])
+    keep = np.concatenate([[True], np.diff(steps) > 0])  # the pretraining logs several times at one step
+    steps, hours = steps[keep], hours[keep]
+    return (lambda step: np.interp(step, steps, hours)), (lambda hour: np.interp(hour, hours, steps))
+
+
+def _series(lines: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    found = [(line["step"], line[key]) for line in lines if key in line]
+    array = np.array(found, dtype=float).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
+
+
+def main(words: Sequence[str]) -> None:
+    """Draws the curve of the run named by `run=`."""
+    if len(words) != 1 or not words[0].startswith("run="):
+        raise UserError("Name one run: python -m runs.curve run=NAME")
+    print(draw(Run.open(words[0].removeprefix("run="))))
+
+
+if __name__ == "__main__":
+    from main import guarded
+
+    sys.exit(guarded(lambda: main(sys.argv[1:])))
