@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envs.errors import UserError, nearest
+from runs.guard import guarded
 
 if TYPE_CHECKING:
     from runs.run import Run
@@ -18,7 +18,6 @@ RUN_KEYS = {  # what may differ from the run's own configuration
     "evaluate": ("episodes", "seed", "device", "threads"),
 }
 COMMANDS = ("train", "resume", "evaluate", "info", "benchmark")
-PERSONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 HELP = """\
 python main.py [command] key=value ...        learn a game inside a dream of it
@@ -56,31 +55,6 @@ examples
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0, 2 for a person's mistake, 130 after Ctrl-C."""
     return guarded(lambda: _dispatch(list(sys.argv[1:] if words is None else words)))
-
-
-def guarded(work: Callable[[], None]) -> int:
-    """Runs `work`; a mistake that a person can repair becomes one sentence on standard error and exit code 2."""
-    try:
-        work()
-    except UserError as problem:
-        return _say(str(problem))
-    except OSError as problem:
-        if problem.errno not in PERSONS:
-            raise
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _say("The disk is full: free some space, then go on with python main.py resume run=...")
-        return _say(f"Cannot write {problem.filename}: {problem.strerror}.")
-    except ArithmeticError as problem:
-        from agent.trainer import NonFiniteLoss
-
-        if not isinstance(problem, NonFiniteLoss):
-            raise
-        return _say(str(problem), code=1)
-    except KeyboardInterrupt:
-        return 130
-    except SystemExit as leaving:  # Hydra's way to end after --version and the like, and ours out of a sweep
-        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    return 0
 
 
 def _dispatch(words: list[str]) -> None:
@@ -162,11 +136,6 @@ def _help() -> str:
         recipes=", ".join(RECIPES), sizes=", ".join(SIZES), protocols=", ".join(PROTOCOLS),
         steps=Config.steps, episodes=Config.episodes,
     )  # fmt: skip
-
-
-def _say(sentence: str, code: int = 2) -> int:
-    print(" ".join(sentence.split()), file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

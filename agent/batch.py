@@ -1,4 +1,4 @@
-"""Segments of episodes, side by side: what the trainer eats.
+"""Segments of episodes, cut out and laid side by side: what the trainer eats.
 
 B segments, T indices each, C H W picture, A action size. Index t means what the timeline in `envs/episode.py` says.
 """
@@ -6,28 +6,12 @@ B segments, T indices each, C H W picture, A action size. Index t means what the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
 from envs.episode import Episode
 from envs.spec import Spec
-
-
-class Batch(NamedTuple):
-    """B segments of T consecutive indices."""
-
-    frame: torch.Tensor  # (B, T, C, H, W) uint8; zeros where not valid
-    action: torch.Tensor  # (B, T) int64 or (B, T, A) float32 in [-1, 1]; zeros where not acted
-    reward: torch.Tensor  # (B, T) float32
-    terminated: torch.Tensor  # (B, T) bool
-    acted: torch.Tensor  # (B, T) bool: there is an action, and reward and terminated are what it brought
-    valid: torch.Tensor  # (B, T) bool: the frame is real; padding comes only at the end of too short an episode
-    weight: torch.Tensor  # (B,) float32: the episodes' weights, which have already made them more frequent here
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+from world_model.interface import Batch
 
 
 def cut(episodes: Sequence[Episode], starts: Sequence[int], length: int, *, spec: Spec) -> Batch:
@@ -40,9 +24,8 @@ def cut(episodes: Sequence[Episode], starts: Sequence[int], length: int, *, spec
         terminated=torch.zeros(size, dtype=torch.bool),
         acted=torch.zeros(size, dtype=torch.bool),
         valid=torch.zeros(size, dtype=torch.bool),
-        weight=torch.tensor([episode.weight for episode in episodes], dtype=torch.float32),
     )
-    frame, action, reward, terminated, acted, valid, _ = (tensor.numpy() for tensor in batch)
+    frame, action, reward, terminated, acted, valid = (tensor.numpy() for tensor in batch)
     for b, (episode, start) in enumerate(zip(episodes, starts, strict=True)):
         frames, steps = min(length, len(episode.frame) - start), min(length, len(episode) - start)
         frame[b, :frames] = episode.frame[start : start + frames]

@@ -69,7 +69,7 @@ class Collector:
         rebuilt = {
             entry["seed"]: Episode(
                 trace.frame, entry["actions"].cpu().numpy(), trace.reward, trace.terminated, trace.truncated,
-                float(trace.score.sum()), entry["seed"],
+                float(trace.score.sum(dtype=np.float64)), entry["seed"],
             )
             for entry, trace in zip(going, traces, strict=True)
         }  # fmt: skip

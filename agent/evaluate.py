@@ -32,7 +32,7 @@ class Evaluation(NamedTuple):
 
 def evaluate(
     agent: Agent, games: Games, episodes: int, *, seed: int, greedy: bool = False, film: bool = False,
-    tell: Callable[[int, float], None] = lambda done, mean: None,
+    tell: Callable[[int, float | None], None] = lambda done, mean: None,
 ) -> Evaluation:  # fmt: skip
     """Plays exactly `episodes` episodes, numbered 0.. and begun in that order; rows without work play on unrecorded."""
     player = Player(agent, greedy=greedy)
@@ -53,7 +53,7 @@ def evaluate(
             lengths[number] += 1
             if brought.over[row]:
                 finished.append(returns[number])
-                tell(len(finished), sum(finished) / len(finished))
+        tell(len(finished), sum(finished) / len(finished) if finished else None)
         over = np.flatnonzero(brought.over).tolist()
         if over:
             for row in over:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from agent.collect import Collector
+from agent.interrupt import deferred
 from agent.player import Agent, Player
-from agent.replay import Batch, Replay
+from agent.replay import Replay
 from agent.show import show_dream
 from agent.trainer import TrainConfig, Trainer
 from envs.games import Games
@@ -35,18 +37,28 @@ class Screen(Protocol):
     """What tells a person; `runs.progress.Progress` is one."""
 
     def phase(self, name: str) -> None: ...
-    def update(self, step: int, **values: float | str) -> None: ...
+    def update(self, step: int, **values: float | str | None) -> None: ...  # None removes a value
     def episode(self, ret: float, length: int) -> None: ...
+
+
+class Dreams(Protocol):
+    """How the policy's dreams are made; the policy's own configuration says it."""
+
+    @property
+    def starts(self) -> int: ...
+    @property
+    def horizon(self) -> int: ...
+    @property
+    def temperature(self) -> float: ...
 
 
 class Session:
     """One run in memory: everything that trains, and how it is saved."""
 
     def __init__(
-        self, agent: Agent, games: Games, replay: Replay, *, config: TrainConfig, starts: int, horizon: int, seed: int
+        self, agent: Agent, games: Games, replay: Replay, *, config: TrainConfig, dreams: Dreams, seed: int
     ) -> None:
-        self.agent, self.replay, self.config = agent, replay, config
-        self.starts, self.horizon = starts, horizon
+        self.agent, self.replay, self.config, self.dreams = agent, replay, config, dreams
         self.collector = Collector(games, replay, Player(agent), seed=seed)
         (self.stage,) = agent.world_model.stages()
         self.trainer = Trainer(
@@ -57,11 +69,14 @@ class Session:
         self.updates = 0
 
     def train(self, steps: int, run: Run, screen: Screen) -> None:
-        """Runs until the replay holds `steps` agent steps. A KeyboardInterrupt saves a checkpoint and goes on up."""
-        try:
-            self._prefill(run, screen)
+        """Runs until the replay holds `steps` agent steps.
+
+        Ctrl-C or SIGTERM ends the update under way, saves a checkpoint and raises KeyboardInterrupt.
+        """
+        with deferred() as asked_to_stop:
+            self._prefill(run, screen, asked_to_stop)
             saved = time.monotonic()
-            while self.replay.steps < steps:
+            while self.replay.steps < steps and not asked_to_stop():
                 self.collect(self.config.steps_per_update, screen)
                 screen.phase("world model")
                 states = self.train_world_model()
@@ -77,11 +92,10 @@ class Session:
                     screen.phase("checkpoint")
                     self.save(run)
                     saved = time.monotonic()
-        except KeyboardInterrupt:
             screen.phase("checkpoint")
             self.save(run)
-            raise
-        self.save(run)
+            if asked_to_stop():
+                raise KeyboardInterrupt
 
     def collect(self, steps: int, screen: Screen, *, at_random: bool = False) -> None:
         """Plays the real game."""
@@ -93,39 +107,45 @@ class Session:
 
     def train_world_model(self) -> State:
         """One update; returns the posterior states (B, T, ...) it passed through."""
-        batch: Batch = self.replay.sample(self.stage.batch_size, self.stage.length).to(self.agent.device)
+        batch = self.replay.sample(self.stage.batch_size, self.stage.length).to(self.agent.device)
         (objective,) = self.stage.objectives
         states = self.trainer.update(objective, batch).states
         assert states is not None
-        usable = batch.valid[:, self.config.burn_in :]
+        usable = batch.acted[:, self.config.burn_in :]  # no dream goes on from where a game has ended
         return trees.map(lambda leaf: leaf[:, self.config.burn_in :][usable], states)
 
     def train_policy(self, states: State) -> None:
         """One improvement in the dream, from a random choice of the states (S, ...)."""
         count = len(states.latent)
-        if self.starts and self.starts < count:
-            states = trees.rows(states, torch.randperm(count, device=self.agent.device)[: self.starts])
+        dreams = self.dreams
+        if dreams.starts and dreams.starts < count:
+            states = trees.rows(states, torch.randperm(count, device=self.agent.device)[: dreams.starts])
 
         def rollout(policy: Policy) -> Dream:
-            return imagine(self.agent.world_model, policy, states, horizon=self.horizon)
+            model = self.agent.world_model
+            return imagine(model, policy, states, horizon=dreams.horizon, temperature=dreams.temperature)
 
         with self.trainer.mixed():
             metrics = self.agent.learner.improve(rollout, self.trainer.update)
         self.trainer.note({f"policy/{key}": value for key, value in metrics.items()})
 
-    def _prefill(self, run: Run, screen: Screen) -> None:
-        if self.trainer.updates[self.stage.objectives[0].name] >= self.config.pretrain and self.updates:
-            return
-        while self.replay.steps < self.config.prefill:
+    def _prefill(self, run: Run, screen: Screen, asked_to_stop: Callable[[], bool]) -> None:
+        """Random play, one look at it, and the world model's first updates; goes on where a stopped run had come to."""
+        while self.replay.steps < self.config.prefill and not asked_to_stop():
             self.collect(512, screen, at_random=True)
-        frames = self.replay.sample(64, 16).frame.flatten(0, 1)
-        self.agent.world_model.prepare(to_unit(frames.to(self.agent.device)))
+        pretrained = self.trainer.updates[self.stage.objectives[0].name]
+        if not pretrained:
+            frames = self.replay.sample(64, 16).frame.flatten(0, 1)
+            self.agent.world_model.prepare(to_unit(frames.to(self.agent.device)))
         screen.phase("pretraining")
-        for done in range(self.config.pretrain):
+        for done in range(pretrained, self.config.pretrain):
+            if asked_to_stop():
+                return
             self.train_world_model()
             screen.update(self.replay.steps, pretraining=f"{done + 1} of {self.config.pretrain}")
             if (done + 1) % self.config.log_every == 0:
                 run.log(self.replay.steps, self.trainer.report())
+        screen.update(self.replay.steps, pretraining=None)
 
     def _log(self, run: Run, screen: Screen) -> None:
         scalars = self.trainer.report()

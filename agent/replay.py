@@ -11,11 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from agent.batch import Batch, cut
+from agent.batch import cut
 from envs.episode import CorruptEpisode, Episode, Recording
 from envs.errors import UserError
 from envs.games import Transition
 from envs.spec import Spec
+from world_model.interface import Batch
 
 Split = Literal["train", "validation"]
 SUFFIX = ".npz"

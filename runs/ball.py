@@ -22,6 +22,7 @@ from envs.errors import UserError
 from envs.games import Games
 from runs import build
 from runs.files import write_atomic
+from runs.guard import guarded
 from runs.machine import choose_device
 from runs.pong import Mirror, Truth, find_ball
 from runs.run import Run
@@ -187,22 +188,17 @@ def _spot(place: np.ndarray) -> tuple[int, int]:
     return x, y
 
 
-def main(words: Sequence[str]) -> int:
-    """`run=FOLDER`; returns the exit code: 0, or 2 for a person's mistake."""
-    try:
-        if len(words) != 1 or not words[0].startswith("run="):
-            raise UserError("python -m runs.ball needs run=FOLDER and nothing else.")
-        run = Run.open(words[0].removeprefix("run="))
-        found = measure(run, device=choose_device(run.config.device))
-    except UserError as problem:
-        print(problem, file=sys.stderr)
-        return 2
+def main(words: Sequence[str]) -> None:
+    """Measures the run named by `run=` and prints what was found."""
+    if len(words) != 1 or not words[0].startswith("run="):
+        raise UserError("python -m runs.ball needs run=FOLDER and nothing else.")
+    run = Run.open(words[0].removeprefix("run="))
+    found = measure(run, device=choose_device(run.config.device))
     table = Table(title=f"the ball in {run.config.env}, {run.folder}, step {run.step:,}", show_header=False)
     for name, value in found.items():
         table.add_row(name, str(value))
     Console(highlight=False).print(table)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

@@ -89,7 +89,7 @@ class _Measurement:
         acting = self._begin("acting", lambda: self._time(lambda: session.collect(self._steps, screen), 0.1))
         model, policy = self._begin("updates", self._updates)
         states = session.train_world_model()
-        states = _first(states, session.starts or len(states.latent))
+        states = _first(states, session.dreams.starts or len(states.latent))
         dreams = self._begin("dreaming", lambda: self._time(lambda: self._dream(states), 0.1))
         frames = self._begin("one frame", lambda: self._time(self._dreamer(_first(states, 1)), 0.05))
         pairs = [a + b for a, b in zip(model, policy, strict=True)]
@@ -174,7 +174,7 @@ class _Measurement:
     def _dream(self, states: State) -> None:
         session = self.session
         with session.trainer.mixed():
-            imagine(session.agent.world_model, session.agent.learner.policy, states, horizon=session.horizon)
+            imagine(session.agent.world_model, session.agent.learner.policy, states, horizon=session.dreams.horizon)
 
     @torch.inference_mode()
     def _dreamer(self, state: State) -> Callable[[], object]:
@@ -240,7 +240,7 @@ class _Phases:
         self.seconds[self.name] = self.seconds.get(self.name, 0.0) + now - self._entered
         self.name, self._entered = name, now
 
-    def update(self, step: int, **values: float | str) -> None: ...
+    def update(self, step: int, **values: float | str | None) -> None: ...
     def episode(self, ret: float, length: int) -> None: ...
 
 

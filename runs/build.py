@@ -23,14 +23,12 @@ def agent(config: Config, spec: Spec, device: str | torch.device = "cpu") -> Age
         learner = config.policy.build(world_model.feature_size, spec)
     except ValueError as problem:
         raise UserError(f"The model cannot be built: {problem}") from problem
-    return Agent(world_model, learner).to(device, memory_format=torch.channels_last)
+    made = Agent(world_model, learner).to(device)
+    return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def session(config: Config, games: Games, folder: Path | None, device: str | torch.device = "cpu") -> Session:
     """Everything that trains; `folder` receives the episodes."""
     made = agent(config, games.spec, device)
     replay = Replay(folder, games.spec, config.replay, seed=config.seed)
-    policy = config.policy
-    return Session(
-        made, games, replay, config=config.train, starts=policy.starts, horizon=policy.horizon, seed=config.seed
-    )
+    return Session(made, games, replay, config=config.train, dreams=config.policy, seed=config.seed)

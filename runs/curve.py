@@ -13,6 +13,7 @@ import numpy as np
 
 from envs.errors import UserError
 from runs.files import write_atomic
+from runs.guard import guarded
 from runs.run import Run
 
 PANELS = {  # what is drawn beside the returns
@@ -84,6 +85,4 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from main import guarded
-
     sys.exit(guarded(lambda: main(sys.argv[1:])))

@@ -17,12 +17,15 @@ from runs import build
 from runs.run import Run
 from runs.scores import human_normalised
 
+HEARTBEAT = 12.0  # seconds between two lines where there is no terminal
+ROWS = 32  # games side by side: acting for many at once costs little more than for one
+
 
 def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
     """Evaluates the newest checkpoint; writes and returns results/evaluation-sampled.json and -greedy.json."""
     config = run.config
     console = Console(highlight=False)
-    games = config.game.build(config.env, num=min(config.game.num, config.episodes))
+    games = config.game.build(config.env, num=min(ROWS, config.episodes))
     agent = build.agent(config, games.spec, device)
     agent.load_state_dict(run.load_checkpoint(device)["agent"])
     results = {}
@@ -49,9 +52,19 @@ def _play(agent: Agent, games: Any, run: Run, mode: str, console: Console) -> Ev
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task(f"evaluating, {mode}", total=run.config.episodes)
+        said = time.monotonic()
+
+        def tell(done: int, mean: float | None) -> None:
+            nonlocal said
+            text = f"evaluating, {mode}" + ("" if mean is None else f": mean {mean:.1f}")
+            bar.update(task, completed=done, description=text)
+            if not console.is_terminal and time.monotonic() - said > HEARTBEAT:
+                console.print(f"{time.strftime('%H:%M:%S')}  {text}, {done} of {run.config.episodes} episodes")
+                said = time.monotonic()
+
         return play(
             agent, games, run.config.episodes, seed=run.config.seed, greedy=mode == "greedy", film=mode == "sampled",
-            tell=lambda done, mean: bar.update(task, completed=done, description=f"{mode}: mean {mean:.1f}"),
+            tell=tell,
         )  # fmt: skip
 
 

@@ -67,10 +67,14 @@ class Progress:
         self.seconds[self.name] = self.seconds.get(self.name, 0.0) + now - self._entered
         self.name, self._entered = name, now
 
-    def update(self, step: int, **values: float | str) -> None:
-        """The newest numbers: agent steps so far, and any named values (updates, losses) as plain floats."""
+    def update(self, step: int, **values: float | str | None) -> None:
+        """The newest numbers: agent steps so far, and any named values (updates, losses); None removes one."""
         self.step = step
-        self.values.update(values)
+        for name, value in values.items():
+            if value is None:
+                self.values.pop(name, None)
+            else:
+                self.values[name] = value
 
     def episode(self, ret: float, length: int) -> None:
         """A finished episode: its return in the game's units and its length in agent steps."""

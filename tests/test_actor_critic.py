@@ -188,7 +188,7 @@ def test_patience_is_learned_where_it_pays() -> None:
 
 
 def test_a_continuous_target_is_found() -> None:
-    made = learner(CONTINUOUS)
+    made = learner(CONTINUOUS, actor_lr=2e-3)
 
     def rollout(policy: Policy) -> Dream:
         context = torch.randint(2, (128,))
@@ -198,7 +198,7 @@ def test_a_continuous_target_is_found() -> None:
         reward = -(action - (context.unsqueeze(1) - 0.5)).square()
         return Dream(view, action.unsqueeze(1), reward, torch.zeros(128, 1))
 
-    train(made, rollout, 150)
+    train(made, rollout, 80)
     with torch.no_grad():
         action = made.policy.act(places(torch.tensor([0, 1]), 1)[:, 0], greedy=True)[0]
     assert_close(action, torch.tensor([[-0.5], [0.5]]), rtol=0, atol=0.15)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,19 +73,25 @@ def test_a_resumed_run_is_bit_identical_to_one_never_stopped(env: str, tmp_path:
     assert any("policy/return" in line for line in timeless[0])
 
 
-def test_ctrl_c_saves_a_checkpoint_and_goes_on_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_update_saves_a_checkpoint_and_goes_on_up(sign: signal.Signals, tmp_path: Path) -> None:
     config = quick("Catch-v0")
     run = Run.create(config, tmp_path / "run")
     session = begin(config, run)
 
     class Impatient(Progress):
-        def update(self, step: int, **values: float | str) -> None:
-            if step >= 300:
-                raise KeyboardInterrupt
+        killed = False
+
+        def update(self, step: int, **values: float | str | None) -> None:
+            if step >= 600 and not self.killed:
+                self.killed = True
+                os.kill(os.getpid(), sign)
 
     with pytest.raises(KeyboardInterrupt):
         session.train(10_000, run, Impatient())
-    assert run.load_checkpoint()["replay"]["steps"] == session.replay.steps >= 300
+    saved = run.load_checkpoint()
+    assert 600 <= saved["replay"]["steps"] == session.replay.steps < 650
+    assert saved["updates"] == session.trainer.updates["actor"] // config.policy.minibatches > 0
 
 
 def test_episode_seeds_differ_between_runs_and_episodes() -> None:

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from agent.batch import Batch
 from envs.spec import Spec
 from tests.toys import like, mix, segments
 from world_model.dynamics import GRU, Transformer
-from world_model.interface import Losses, Segments
+from world_model.interface import Batch, Losses
 from world_model.reverie import Reverie, ReverieConfig
 
 SPEC = Spec((1, 32, 32), 3, True)
@@ -33,7 +32,7 @@ def build(**changes: object) -> Reverie:
 
 def lose(model: Reverie, batch: Batch) -> Losses:
     torch.manual_seed(0)
-    return model.loss(Segments(*batch))
+    return model.loss(batch)
 
 
 @pytest.mark.parametrize("dynamics", ["gru", "transformer"])
@@ -129,7 +128,7 @@ def test_learning_lowers_what_it_should() -> None:
     first = {name: term.mean().item() for name, term in lose(model, batch).terms.items()}
     for _ in range(60):
         optimizer.zero_grad()
-        torch.stack([term.mean() for term in model.loss(Segments(*batch)).terms.values()]).sum().backward()
+        torch.stack([term.mean() for term in model.loss(batch).terms.values()]).sum().backward()
         optimizer.step()
     last = {name: term.mean().item() for name, term in lose(model, batch).terms.items()}
     assert last["pixels"] < 0.7 * first["pixels"] and last["reward"] < 0.7 * first["reward"]

@@ -12,11 +12,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from agent.batch import Batch
 from agent.trainer import reduce
 from tests.toys import VARIANTS, Variant, follow, like, mix, rows, segments
 from world_model import trees
-from world_model.interface import Losses, Objective, Segments, State, WorldModel
+from world_model.interface import Batch, Losses, Objective, State, WorldModel
 
 B = 3
 
@@ -42,10 +41,6 @@ def gradients(model: nn.Module, objective: Objective, batch: Batch) -> list[torc
     model.zero_grad()
     reduce(lose(objective, batch).terms, objective.scales).backward()
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in objective.params]
-
-
-def test_a_batch_is_what_losses_read() -> None:
-    assert Batch._fields == Segments._fields
 
 
 def test_every_parameter_has_one_objective(variant: Variant) -> None:

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agent.batch import Batch
 from agent.player import Agent
 from envs.spec import Spec
 from runs import build
 from runs.config import Config
 from runs.recipes import RECIPES
 from world_model import trees
-from world_model.interface import State, WorldModel
+from world_model.interface import Batch, State, WorldModel
 from world_model.trees import Tree
 
 OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {  # choices of a recipe that change how it works; most have none
@@ -85,7 +84,6 @@ def segments(spec: Spec, batch_size: int, length: int, *, seed: int = 0) -> Batc
         terminated=torch.rand(size, generator=rng) < 0.2,
         acted=acted,
         valid=valid,
-        weight=torch.ones(batch_size),
     )
     return mix(batch, like(batch, 0), valid=valid, acted=acted)
 

@@ -34,20 +34,26 @@ class Step(NamedTuple):
     cont: Tensor  # (B,) in [0, 1]
 
 
-class Segments(NamedTuple):
-    """Pieces of real episodes as a loss reads them; `agent.replay.Batch` provides the same fields."""
+class Batch(NamedTuple):
+    """B segments of T consecutive indices of real episodes; padding comes only at the end of too short an episode."""
 
-    frame: Tensor  # (B, T, C, H, W) uint8
-    action: Tensor  # (B, T) int64 or (B, T, A) float in [-1, 1]
+    frame: Tensor  # (B, T, C, H, W) uint8; zeros where not valid
+    action: Tensor  # (B, T) int64 or (B, T, A) float in [-1, 1]; zeros where not acted
     reward: Tensor  # (B, T) what action[t] brought
     terminated: Tensor  # (B, T) bool
-    acted: Tensor  # (B, T) bool: the transition t -> t + 1 is real
+    acted: Tensor  # (B, T) bool: there is an action, and the transition t -> t + 1 is real
     valid: Tensor  # (B, T) bool: the frame is real, not padding
-    weight: Tensor  # (B,) importance of the episode
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 class Losses(NamedTuple):
-    """Named, unreduced terms; `reduce` in the trainer applies mask x importance x scale."""
+    """Named, unreduced, already masked terms; the trainer's `reduce` applies the scales.
+
+    Episodes that count more are sampled more often, so no importance is applied here.
+    """
 
     terms: dict[str, Tensor]  # (B, T) each, zero where the term does not apply
     metrics: dict[str, Tensor]  # detached scalars

@@ -16,7 +16,7 @@ from torch import Tensor
 from envs.spec import Spec
 from world_model.dynamics import GRU, Transformer
 from world_model.heads import Categoricals, TwoHot
-from world_model.interface import Losses, Objective, Optim, Segments, Stage, State, WorldModel, to_unit
+from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, to_unit
 from world_model.nets import FrameDecoder, FrameEncoder, mlp
 from world_model.trees import Tree, map
 
@@ -26,8 +26,8 @@ class ReverieConfig:
     """The numbers of `reverie`. Sizes that differ by `size=` stand in `runs/reverie.py`."""
 
     dynamics: str = "gru"  # or "transformer"
-    groups: int = 24  # categorical variables a frame
-    classes: int = 16
+    groups: int = 12  # categorical variables a frame: drawn independently, so few of them contradict each other less
+    classes: int = 32
     deter: int = 384  # width of the memory
     hidden: int = 256  # width of the heads
     channels: int = 64  # of the convolutions at 8 x 8
@@ -38,7 +38,7 @@ class ReverieConfig:
     pixel_sigma: float = 0.15  # of the Gaussian pixel likelihood: 1 / (2 sigma^2) nats per squared unit
     free_nats: float = 1.0
     dyn_scale: float = 1.0
-    rep_scale: float = 0.1
+    rep_scale: float = 1.0  # 0.1 leaves the encoder free to say one uncertain thing in many variables
     unimix: float = 0.01
     batch_size: int = 12
     length: int = 24
@@ -125,7 +125,7 @@ class Reverie(WorldModel):
         objective = Objective("world_model", tuple(self.parameters()), self.loss, scales, optim)
         return (Stage("world_model", (objective,), config.batch_size, config.length),)
 
-    def loss(self, batch: Segments) -> Losses:
+    def loss(self, batch: Batch) -> Losses:
         """Pixels + reward + continuation + balanced KL with free bits (DreamerV3, eq. 5), unreduced (B, T)."""
         target = self._contrast(to_unit(batch.frame))
         posterior = self.latents.log_probs(self.encoder(target))  # (B, T, G, K)

@@ -1,0 +1,51 @@
+"""From what happens to an exit code: a person's mistake is one sentence, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from envs.errors import UserError
+
+PERSONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Runs `work`; a mistake that a person can repair becomes one sentence on standard error and exit code 2."""
+    # `kill` ends a run as Ctrl-C does; so does Ctrl-C itself where a shell had it ignored, as for background jobs.
+    if threading.current_thread() is threading.main_thread():
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sign, _interrupt)
+    try:
+        work()
+    except UserError as problem:
+        return _say(str(problem))
+    except OSError as problem:
+        if problem.errno not in PERSONS:
+            raise
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _say("The disk is full: free some space, then go on with python main.py resume run=...")
+        return _say(f"Cannot write {problem.filename}: {problem.strerror}.")
+    except ArithmeticError as problem:
+        from agent.trainer import NonFiniteLoss
+
+        if not isinstance(problem, NonFiniteLoss):
+            raise
+        return _say(str(problem), code=1)
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as leaving:  # Hydra's way to end after --version and the like, and ours out of a sweep
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    return 0
+
+
+def _interrupt(sign: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(sentence: str, code: int = 2) -> int:
+    print(" ".join(sentence.split()), file=sys.stderr)
+    return code
