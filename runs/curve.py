@@ -22,7 +22,6 @@ PANELS = {  # what is drawn beside the returns
     "actor/entropy_nats": "entropy of the policy, nats",
     "policy/return": "return in the dream",
 }
-WINDOW = 20  # lines of the running mean
 
 
 def draw(run: Run) -> Path:
@@ -53,8 +52,9 @@ def draw(run: Run) -> Path:
 def _returns(axis: Any, lines: list[dict[str, Any]], title: str) -> None:
     steps, returns = _series(lines, "episode/return")
     axis.plot(steps, returns, ".", markersize=3, alpha=0.35, label="games while training (policy sampled)")
-    mean = [returns[max(0, i - WINDOW + 1) : i + 1].mean() for i in range(len(returns))]
-    axis.plot(steps, mean, label=f"mean of the last {WINDOW} points")
+    window = max(1, min(20, len(returns) // 5))
+    mean = [returns[max(0, i - window + 1) : i + 1].mean() for i in range(len(returns))]
+    axis.plot(steps, mean, label=f"mean of the last {window} points")
     hours = axis.secondary_xaxis("top", functions=_hours(lines))
     hours.set_xlabel("hours")
     axis.set(xlabel="agent steps of the real game", ylabel="return", title=title)

@@ -173,6 +173,7 @@ class Run:
         about = {key: getattr(config, key) for key in ("recipe", "env", "protocol", "size", "seed")}
         trained = {"hours": round(self._hours_saved, 4), "env_steps": self.step}  # of the checkpoint
         now = facts()  # the code and machine that made this result, which need not be those that trained
+        about["training"] = {key: self.meta.get(key) for key in ("command", "commit", "started", "threads", "device")}
         path = self.folder / "results" / f"{name}.json"
         write_json(path, {"what": name} | about | now | trained | dict(values))
         return path

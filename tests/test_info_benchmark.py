@@ -169,11 +169,10 @@ def test_the_ball_of_an_untrained_run_is_lost(tmp_path: Path) -> None:
     assert examples is not None and examples.shape[1] == 4 * 3 * 64 * ball.SCALE
 
 
-def test_only_pong_in_colour_has_a_ball_to_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_pong_in_colour_has_a_ball_to_measure(tmp_path: Path) -> None:
     for env, config in (("ALE/Breakout-v5", GameConfig(gray=False)), ("ALE/Pong-v5", GameConfig(gray=True))):
         with pytest.raises(UserError, match="gray=false"):
             pong.Mirror(env, config, 0)
-    for words in (["run=" + str(tmp_path / "missing")], []):
-        with pytest.raises(UserError):
+    for words, sentence in ((["run=" + str(tmp_path / "missing")], "There is no run"), ([], "run=FOLDER")):
+        with pytest.raises(UserError, match=sentence):
             ball.main(words)
-    assert "run=FOLDER" in capsys.readouterr().err

@@ -1,0 +1,109 @@
+"""Published results: `python -m runs.publish run=NAME` copies a run's results into runs/results/.
+
+Then, and without `run=` only this, the README's tables are written anew from the files there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from envs.errors import UserError
+from runs.files import write_atomic
+from runs.guard import guarded
+from runs.run import Run
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "runs" / "results"
+BEGIN, END = "<!-- results: written by python -m runs.publish -->", "<!-- end of results -->"
+
+
+def publish(run: Run, results: Path = RESULTS) -> list[Path]:
+    """Copies results/*.json and its pictures as <recipe>-<env>-<what>; returns the new files.
+
+    Raises UserError when the run has no results.
+    """
+    config = run.config
+    prefix = f"{config.recipe}-{config.env.replace('/', '-')}-"
+    found = sorted((run.folder / "results").glob("*.*"))
+    if not found:
+        raise UserError(f"{run.folder} has no results yet: python main.py evaluate run={run.folder}")
+    found += [path for path in [run.folder / "pictures" / "curve.png"] if path.exists()]
+    results.mkdir(parents=True, exist_ok=True)
+    return [Path(shutil.copyfile(path, results / (prefix + path.name))) for path in found]
+
+
+def tables(results: Path = RESULTS) -> str:
+    """The README's section: a row for each evaluation and each benchmark, as Markdown."""
+    entries = [(path, json.loads(path.read_text())) for path in sorted(results.glob("*.json"))]
+    scores = [_score(path, entry) for path, entry in entries if "mean" in entry]
+    speeds = [_speed(path, entry) for path, entry in entries if entry.get("what") == "benchmark"]
+    balls = [_ball(path, entry) for path, entry in entries if entry.get("what") == "ball"]
+    parts = []
+    if scores:
+        heading = ("game", "recipe", "policy", "mean", "std", "median", "episodes", "steps", "hours", "on", "file")
+        parts.append(_table(heading, scores))
+    parts += [_table(("Pong's ball", "within 2 px", "within 1 px", "frames", "file"), balls)] if balls else []
+    heading = ("speed", "world-model update", "policy update", "both", "games", "acting", "threads", "load", "file")
+    parts += [_table(heading, speeds)] if speeds else []
+    return "\n\n".join(parts)
+
+
+def write_readme(readme: Path = ROOT / "README.md") -> None:
+    """Replaces what stands between the markers. Raises UserError when the README lacks them."""
+    text = readme.read_text()
+    if BEGIN not in text or END not in text:
+        raise UserError(f"{readme} lacks the markers {BEGIN} and {END}.")
+    head, rest = text.split(BEGIN, 1)
+    new = f"{head}{BEGIN}\n\n{tables()}\n\n{END}{rest.split(END, 1)[1]}"
+    write_atomic(readme, lambda file: file.write(new.encode()))
+
+
+def _score(path: Path, entry: dict[str, Any]) -> Sequence[str]:
+    machine, training = entry["machine"], entry.get("training", {})
+    threads = training.get("threads") or machine["cores"]
+    place = machine["gpu"] or f"{machine['cpu']}, {threads} thread{'s'[: threads > 1]}"
+    return (
+        entry["env"], f"`{entry['recipe']}` {entry['size']}", entry["policy"], f"**{entry['mean']:.2f}**",
+        f"{entry['std']:.2f}", f"{entry['median']:.1f}", str(entry["episodes"]), f"{entry['env_steps']:,}",
+        f"{entry['hours']:.2f}", place, _link(path),
+    )  # fmt: skip
+
+
+def _ball(path: Path, entry: dict[str, Any]) -> Sequence[str]:
+    return (entry["env"], f"{entry['within_2px']:.1%}", f"{entry['within_1px']:.1%}", str(entry["frames"]), _link(path))
+
+
+def _speed(path: Path, entry: dict[str, Any]) -> Sequence[str]:
+    rows = {row["name"]: row for row in entry["rows"]}
+    times = [f"{rows[name]['ms_median']:.0f} ms" for name in ("world-model update", "policy update", "both updates")]
+    rates = [f"{rows[name]['per_second']:,.0f} steps/s" for name in ("random games", "acting")]
+    title = f"`{entry['recipe']}` {entry['size']}, {entry['device']}"
+    return (title, *times, *rates, str(entry["threads"]), str(entry["load_before"][0]), _link(path))
+
+
+def _link(path: Path) -> str:
+    return f"[{path.stem}](runs/results/{path.name})"
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(words: Sequence[str]) -> None:
+    """Publishes the run named by `run=`, if any, and writes the tables."""
+    if len(words) > 1 or any(not word.startswith("run=") for word in words):
+        raise UserError("Name one run or none: python -m runs.publish run=NAME")
+    for word in words:
+        for path in publish(Run.open(word.removeprefix("run="))):
+            print(path.relative_to(ROOT))
+    write_readme()
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: main(sys.argv[1:])))
