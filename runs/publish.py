@@ -45,8 +45,8 @@ def tables(results: Path = RESULTS) -> str:
     balls = [_ball(path, entry) for path, entry in entries if entry.get("what") == "ball"]
     parts = []
     if scores:
-        heading = ("game", "recipe", "policy", "mean", "std", "median", "episodes", "steps", "hours", "on", "file")
-        parts.append(_table(heading, scores))
+        columns = ("game", "recipe", "policy", "mean", "std", "median", "episodes", "steps", "hours", "on", "file")
+        parts.append(_table(columns, scores))
     parts += [_table(("Pong's ball", "within 2 px", "within 1 px", "frames", "file"), balls)] if balls else []
     heading = ("speed", "world-model update", "policy update", "both", "games", "acting", "threads", "load", "file")
     parts += [_table(heading, speeds)] if speeds else []
