@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from envs.errors import UserError
 from envs.games import PROTOCOLS
+from runs import build
 from runs.config import SIZES, Config
 from runs.machine import choose_device
 from runs.recipes import RECIPES, choice, from_dict, preset
@@ -171,7 +172,10 @@ def _compose(lines: Sequence[str]) -> Config:
         text = " ".join(str(problem).split("Config search path")[0].split())
         raise UserError(f"Hydra refuses the command line: {text}") from problem
     config.check()
-    config.game.build(config.env, num=1).close()  # names what is wrong with the environment before a folder is made
+    # Built once without memory or folder: what is wrong with the environment or the model is said before a run begins.
+    games = config.game.build(config.env, num=1)
+    games.close()
+    build.agent(config, games.spec, "meta")
     return config
 
 
