@@ -30,12 +30,12 @@ class ActorCriticConfig:
 
     starts: int = 192
     horizon: int = 12
-    temperature: float = 0.7  # of the dream's latents; at 1 a half-trained model loses the ball too often
+    temperature: float = 0.5  # of the dream's latents; at 1 a half-trained model loses the ball too often
     hidden: int = 256
     layers: int = 2
     gamma: float = 0.985
     lam: float = 0.95
-    entropy: float = 2e-3
+    entropy: float = 1e-3
     minibatches: int = 4  # gradient steps an imagined batch is split into
     actor_lr: float = 1e-4
     critic_lr: float = 3e-4

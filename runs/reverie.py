@@ -2,16 +2,16 @@
 
                           here (xs)     DreamerV3 (Atari 100k)   STORM
     frames                64x64 RGB     64x64 RGB                64x64 RGB
-    variables x classes   12 x 32       32 x 32                  32 x 32
-    memory                GRU 384       GRU 512                  transformer 2 x 512
+    variables x classes   24 x 16       32 x 32                  32 x 32
+    memory                GRU 512       GRU 512                  transformer 2 x 512
     posterior from        frame         frame and memory         frame
     pixel likelihood      sigma 0.15,   sigma 0.71               sigma 0.71
                           foreground x
-    KL: prior, encoder    1, 1          1, 0.1                   0.5, 0.1
+    KL: prior, encoder    1, 0.3        1, 0.1                   0.5, 0.1
     batch                 12 x 24       16 x 64                  16 x 64
     dream                 192 x 12      1024 x 15                1024 x 16
-    its temperature       0.7           1                        1
-    entropy, of scaled A  2e-3          3e-4                     3e-4
+    its temperature       0.5           1                        1
+    entropy, of scaled A  1e-3          3e-4                     3e-4
     gamma, lambda         0.985, 0.95   0.997, 0.95              0.985, 0.95
     agent steps an update 16            1                        1
 """
@@ -28,8 +28,8 @@ from world_model.reverie import ReverieConfig
 MODELS = {
     "toy": ReverieConfig(groups=8, classes=8, deter=64, hidden=64, channels=16, batch_size=8, length=16, lr=2e-3),
     "xs": ReverieConfig(),
-    "s": ReverieConfig(groups=16, deter=512, hidden=384, channels=96, batch_size=16, length=32),
-    "m": ReverieConfig(groups=24, deter=1024, hidden=640, channels=128, batch_size=16, length=64),
+    "s": ReverieConfig(groups=32, deter=768, hidden=384, channels=96, batch_size=16, length=32),
+    "m": ReverieConfig(groups=32, classes=32, deter=1024, hidden=640, channels=128, batch_size=16, length=64),
 }
 POLICIES = {
     "toy": ActorCriticConfig(starts=64, horizon=10, hidden=64, actor_lr=5e-4, critic_lr=1e-3),
