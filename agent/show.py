@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from agent.loop import Run
 
 
+GAP = 4  # white pixels between the pictures of a strip
+
+
 class Comparison(NamedTuple):
     """The same actions three times; (B, T, C, H, W) in [0, 1] each."""
 
@@ -54,8 +57,9 @@ def side_by_side(seen: Comparison, row: int, scale: int = 3) -> np.ndarray:
 def strip(seen: Comparison, row: int, count: int = 8, scale: int = 2) -> np.ndarray:
     """A picture (3 rows, `count` columns) of evenly spaced moments: real above, reconstruction, dream below."""
     times = np.linspace(0, seen.real.shape[1] - 1, count).astype(int)
-    rows = [np.concatenate(list(to_pixels(part[row, times])), 1) for part in seen]
-    return np.concatenate(rows, 0).repeat(scale, 0).repeat(scale, 1)
+    pictures = [to_pixels(part[row, times]).repeat(scale, 1).repeat(scale, 2) for part in seen]
+    framed = [np.pad(one, ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255) for one in pictures]
+    return np.concatenate([np.concatenate(list(one), 1) for one in framed], 0)
 
 
 def show_dream(model: WorldModel, replay: Replay, run: Run, *, context: int = 8, length: int = 72) -> None:

@@ -32,9 +32,15 @@ def publish(run: Run, results: Path = RESULTS) -> list[Path]:
     found = sorted((run.folder / "results").glob("*.*"))
     if not found:
         raise UserError(f"{run.folder} has no results yet: python main.py evaluate run={run.folder}")
-    found += [path for path in [run.folder / "pictures" / "curve.png"] if path.exists()]
+    found += sorted((run.folder / "pictures").glob("curve.png"))
+    found += sorted((run.folder / "pictures").glob("dream-*.png"))[-1:]
     results.mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copyfile(path, results / (prefix + path.name))) for path in found]
+    return [Path(shutil.copyfile(path, results / (prefix + _name(path)))) for path in found]
+
+
+def _name(path: Path) -> str:
+    """Of the published copy: pictures lose their step."""
+    return path.name if path.suffix == ".json" else path.stem.split("-")[0] + path.suffix
 
 
 def tables(results: Path = RESULTS) -> str:
