@@ -17,7 +17,7 @@ from world_model.interface import Batch, Losses
 from world_model.reverie import Reverie, ReverieConfig
 
 SPEC = Spec((1, 32, 32), 3, True)
-TOY = ReverieConfig(groups=4, classes=4, deter=32, hidden=32, channels=8)
+TOY = ReverieConfig(groups=4, points=1, classes=4, deter=32, hidden=32, channels=8)
 
 
 def build(**changes: object) -> Reverie:
@@ -194,6 +194,7 @@ def test_a_gru_starts_out_remembering_and_stays_bounded() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [({"dynamics": "lstm"}, "gru.*transformer.*lstm"), ({"groups": 33}, "1 to 32"), ({"groups": 0}, "1 to 32"),
+     ({"points": 2}, "two of the 4 groups"), ({"points": 0}, "got 0"),
      ({"dynamics": "transformer", "heads": 5}, "heads")],
 )  # fmt: skip
 def test_what_cannot_be_built_is_refused(changes: dict[str, object], says: str) -> None:
@@ -207,7 +208,7 @@ def test_odd_frames_are_refused(frame: tuple[int, int, int]) -> None:
         TOY.build(Spec(frame, 3, True))
 
 
-@pytest.mark.parametrize("frame", [(1, 32, 32), (3, 48, 32), (1, 80, 64)])
+@pytest.mark.parametrize("frame", [(1, 32, 32), (3, 48, 32), (1, 80, 64), (1, 96, 48)])
 def test_frames_need_not_be_square(frame: tuple[int, int, int]) -> None:
     model, picture = TOY.build(Spec(frame, 3, True)), torch.rand(2, 5, *frame)
     assert model.decode(model.encode(picture)).shape == picture.shape

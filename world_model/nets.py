@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+BLOCK = 4  # pixels, both ways, that become the channels of one place
+
 
 def mlp(inputs: int, hidden: int, outputs: int, *, layers: int = 2, zero: bool = False) -> nn.Sequential:
     """Linear-LayerNorm-SiLU `layers` times, then a linear output; `zero` starts the output at 0."""
@@ -41,6 +43,12 @@ def check_frame(frame: tuple[int, int, int]) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def to_blocks(frame: Tensor) -> Tensor:
+    """(..., C, H, W) -> (B, 16 C, H / 4, W / 4): every 4 x 4 pixels as the channels of one place, channels-last."""
+    blocks = F.pixel_unshuffle(frame.reshape(-1, *frame.shape[-3:]), BLOCK)
+    return blocks.contiguous(memory_format=torch.channels_last)
+
+
 class FrameEncoder(nn.Module):
     """(..., C, H, W) -> (..., outputs): 4 x 4 pixels to channels, two strided convolutions to 1/16, one linear."""
 
@@ -54,9 +62,11 @@ class FrameEncoder(nn.Module):
         self.out = nn.Linear(2 * channels * (height // 16) * (width // 16), outputs)
 
     def forward(self, frame: Tensor) -> Tensor:
-        lead = frame.shape[:-3]
-        x = F.pixel_unshuffle(frame.reshape(-1, *frame.shape[-3:]), 4).contiguous(memory_format=torch.channels_last)
-        return self.out(self.convs(x).permute(0, 2, 3, 1).flatten(1)).unflatten(0, lead)
+        return self.of_blocks(to_blocks(frame)).unflatten(0, frame.shape[:-3])
+
+    def of_blocks(self, blocks: Tensor) -> Tensor:
+        """The same of `to_blocks(frame)`: (B, outputs)."""
+        return self.out(self.convs(blocks).permute(0, 2, 3, 1).flatten(1))
 
 
 class FrameDecoder(nn.Module):

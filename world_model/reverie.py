@@ -17,7 +17,8 @@ from envs.spec import Spec
 from world_model.dynamics import GRU, Transformer
 from world_model.heads import Categoricals, TwoHot
 from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, to_unit
-from world_model.nets import FrameDecoder, FrameEncoder, mlp
+from world_model.nets import mlp
+from world_model.points import PointDecoder, PointEncoder
 from world_model.trees import Tree, map
 
 
@@ -26,11 +27,12 @@ class ReverieConfig:
     """The numbers of `reverie`. Sizes that differ by `size=` stand in `runs/reverie.py`."""
 
     dynamics: str = "gru"  # or "transformer"
-    groups: int = 24  # categorical variables a frame
-    classes: int = 16
+    groups: int = 24  # categorical variables a frame, of which each point takes two
+    points: int = 8  # things whose column and row are variables of their own
+    classes: int = 32  # a variable; also the cells of a point's grid along each axis
     deter: int = 512  # width of the memory and of what leads into it and predicts from it
     hidden: int = 256  # width of the reward and continuation heads
-    channels: int = 64  # of the convolutions at 8 x 8
+    channels: int = 48  # of the convolutions at 1/8
     layers: int = 2  # transformer only, as are heads and window
     heads: int = 4
     window: int = 32
@@ -60,14 +62,17 @@ class Reverie(WorldModel):
         super().__init__()
         if not 1 <= config.groups <= 32:
             raise ValueError(f"reverie has 1 to 32 categorical variables a frame, got groups={config.groups}")
+        if not 0 < 2 * config.points < config.groups:
+            raise ValueError(f"points takes two of the {config.groups} groups each and leaves one, got {config.points}")
+        free = (config.groups - 2 * config.points) * config.classes
         self.config, self.spec = config, spec
         self.latent_shape = (config.groups, config.classes)
         flat = config.groups * config.classes
         self.feature_size = flat + config.deter
         self.latents = Categoricals(config.groups, config.classes, config.unimix)
         self.twohot = TwoHot()
-        self.encoder = FrameEncoder(spec.frame, config.channels, flat)
-        self.decoder = FrameDecoder(spec.frame, config.channels, flat)
+        self.encoder = PointEncoder(spec.frame, config.channels, config.points, config.classes, free)
+        self.decoder = PointDecoder(spec.frame, config.channels, config.points, config.classes, free)
         width, inputs = config.deter, flat + spec.action_size
         self.embed = nn.Sequential(nn.Linear(inputs, width, bias=False), nn.LayerNorm(width), nn.SiLU())
         self.dynamics: GRU | Transformer
