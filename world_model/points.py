@@ -22,7 +22,7 @@ RANK = 4  # terms of a stamp: a bar or a ball is one
 
 
 class PointEncoder(nn.Module):
-    """(..., C, H, W) -> logits (..., 2 M K + rest): M points' columns and rows in turn, then what a FrameEncoder tells."""
+    """(..., C, H, W) -> logits (..., 2 M K + rest): each point's columns and rows, then what a FrameEncoder tells."""
 
     def __init__(self, frame: tuple[int, int, int], channels: int, points: int, cells: int, rest: int) -> None:
         super().__init__()
