@@ -2,8 +2,7 @@
 
                       here (xs)     DreamerV3 (Atari 100k)   STORM
 frames                64x64 RGB     64x64 RGB                64x64 RGB
-variables x classes   24 x 32       32 x 32                  32 x 32
-of them places        8 x 2         -                        -
+variables x classes   24 x 16       32 x 32                  32 x 32
 memory                GRU 512       GRU 512                  transformer 2 x 512
 posterior from        frame         frame and memory         frame
 pixel likelihood      sigma 0.15,   sigma 0.71               sigma 0.71
@@ -27,12 +26,10 @@ from runs.config import Config
 from world_model.reverie import ReverieConfig
 
 MODELS = {
-    "toy": ReverieConfig(
-        groups=8, points=2, classes=8, deter=64, hidden=64, channels=16, batch_size=8, length=16, lr=2e-3
-    ),
+    "toy": ReverieConfig(groups=8, classes=8, deter=64, hidden=64, channels=16, batch_size=8, length=16, lr=2e-3),
     "xs": ReverieConfig(),
-    "s": ReverieConfig(groups=32, points=10, deter=768, hidden=384, channels=72, batch_size=16, length=32),
-    "m": ReverieConfig(groups=32, points=12, deter=1024, hidden=640, channels=96, batch_size=16, length=64),
+    "s": ReverieConfig(groups=32, deter=768, hidden=384, channels=96, batch_size=16, length=32),
+    "m": ReverieConfig(groups=32, classes=32, deter=1024, hidden=640, channels=128, batch_size=16, length=64),
 }
 POLICIES = {
     "toy": ActorCriticConfig(starts=64, horizon=10, hidden=64, actor_lr=5e-4, critic_lr=1e-3),

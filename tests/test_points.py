@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from world_model.nets import to_blocks
 from world_model.points import PointDecoder, PointEncoder
 
 FRAME = (3, 64, 64)
@@ -55,6 +56,15 @@ def test_the_same_stamp_is_drawn_everywhere() -> None:
     assert_close(there[..., 20:60, 10:50], here[..., 4:44, 4:44], atol=1e-5, rtol=1e-4)
     rows, columns = here[0].abs().sum(0).nonzero().unbind(1)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (17, 32, 13, 28)  # 16 x 16 pixels about (25, 21)
+
+
+def test_blocks_are_those_of_pixel_unshuffle() -> None:
+    frame = torch.randn(2, 3, 5, 32, 48)[:, :, :3]
+    blocks = to_blocks(frame)
+    assert torch.equal(blocks, torch.nn.functional.pixel_unshuffle(frame.flatten(0, 1), 4))
+    assert blocks.is_contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(to_blocks(frame), blocks.bfloat16())
 
 
 @pytest.mark.parametrize("frame", [(1, 96, 48), (3, 32, 32), (1, 80, 160)])

@@ -17,7 +17,7 @@ from world_model.interface import Batch, Losses
 from world_model.reverie import Reverie, ReverieConfig
 
 SPEC = Spec((1, 32, 32), 3, True)
-TOY = ReverieConfig(groups=4, points=1, classes=4, deter=32, hidden=32, channels=8)
+TOY = ReverieConfig(groups=4, classes=4, deter=32, hidden=32, channels=8)
 
 
 def build(**changes: object) -> Reverie:
@@ -194,7 +194,7 @@ def test_a_gru_starts_out_remembering_and_stays_bounded() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [({"dynamics": "lstm"}, "gru.*transformer.*lstm"), ({"groups": 33}, "1 to 32"), ({"groups": 0}, "1 to 32"),
-     ({"points": 2}, "two of the 4 groups"), ({"points": 0}, "got 0"),
+     ({"points": 2}, "two of the 4 groups"),
      ({"dynamics": "transformer", "heads": 5}, "heads")],
 )  # fmt: skip
 def test_what_cannot_be_built_is_refused(changes: dict[str, object], says: str) -> None:

@@ -21,7 +21,7 @@ from world_model.interface import Batch, State, WorldModel
 from world_model.trees import Tree
 
 OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {  # choices of a recipe that change how it works; most have none
-    "reverie": ({"dynamics": "gru"}, {"dynamics": "transformer", "window": 5}),
+    "reverie": ({"dynamics": "gru"}, {"dynamics": "transformer", "window": 5}, {"points": 2}),
 }
 
 

@@ -44,9 +44,19 @@ def check_frame(frame: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def to_blocks(frame: Tensor) -> Tensor:
-    """(..., C, H, W) -> (B, 16 C, H / 4, W / 4): every 4 x 4 pixels as the channels of one place, channels-last."""
-    blocks = F.pixel_unshuffle(frame.reshape(-1, *frame.shape[-3:]), BLOCK)
-    return blocks.contiguous(memory_format=torch.channels_last)
+    """(..., C, H, W) -> (B, 16 C, H / 4, W / 4): every 4 x 4 pixels as the channels of one place, channels-last.
+
+    Carries no gradient to the frame. `pixel_unshuffle` does the same pixel by pixel, which takes six times as long as
+    moving four of them as one number.
+    """
+    *lead, c, height, width = frame.shape
+    device = frame.device.type
+    mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # as the convolutions will
+    kind = torch.get_autocast_dtype(device) if mixed else frame.dtype
+    four = {2: torch.complex64, 4: torch.complex128}[kind.itemsize]
+    rows = frame.detach().reshape(-1, c, height, width).to(kind).contiguous().view(four)
+    rows = rows.unflatten(2, (-1, BLOCK)).permute(0, 2, 4, 1, 3).contiguous()  # (B, H / 4, W / 4, C, 4)
+    return rows.flatten(3).view(kind).permute(0, 3, 1, 2)
 
 
 class FrameEncoder(nn.Module):

@@ -48,8 +48,11 @@ class PointEncoder(nn.Module):
         fine = (self.points, *self.folds)
         columns = heat.sum(1).unflatten(-1, fine).sum(-2)  # (B, x, M, fold): sums over the large axis first
         rows = heat.sum(2).unflatten(-1, fine).sum(-1)
-        told = [F.adaptive_avg_pool1d(side.transpose(1, 2).flatten(2), self.cells) for side in (columns, rows)]
+        told = [self._pooled(side.transpose(1, 2).flatten(2)) for side in (columns, rows)]
         return (torch.stack(told, 2).add(1e-8).log() + self.usual).flatten(1)
+
+    def _pooled(self, side: Tensor) -> Tensor:
+        return side if side.shape[-1] == self.cells else F.adaptive_avg_pool1d(side, self.cells)
 
 
 class PointDecoder(nn.Module):

@@ -17,7 +17,7 @@ from envs.spec import Spec
 from world_model.dynamics import GRU, Transformer
 from world_model.heads import Categoricals, TwoHot
 from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, to_unit
-from world_model.nets import mlp
+from world_model.nets import FrameDecoder, FrameEncoder, mlp
 from world_model.points import PointDecoder, PointEncoder
 from world_model.trees import Tree, map
 
@@ -27,12 +27,12 @@ class ReverieConfig:
     """The numbers of `reverie`. Sizes that differ by `size=` stand in `runs/reverie.py`."""
 
     dynamics: str = "gru"  # or "transformer"
-    groups: int = 24  # categorical variables a frame, of which each point takes two
-    points: int = 8  # things whose column and row are variables of their own
-    classes: int = 32  # a variable; also the cells of a point's grid along each axis
+    groups: int = 24  # categorical variables a frame
+    classes: int = 16
+    points: int = 0  # things whose column and row are two of the variables; classes is then their grid's side
     deter: int = 512  # width of the memory and of what leads into it and predicts from it
     hidden: int = 256  # width of the reward and continuation heads
-    channels: int = 48  # of the convolutions at 1/8
+    channels: int = 64  # of the convolutions at 1/8
     layers: int = 2  # transformer only, as are heads and window
     heads: int = 4
     window: int = 32
@@ -62,17 +62,22 @@ class Reverie(WorldModel):
         super().__init__()
         if not 1 <= config.groups <= 32:
             raise ValueError(f"reverie has 1 to 32 categorical variables a frame, got groups={config.groups}")
-        if not 0 < 2 * config.points < config.groups:
-            raise ValueError(f"points takes two of the {config.groups} groups each and leaves one, got {config.points}")
-        free = (config.groups - 2 * config.points) * config.classes
+        if not 0 <= 2 * config.points < config.groups:
+            raise ValueError(
+                f"each of {config.points} points takes two of the {config.groups} groups; one must be left"
+            )
         self.config, self.spec = config, spec
         self.latent_shape = (config.groups, config.classes)
         flat = config.groups * config.classes
         self.feature_size = flat + config.deter
         self.latents = Categoricals(config.groups, config.classes, config.unimix)
         self.twohot = TwoHot()
-        self.encoder = PointEncoder(spec.frame, config.channels, config.points, config.classes, free)
-        self.decoder = PointDecoder(spec.frame, config.channels, config.points, config.classes, free)
+        self.encoder: FrameEncoder | PointEncoder = FrameEncoder(spec.frame, config.channels, flat)
+        self.decoder: FrameDecoder | PointDecoder = FrameDecoder(spec.frame, config.channels, flat)
+        if config.points:
+            shape = (config.points, config.classes, flat - 2 * config.points * config.classes)
+            self.encoder = PointEncoder(spec.frame, config.channels, *shape)
+            self.decoder = PointDecoder(spec.frame, config.channels, *shape)
         width, inputs = config.deter, flat + spec.action_size
         self.embed = nn.Sequential(nn.Linear(inputs, width, bias=False), nn.LayerNorm(width), nn.SiLU())
         self.dynamics: GRU | Transformer
@@ -144,7 +149,7 @@ class Reverie(WorldModel):
         reward = F.pad(batch.reward[:, :-1], (1, 0))
         cont = F.pad(1.0 - batch.terminated[:, :-1].float(), (1, 0), value=1.0)
         error = self.decoder(latent.flatten(-2)).float() - target
-        emphasis = 1 + self.config.foreground * self.sigma * target.abs().amax(-3)
+        emphasis = 1 + self.config.foreground * self.sigma * torch.maximum(target.amax(-3), -target.amin(-3))
         valid = batch.valid.float()
         dyn = self.latents.kl(posterior.detach(), prior)
         rep = self.latents.kl(posterior, prior.detach())
