@@ -9,9 +9,7 @@ from world_model.interface import State, WorldModel
 
 
 @torch.no_grad()
-def imagine(
-    world_model: WorldModel, policy: Policy, state: State, *, horizon: int, temperature: float = 1.0
-) -> Dream:
+def imagine(world_model: WorldModel, policy: Policy, state: State, *, horizon: int, temperature: float = 1.0) -> Dream:
     """Dreams `horizon` steps from states (B, ...). Uses the default generator; fork it for reproducible dreams."""
     memory = policy.blank(state.latent.shape[0])
     views, actions, rewards, conts = [world_model.features(state)], [], [], []

@@ -6,6 +6,7 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -47,6 +48,12 @@ def commit() -> str | None:
     if not head:
         return None
     return head + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def memory_gb() -> float:
+    """The most memory this process has had resident so far, in GiB."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def cores() -> int:
