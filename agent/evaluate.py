@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,12 +30,25 @@ class Evaluation(NamedTuple):
         }  # fmt: skip
 
 
+class Acting(Protocol):
+    """Whoever plays N games at once; `Player` is one."""
+
+    def act(self, frames: np.ndarray, fresh: np.ndarray) -> np.ndarray: ...
+
+
 def evaluate(
     agent: Agent, games: Games, episodes: int, *, seed: int, greedy: bool = False, film: bool = False,
     tell: Callable[[int, float | None], None] = lambda done, mean: None,
 ) -> Evaluation:  # fmt: skip
+    """What the agent reaches in exactly `episodes` episodes."""
+    return watch(Player(agent, greedy=greedy), games, episodes, seed=seed, film=film, tell=tell)
+
+
+def watch(
+    player: Acting, games: Games, episodes: int, *, seed: int, film: bool = False,
+    tell: Callable[[int, float | None], None] = lambda done, mean: None,
+) -> Evaluation:  # fmt: skip
     """Plays exactly `episodes` episodes, numbered 0.. and begun in that order; rows without work play on unrecorded."""
-    player = Player(agent, greedy=greedy)
     returns, lengths = [0.0] * episodes, [0] * episodes
     row_episode = list(range(games.num))  # the episode each row plays; past the last one it does not count
     begun, pictures, finished = games.num, [], list[float]()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from agent.collect import Collector
@@ -20,8 +21,7 @@ from policies.interface import Dream, Policy
 from world_model import trees
 from world_model.interface import State, to_unit
 
-if TYPE_CHECKING:
-    import numpy as np
+STARTS, CONTEXT = 32, 9  # real contexts in a checkpoint, and the frames of each: 3.5 MB at 64x64 RGB
 
 
 class Run(Protocol):
@@ -50,6 +50,23 @@ class Dreams(Protocol):
     def horizon(self) -> int: ...
     @property
     def temperature(self) -> float: ...
+
+
+def starts(replay: Replay) -> dict[str, torch.Tensor]:
+    """Contexts of real play that a dream can go on from without the game: up to STARTS of CONTEXT frames.
+
+    frame (S, T, C, H, W) uint8 and action (S, T - 1[, A]); empty while no episode is long enough. The replay's own
+    random numbers are left as they were.
+    """
+    if not replay.frames("train"):
+        return {}
+    before, replay.rng = replay.rng, np.random.default_rng(replay.steps)
+    try:
+        batch = replay.sample(2 * STARTS, CONTEXT)
+    finally:
+        replay.rng = before
+    usable = batch.acted.all(1)  # no dream goes on from where a game has ended
+    return {"frame": batch.frame[usable][:STARTS].clone(), "action": batch.action[usable, :-1][:STARTS].clone()}
 
 
 class Session:
@@ -173,6 +190,7 @@ class Session:
             "collector": self.collector.state_dict(),
             "updates": self.updates,
             "returns": list(self.returns),
+            "starts": starts(self.replay),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }

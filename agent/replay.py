@@ -56,6 +56,7 @@ class Replay:
         self.steps = 0  # agent steps ever added
         self.episodes = 0  # episodes ever finished
         self.skipped: list[str] = []  # a sentence for each file that could not be used
+        self.taken: list[str] = []  # names of the files that `take_in` has read
         self._next = 0  # the number of the next episode to begin
         self._open: dict[int, tuple[int, Recording]] = {}  # row -> number, recording
         self._forget_all()
@@ -122,6 +123,23 @@ class Replay:
         number, self._next = self._next, self._next + 1
         self.steps += len(episode)
         self._keep(number, episode)
+
+    def take_in(self, folder: Path) -> int:
+        """Adds what a person has played, each file of `folder` once, also across resumes; returns how many were new.
+
+        A file that cannot be used is named in `self.skipped`.
+        """
+        new = [path for path in sorted(folder.glob(f"*{SUFFIX}")) if path.name not in self.taken]
+        before = self.episodes
+        for path in new:
+            try:
+                self.add_episode(Episode.load(path), human=True)
+            except CorruptEpisode as error:
+                self.skipped.append(str(error))
+            except ValueError as error:
+                self.skipped.append(f"{path} is not used: {error}.")
+            self.taken.append(path.name)
+        return self.episodes - before
 
     def _keep(self, number: int, episode: Episode) -> None:
         self._remember(number, episode)
@@ -222,6 +240,7 @@ class Replay:
             "next": self._next,
             "rng": json.dumps(self.rng.bit_generator.state),
             "in_memory": list(self._numbers),
+            "taken": list(self.taken),
             "open": [
                 {
                     "row": row,
@@ -243,6 +262,7 @@ class Replay:
         if self.folder is None:
             raise ValueError("a replay without a folder cannot be resumed")
         self.steps, self.episodes, self._next = state["steps"], state["episodes"], state["next"]
+        self.taken = list(state.get("taken", ()))  # runs from before people played have none
         self._remove_later({entry["number"] for entry in state["open"]})
         self.skipped, self._open = [], {}
         self._forget_all()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from agent.replay import Replay
-from world_model.interface import WorldModel, to_unit
+from world_model.interface import WorldModel, to_pixels, to_unit
 
 if TYPE_CHECKING:
     from agent.loop import Run
@@ -39,12 +39,6 @@ def compare(model: WorldModel, frame: torch.Tensor, action: torch.Tensor, contex
         state = model.step(state, action[:, t - 1]).state
         dreamed.append(model.decode(state.latent).unsqueeze(1))
     return Comparison(real, reconstruction, torch.cat(dreamed, 1))
-
-
-def to_pixels(frame: torch.Tensor) -> np.ndarray:
-    """(..., C, H, W) in [0, 1] -> (..., H, W, 3) uint8; gray becomes RGB."""
-    pixels = (frame.clamp(0, 1) * 255).round().byte().movedim(-3, -1)
-    return pixels.expand(*pixels.shape[:-1], 3).cpu().numpy()
 
 
 def side_by_side(seen: Comparison, row: int, scale: int = 3) -> np.ndarray:

@@ -67,6 +67,9 @@ class DiscreteActor(Policy):
         log_probs = self.log_probs(view)
         return (log_probs.argmax(-1) if greedy else draw(log_probs)), memory
 
+    def probabilities(self, view: Tensor) -> Tensor:
+        return self.log_probs(view).exp()
+
     def evaluate(self, view: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of the action and the entropy in nats, (...) each."""
         log_probs = self.log_probs(view)
@@ -157,8 +160,12 @@ class ActorCritic(Learner):
         }
 
     @torch.no_grad()
+    def value(self, view: Tensor) -> Tensor:
+        return self.twohot.mean(self.critic(view))
+
+    @torch.no_grad()
     def _targets(self, dream: Dream) -> Targets:
-        value = self.twohot.mean(self.critic(dream.view))  # (B, H + 1)
+        value = self.value(dream.view)  # (B, H + 1)
         returns = lambda_returns(dream.reward, dream.cont, value, gamma=self.config.gamma, lam=self.config.lam)
         advantage = (returns - value[:, :-1]) / self.scale.update(returns)
         alive = torch.cat([torch.ones_like(dream.cont[:, :1]), dream.cont[:, :-1]], 1).cumprod(1)

@@ -35,6 +35,10 @@ class Policy(nn.Module, ABC):
     def act(self, view: Tensor, memory: Tree = (), greedy: bool = False) -> tuple[Tensor, Tree]:
         """view (B, F) -> action (B,) int64 or (B, A) in [-1, 1], sampled or the most likely one; and the memory."""
 
+    def probabilities(self, view: Tensor) -> Tensor | None:
+        """Of the discrete actions, (B, F) -> (B, A), for showing; None when the policy has none."""
+        return None
+
 
 Rollout = Callable[[Policy], Dream]
 Update = Callable[[Objective, Any], object]  # one optimiser step of the one trainer, on whatever the loss reads
@@ -52,3 +56,7 @@ class Learner(nn.Module, ABC):
     @abstractmethod
     def improve(self, rollout: Rollout, update: Update) -> dict[str, Tensor]:
         """One improvement; returns detached metrics."""
+
+    def value(self, view: Tensor) -> Tensor | None:
+        """The expected return in the game's units, (B, F) -> (B,), for showing; None without a critic."""
+        return None

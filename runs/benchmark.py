@@ -23,7 +23,6 @@ from rich.table import Table
 from torch.autograd import DeviceType
 
 from agent.collect import episode_seed
-from agent.show import to_pixels
 from envs.games import Games
 from policies.imagine import imagine
 from runs import build, files, machine
@@ -31,7 +30,7 @@ from runs.config import Config
 from runs.info import count
 from runs.run import OUT
 from world_model import trees
-from world_model.interface import State
+from world_model.interface import State, to_pixels
 
 PREFILL = 2_000  # agent steps: enough to sample from; a real run's are not worth waiting for
 MOST = 200  # repetitions of one measurement

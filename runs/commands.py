@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from envs.controls import Controls
+from envs.games import Games
 from runs.config import Config
 from runs.machine import choose_device, choose_threads, cores, keep_freed_memory
 from runs.progress import Progress
@@ -52,11 +55,17 @@ def benchmark(config: Config) -> None:
     bench.measure(config, device=device, threads=threads)
 
 
+def about(games: Games) -> dict[str, Any]:
+    """What a dream has to know of its game, so that it is played without it."""
+    return {"spec": asdict(games.spec), "controls": Controls.of(games).to_dict()}
+
+
 def _work(run: Run, device: str, threads: int, *, resumed: bool) -> None:
     from runs import build, curve
 
     config = run.config
     games = config.game.build(config.env)
+    run.note(**about(games))
     with Progress() as progress:
         progress.say(f"{config.env}: {games.description}, {games.num} side by side")
         progress.say(f"{config.recipe}, size {config.size}, on {device}, {threads} torch threads")
@@ -66,6 +75,8 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool) -> None:
             if resumed:
                 session.load_state_dict(run.load_checkpoint(device, say=progress.say))
                 run.rewind()
+                if taken := session.replay.take_in(run.human_folder):
+                    progress.say(f"{taken} episodes that a person played join the replay")
                 for sentence in session.replay.skipped:
                     progress.say(sentence)
                 progress.say(f"resumed at step {run.step:,}, update {session.updates:,}")

@@ -10,7 +10,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -30,6 +30,14 @@ from runs.machine import choose_device
 from runs.recipes import RECIPES, choice, from_dict, preset
 from runs.typed import fill, keys, unknown_key
 
+
+class Checked(Protocol):
+    """A frozen dataclass that can say what is wrong with its values."""
+
+    def check(self) -> None: ...
+
+
+Settings = TypeVar("Settings", bound=Checked)
 NAME = "run"  # of the root configuration in Hydra's store
 GROUPS: dict[str, Sequence[str]] = {"recipe": tuple(RECIPES), "size": SIZES, "protocol": tuple(PROTOCOLS)}
 PROTOCOL_STEPS = {"atari100k": 100_000}  # beside what a protocol means for the game
@@ -119,8 +127,8 @@ def launch(task: Callable[[DictConfig], None], words: Sequence[str]) -> None:
     job()
 
 
-def changed(config: Config, words: Sequence[str], allowed: Sequence[str]) -> Config:
-    """The configuration of an existing run with the overrides applied.
+def changed(config: Settings, words: Sequence[str], allowed: Sequence[str]) -> Settings:
+    """The configuration of an existing run, or of another command, with the overrides applied.
 
     Raises:
         UserError: a key that is unknown or that the run fixed for good, a value of a wrong type or out of range.

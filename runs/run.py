@@ -22,7 +22,7 @@ import torch
 from envs.errors import UserError, nearest
 from runs import checkpoint, video
 from runs.files import plain, write_atomic, write_json
-from runs.machine import facts
+from runs.machine import facts, memory_gb
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -95,18 +95,29 @@ class Run:
         return self.folder / "episodes"
 
     @property
+    def human_folder(self) -> Path:
+        """Where `play` puts what a person has played; taken into the replay when the run is resumed."""
+        return self.folder / "human"
+
+    @property
     def hours(self) -> float:
         """Hours of work in this run, those before the loaded checkpoint included."""
         return self._hours_before + (time.monotonic() - self._opened) / 3600
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends one line to metrics.jsonl and the same scalars to TensorBoard."""
+        """Appends one line to metrics.jsonl, with the memory used so far, and the same scalars to TensorBoard."""
         if self._metrics is None:
             self._metrics = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115  a line reaches the file at once
-        line = {"step": step, "hours": round(self.hours, 5)} | {name: float(value) for name, value in scalars.items()}
+        values = {name: float(value) for name, value in scalars.items()} | {"memory_gb": round(memory_gb(), 3)}
+        line = {"step": step, "hours": round(self.hours, 5)} | values
         self._metrics.write(json.dumps(plain(line), allow_nan=False) + "\n")
-        for name, value in scalars.items():
-            self.board.add_scalar(name, float(value), step)
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def note(self, **facts: Any) -> None:
+        """Adds facts to meta.json."""
+        self.meta |= facts
+        write_json(self.folder / "meta.json", self.meta)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line logged so far, oldest first; a line torn by a kill is left out."""

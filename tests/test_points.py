@@ -31,7 +31,7 @@ def test_logits_are_the_marginals_of_the_maps() -> None:
 def test_a_thing_that_moves_moves_its_cells(across: int, down: int) -> None:
     made = encoder()
     with torch.no_grad():
-        made.seen[0].weight.abs_()  # sees brightness  # type: ignore[operator]
+        made.seen[0].weight.abs_()  # type: ignore[operator]  # sees brightness
     here, there = torch.zeros(1, *FRAME), torch.zeros(1, *FRAME)
     here[..., 24:28, 20:24] = 1
     there[..., 24 + down : 28 + down, 20 + across : 24 + across] = 1

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -179,3 +180,9 @@ def parameters_of(modules: Iterable[nn.Module | nn.Parameter]) -> tuple[nn.Param
 def to_unit(frame: Tensor) -> Tensor:
     """uint8 pixels to floats in [0, 1]; floats pass through."""
     return frame.float().div_(255.0) if frame.dtype == torch.uint8 else frame
+
+
+def to_pixels(frame: Tensor) -> np.ndarray:
+    """(..., C, H, W) in [0, 1] -> (..., H, W, 3) uint8; gray becomes RGB."""
+    pixels = (frame.clamp(0, 1) * 255).round().byte().movedim(-3, -1)
+    return pixels.expand(*pixels.shape[:-1], 3).cpu().numpy()

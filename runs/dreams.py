@@ -1,0 +1,223 @@
+"""A trained model, ready to be played, in two lines and without the game:
+
+    player = dreams.load("runs/out/pong")       # or dreams.load() for the model in the box
+    player.dream                                # a gymnasium environment; player.act(frame) plays it
+
+After `import runs`, `gymnasium.make("Dream-v0", run=...)` and `gymnasium.make_vec("Dream-v0", num_envs=..., run=...)`
+make the same environments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from agent.batch import cut
+from agent.loop import CONTEXT, STARTS
+from agent.player import Agent, Player
+from agent.trainer import mixed_precision
+from envs.controls import Controls
+from envs.episode import CorruptEpisode, Episode
+from envs.errors import UserError
+from envs.spec import Spec
+from runs import build
+from runs.config import Config
+from runs.machine import choose_device
+from runs.recipes import from_dict
+from runs.run import Run, newest
+from world_model.engine import DreamEnv, DreamVectorEnv, Starts, World
+
+BOX = Path(__file__).parent / "box" / "pong.safetensors"
+LATEST = 16  # episodes of an older run that starts are taken from
+
+
+class Loaded(NamedTuple):
+    """A trained model with all that a dream of it needs."""
+
+    config: Config
+    agent: Agent
+    starts: Starts
+    controls: Controls
+    run: Run | None  # None: a model in a box
+    step: int  # agent steps of the real game that it was trained on
+
+    def world(self, *, many: bool = False) -> World:
+        """What DreamEnv and, with `many`, DreamVectorEnv take."""
+        # A single dream spends in casting the weights to bfloat16 what it saves in multiplying with them.
+        autocast = (many or self.agent.device.type == "cuda") and mixed_precision(
+            self.agent.device, self.config.train.precision
+        )
+        return World(self.agent.world_model, self.starts, self.controls, autocast)
+
+
+class DreamPlayer:
+    """The agent of a run, which plays one game or dream at a time, and a dream to play in.
+
+    Attributes:
+        dream: the dream of the run, a gymnasium environment; made when first asked for.
+    """
+
+    def __init__(self, parts: Loaded, *, greedy: bool = False) -> None:
+        self.parts, self.greedy = parts, greedy
+        self._dream: DreamEnv | None = None
+        self.reset()
+
+    @property
+    def dream(self) -> DreamEnv:
+        if self._dream is None:
+            self._dream = DreamEnv(self.parts.world(), temperature=self.parts.config.policy.temperature)
+        return self._dream
+
+    def reset(self) -> None:
+        """Forgets what was seen: the next frame begins an episode."""
+        self._player, self._fresh = Player(self.parts.agent, greedy=self.greedy), True
+
+    def act(self, frame: np.ndarray) -> Any:
+        """A frame of the game or the dream, (H, W, C) or (C, H, W) uint8 -> the action as the environment takes it.
+
+        Raises:
+            ValueError: a frame of another type or size than the model's.
+        """
+        spec, picture = self.parts.agent.world_model.spec, np.asarray(frame)
+        if picture.ndim == 3 and picture.shape != spec.frame:
+            picture = picture.transpose(2, 0, 1)
+            if spec.frame[0] == 1 and len(picture) == 3:  # a dream shows gray as RGB
+                picture = picture[:1]
+        if picture.dtype != np.uint8 or picture.shape != spec.frame:
+            raise ValueError(f"a frame is {picture.dtype} {picture.shape} and should be uint8 {spec.frame}")
+        action = self._player.act(np.ascontiguousarray(picture)[None], np.array([self._fresh]))[0]
+        self._fresh = False
+        return self.parts.controls.native(int(action) if spec.discrete else tuple(action.tolist()))
+
+
+def load(run: str | Path | None = None, *, greedy: bool = False) -> DreamPlayer:
+    """The agent of a run and its dream; the model in the box without a run. Raises UserError as `load_parts` does."""
+    return DreamPlayer(load_parts(run), greedy=greedy)
+
+
+def make_env(
+    run: str | Path | None = None, *, horizon: int | None = None, temperature: float | None = None,
+    render_mode: str | None = None,
+) -> DreamEnv:  # fmt: skip
+    """`gymnasium.make("Dream-v0")`; the temperature is that of the policy's training when None."""
+    parts = load_parts(run)
+    warmth = parts.config.policy.temperature if temperature is None else temperature
+    return DreamEnv(parts.world(), horizon=horizon, temperature=warmth, render_mode=render_mode)
+
+
+def make_vector(
+    num_envs: int, run: str | Path | None = None, *, horizon: int | None = None, temperature: float | None = None,
+    render_mode: str | None = None,
+) -> DreamVectorEnv:  # fmt: skip
+    """`gymnasium.make_vec("Dream-v0", num_envs=...)`."""
+    parts = load_parts(run)
+    warmth = parts.config.policy.temperature if temperature is None else temperature
+    return DreamVectorEnv(
+        parts.world(many=True), num_envs, horizon=horizon, temperature=warmth, render_mode=render_mode
+    )
+
+
+def load_parts(run: str | Path | None = None, device: str = "auto") -> Loaded:
+    """The newest checkpoint of a run (a folder or a name), or a box (a .safetensors file; the one here when None).
+
+    Leaves torch's default generators as they were.
+
+    Raises:
+        UserError: no such run or box, no or no readable checkpoint, an unknown recipe, or an older run whose game has
+            to be asked for its controls and is not installed.
+    """
+    device = choose_device(device)
+    with torch.random.fork_rng():  # building a model seeds it
+        if run is None or Path(run).suffix == BOX.suffix:
+            loaded = _from_box(BOX if run is None else Path(run), device)
+        else:
+            loaded = _from_run(Run.open(run), device)
+    loaded.agent.eval().requires_grad_(False)
+    return loaded
+
+
+def _from_run(run: Run, device: str) -> Loaded:
+    state = run.load_checkpoint("cpu")
+    spec, controls = _game(run)
+    agent = build.agent(run.config, spec, device)
+    _fill(agent, state["agent"], run.folder)
+    kept = state.get("starts") or {}
+    starts = Starts(kept["frame"], kept["action"]) if len(kept.get("frame", ())) else _from_episodes(run, spec)
+    return Loaded(run.config, agent, starts, controls, run, run.step)
+
+
+def _game(run: Run) -> tuple[Spec, Controls]:
+    """As meta.json tells them; a run from before it did asks the game itself."""
+    if "spec" in run.meta and "controls" in run.meta:
+        return _described(run.meta, run.folder / "meta.json")
+    games = run.config.game.build(run.config.env, num=1)
+    try:
+        return games.spec, Controls.of(games)
+    finally:
+        games.close()
+
+
+def _described(values: Mapping[str, Any], path: Path) -> tuple[Spec, Controls]:
+    try:
+        spec = values["spec"]
+        channels, height, width = spec["frame"]
+        return Spec((channels, height, width), spec["action_size"], spec["discrete"]), Controls.from_dict(
+            values["controls"]
+        )
+    except (LookupError, TypeError, ValueError) as problem:
+        raise UserError(
+            f"{path} does not tell the game's frames and controls as this program writes them."
+        ) from problem
+
+
+def _fill(agent: Agent, weights: Mapping[str, torch.Tensor], source: Path) -> None:
+    try:
+        agent.load_state_dict(weights)
+    except RuntimeError as problem:  # torch's own text lists every tensor
+        raise UserError(f"The weights in {source} are of another model than its configuration describes.") from problem
+
+
+def _from_episodes(run: Run, spec: Spec) -> Starts:
+    """Contexts from the newest episodes of a run whose checkpoint holds none."""
+    rng = np.random.default_rng(0)
+    episodes: list[Episode] = []
+    for path in sorted(run.episodes_folder.glob("*.npz"))[-LATEST:]:
+        try:
+            episode = Episode.load(path)
+        except CorruptEpisode:
+            continue
+        if len(episode) >= CONTEXT and not episode.problem(spec):
+            episodes.append(episode)
+    if not episodes:
+        raise UserError(
+            f"{run.folder} has no start for a dream, neither in its checkpoint nor in {run.episodes_folder}."
+        )
+    chosen = [episodes[i % len(episodes)] for i in range(STARTS)]
+    batch = cut(chosen, [int(rng.integers(len(one) - CONTEXT + 1)) for one in chosen], CONTEXT, spec=spec)
+    return Starts(batch.frame, batch.action[:, :-1])
+
+
+def _from_box(path: Path, device: str) -> Loaded:
+    """What `runs.box` wrote: tensors in one file, everything else as JSON beside it."""
+    about = path.with_suffix(".json")
+    if not path.is_file() or not about.is_file():
+        missing = path if not path.is_file() else about
+        raise UserError(f"There is no model in a box: {missing} is missing. Name a run, run=FOLDER. {newest()}".strip())
+    try:
+        told, tensors = json.loads(about.read_text()), load_file(path)
+        starts = Starts(tensors.pop("starts.frame"), tensors.pop("starts.action"))
+        config, step = from_dict(told["config"]), int(told["step"])
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as problem:
+        reason = problem if isinstance(problem, UserError) else "it is damaged, or no box of this program"
+        raise UserError(f"The box {path} cannot be used: {str(reason).rstrip('.')}.") from problem
+    spec, controls = _described(told, about)
+    agent = build.agent(config, spec, device)
+    _fill(agent, tensors, path)
+    return Loaded(config, agent, starts, controls, None, step)

@@ -1,0 +1,47 @@
+"""A run that has played a little and was saved as every run is, for tests of what is made of runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from runs import box, build, commands
+from runs.config import Config
+from runs.reverie import reverie
+from runs.run import Run
+
+STEPS = 400
+
+
+def small(env: str) -> Config:
+    config = reverie("toy")
+    return replace(config, env=env, game=replace(config.game, num=2), seed=7)
+
+
+def make(folder: Path) -> Path:
+    """The folder of a new run of Catch with a checkpoint and an evaluation."""
+    config = small("Catch-v0")
+    run = Run.create(config, folder)
+    games = config.game.build(config.env)
+    session = build.session(config, games, run.episodes_folder)
+    run.note(**commands.about(games))
+    session.collector.collect(STEPS, at_random=True)
+    session.save(run)
+    step = {"env_steps": run.step, "hours": 0.1, "command": "python main.py evaluate"}
+    run.result("evaluation-sampled", {"policy": "sampled", "returns": [1.0], **dict.fromkeys(box.SCORE, 1)} | step)
+    path = run.folder / "results" / "evaluation-sampled.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"env_steps": run.step}))
+    run.close()
+    games.close()
+    return run.folder
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """The run without its recorded episodes."""
+    for name in ("config.json", "meta.json"):
+        (to / name).write_text((folder / name).read_text())
+    (to / "checkpoints").mkdir()
+    for path in (folder / "checkpoints").iterdir():
+        (to / "checkpoints" / path.name).write_bytes(path.read_bytes())
+    return to
