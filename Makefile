@@ -24,7 +24,7 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	@echo "Installing torch and the rest into .venv; this takes some minutes, once."
 	$(INSTALL) torch
-	$(INSTALL) --editable '.[test]'
+	$(INSTALL) --editable '.[play,test]'
 	@# OpenCV needs libGL, which servers and containers lack; the same OpenCV without windows does not.
 	@.venv/bin/python -c 'import cv2' 2>/dev/null || { .venv/bin/python -m pip uninstall --quiet --yes opencv-python && $(INSTALL) --force-reinstall --no-deps opencv-python-headless; }
 	@touch $@

@@ -17,7 +17,7 @@ RUN_KEYS = {  # what may differ from the run's own configuration
     "resume": ("steps", "episodes", "device", "threads"),
     "evaluate": ("episodes", "seed", "device", "threads"),
 }
-COMMANDS = ("train", "resume", "evaluate", "info", "benchmark")
+COMMANDS = ("train", "resume", "evaluate", "play", "info", "benchmark")
 
 HELP = """\
 python main.py [command] key=value ...        learn a game inside a dream of it
@@ -26,6 +26,7 @@ commands
   train       (the default) a new run, in a folder under runs/out/
   resume      run=FOLDER: go on with a run that was stopped
   evaluate    run=FOLDER: play whole episodes, sampled and greedy
+  play        the dream in the browser, with run=FOLDER that run's, else that of the model in the box
   info        the components of a recipe, with their parameter counts
   benchmark   how fast games, world model, dream and policy are here
 
@@ -40,6 +41,8 @@ keys
   device      auto, cpu or cuda (auto)
   threads     of torch (0: the fastest number is measured at the start)
   run         the folder of an existing run, or its name under runs/out/
+  play: mode (dream, real, both), player (human, agent, random), temperature, fps, start, seed, host, port, open=false,
+        window=true, record=FILE.mp4 with steps
   hydra.run.dir                                the folder of a new run
   model.* policy.* train.* replay.* game.*     every number; --cfg job shows them all
 
@@ -48,6 +51,8 @@ examples
   python main.py -m env=ALE/Pong-v5,ALE/Breakout-v5 seed=0,1,2
   python main.py resume run=runs/out/NAME
   python main.py evaluate run=NAME episodes=100
+  python main.py play run=NAME mode=both
+  python main.py play record=dream.mp4 steps=600 player=agent
   python main.py --cfg job size=s               show the configuration, run nothing
   python main.py --hydra-help                   sweeps, launchers, completion"""
 
@@ -75,6 +80,10 @@ def _dispatch(words: list[str]) -> None:
         _train(words, flags.overrides, multirun=flags.multirun, plain=not (flags.hydra_help or flags.shell_completion))
     elif len(words) != len(flags.overrides):
         raise UserError(f"{command} takes no flags; -m and --cfg are for train.")
+    elif command == "play":
+        from runs.play import play
+
+        play(flags.overrides)
     elif command in RUN_KEYS:
         getattr(commands, command)(_open(command, flags.overrides))
     else:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import io
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
-from runs.files import adopt
+from play.film import Film
 
 SHOWN = 256  # pixels: smaller pictures are enlarged by a whole factor, because 64 pixels are a stamp on a screen
 
@@ -25,33 +23,13 @@ def write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
         OSError: ffmpeg could not write the file.
     """
     check_pictures(frames, 4)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = enlarge(frames[0]).shape[:2]
-    rest = path.with_name(path.stem + ".tmp.mp4")
-    writer = imageio_ffmpeg.write_frames(
-        str(rest),
-        (width, height),
-        fps=fps,
-        codec="libx264",
-        macro_block_size=1,
-        quality=None,
-        output_params=["-crf", "18", "-preset", "veryfast", "-movflags", "+faststart"],
-    )
+    film = Film(path, fps)
     try:
-        writer.send(None)
         for frame in frames:
-            writer.send(np.ascontiguousarray(enlarge(frame)))
-        writer.close()
-        if not rest.exists() or rest.stat().st_size == 0:
-            raise OSError(f"ffmpeg wrote no video to {path}.")
-        adopt(rest, path)
-    except OSError as problem:
-        # ffmpeg is a process of its own: a full disk arrives as a broken pipe with the reason in its text.
-        full = "No space left" in str(problem)
-        raise OSError(errno.ENOSPC, "No space left on device", str(path)) if full else problem from None
+            film.add(enlarge(frame))
+        film.close()
     finally:
-        writer.close()
-        rest.unlink(missing_ok=True)
+        film.discard()
 
 
 def gif(frames: np.ndarray, fps: float) -> bytes:

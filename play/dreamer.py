@@ -1,0 +1,86 @@
+"""What happens next at one visitor's table: the world model and the policy with random numbers of their own.
+
+Shapes: C H W picture, F features; B is 1 everywhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.controls import Action
+from envs.games import Transition
+from play.moment import Mind, Parts, Side
+from world_model.dream import Thinker
+from world_model.interface import State, to_pixels, to_unit
+from world_model.trees import Tree
+
+
+class Dreamer(Thinker):
+    """Sides from sides. Its only state is its luck; all but `seed` need `thinking`."""
+
+    def __init__(self, parts: Parts, seed: int) -> None:
+        super().__init__(parts.world, seed)
+        self.parts, self.model, self.policy = parts, parts.world.model, parts.learner.policy
+
+    def from_start(self, start: int) -> Side:
+        """A dream that goes on from one of the world's starts."""
+        frame, action = (part[start : start + 1].to(self.device) for part in self.world.starts)
+        return self.from_state(self.model.start(to_unit(frame), action))
+
+    def from_frame(self, frame: np.ndarray) -> Side:
+        """The real game at its first frame (C, H, W) uint8."""
+        return Side(State(self.model.encode(self._unit(frame)), self.model.blank(1)), _shown(frame), frame)
+
+    def from_state(self, state: State, total: float = 0.0) -> Side:
+        """A dream that begins at this state."""
+        return Side(state, self._decoded(state), total=total)
+
+    def follow(self, before: Side, action: Action, brought: Transition) -> Side:
+        """The real game one step on."""
+        state, _, cont = self.model.step(before.state, self._tensor(action), frame=self._unit(brought.frame))
+        score, frame = float(brought.score), brought.frame
+        return Side(state, _shown(frame), frame, score, before.total + score, float(cont), bool(brought.over))
+
+    def dream(self, before: Side, action: Action, temperature: float) -> Side:
+        """The dream one step on; whether it ends is drawn from its continuation."""
+        state, reward, cont = self.model.step(before.state, self._tensor(action), temperature=temperature)
+        gain, going = float(reward), float(cont)
+        over = before.over or float(torch.rand(())) >= going
+        return Side(state, self._decoded(state), None, gain, before.total + gain, going, over)
+
+    def act(self, view: Tensor, memory: Tree) -> tuple[Action, Tree]:
+        """The agent's choice."""
+        action, memory = self.policy.act(view, memory)
+        return self._plain(action), memory
+
+    def at_random(self) -> Action:
+        """Any action."""
+        spec = self.model.spec
+        drawn = torch.randint(spec.action_size, (1,)) if spec.discrete else torch.rand(1, spec.action_size) * 2 - 1
+        return self._plain(drawn)
+
+    def look(self, side: Side) -> tuple[Tensor, Mind]:
+        """What the policy sees (1, F), and what it makes of it."""
+        view = self.model.features(side.state)
+        value, chances = self.parts.learner.value(view), self.policy.probabilities(view)
+        listed = None if chances is None else chances[0].float().tolist()
+        return view, Mind(None if value is None else float(value), listed)
+
+    def _plain(self, action: Tensor) -> Action:
+        return int(action[0]) if self.model.spec.discrete else tuple(action[0].tolist())
+
+    def _decoded(self, state: State) -> np.ndarray:
+        return np.asarray(to_pixels(self.model.decode(state.latent).float())[0])
+
+    def _unit(self, frame: np.ndarray) -> Tensor:
+        return to_unit(torch.from_numpy(frame).to(self.device).unsqueeze(0))
+
+    def _tensor(self, action: Action) -> Tensor:
+        return torch.tensor([action], dtype=torch.int64 if isinstance(action, int) else torch.float32).to(self.device)
+
+
+def _shown(frame: np.ndarray) -> np.ndarray:
+    """(C, H, W) -> (H, W, 3); gray becomes RGB."""
+    return np.ascontiguousarray(np.broadcast_to(frame.transpose(1, 2, 0), (*frame.shape[1:], 3)))

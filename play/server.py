@@ -1,0 +1,85 @@
+"""The page and its websocket: each visitor has a table of its own, and nothing that one sends ends the server."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocket
+
+from envs.errors import UserError
+from play.visitor import House, Visitor
+
+PAGE = Path(__file__).parent / "page"
+VISITORS = 16  # each holds a game and some tens of megabytes to rewind through
+LARGEST = 16_384  # bytes of a message
+
+
+def app(house: House) -> Starlette:
+    """The page at /, its websocket at /play, recordings at /recordings/."""
+
+    async def play(socket: WebSocket) -> None:
+        origin = socket.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != socket.headers.get("host"):
+            await socket.close(1008)  # a page from elsewhere must not play here
+            return
+        await socket.accept()
+        if len(house.visitors) >= VISITORS:
+            await socket.send_json({"error": f"All {VISITORS} tables are taken: close another tab and try again."})
+            await socket.close(1013)
+            return
+        visitor = Visitor(socket, house)
+        house.visitors.add(visitor)
+        try:
+            await visitor.stay()
+        finally:
+            house.visitors.discard(visitor)
+
+    recordings = StaticFiles(directory=house.videos, check_dir=False)
+    return Starlette(routes=[
+        WebSocketRoute("/play", play),
+        Mount("/recordings", recordings),
+        Mount("/", StaticFiles(directory=PAGE, html=True)),
+    ])  # fmt: skip
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The socket to serve on; port 0 takes any free one. Raises UserError when it cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        made = socket.socket(family, socket.SOCK_STREAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+    except (OSError, OverflowError) as problem:
+        if isinstance(problem, OSError) and problem.errno == errno.EADDRINUSE:
+            raise UserError(f"Port {port} is in use: choose another, as in port={port + 1}.") from problem
+        words = problem.strerror if isinstance(problem, OSError) else "a port is a number from 0 to 65535"
+        raise UserError(f"Nothing can be served at host={host} port={port}: {words}.") from problem
+    return made
+
+
+def made(house: House) -> uvicorn.Server:
+    """The server, to be run on a socket of `listen`."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app(house), log_level="warning", ws_max_size=LARGEST, timeout_graceful_shutdown=1, lifespan="off"
+        )
+    )
+
+
+def serve(house: House, at: socket.socket, started: Callable[[str], None] = lambda url: None) -> None:
+    """Serves until Ctrl-C; calls `started` with the page's address when it can be opened."""
+    host, port = at.getsockname()[:2]
+    at.listen()  # from here on the page can be asked for, and waits until the server answers
+    started(f"http://{'[' + host + ']' if ':' in host else host}:{port}/")
+    try:
+        made(house).run(sockets=[at])
+    finally:
+        house.work.shutdown()  # once every visitor's recording is complete

@@ -1,0 +1,169 @@
+"""The command `play`: a run, or the model in the box, in the browser, in a window or on film."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from envs.errors import UserError
+from envs.games import Games
+from play.moment import MODES, PLAYERS, Parts
+from play.table import HOTTEST, MOST_FPS, Table
+from runs import compose
+from runs.dreams import Loaded, load_parts
+from runs.machine import keep_freed_memory
+from runs.recipes import choice
+from runs.run import OUT
+
+EXTRA = 'install it with pip install -e ".[play]"'
+
+
+@dataclass(frozen=True)
+class PlayConfig:
+    """What `python main.py play` takes."""
+
+    run: str | None = None  # a run's folder or name; the model in the box when not given
+    mode: str = "dream"
+    player: str | None = None  # human; agent on film
+    seed: int = 0
+    start: int | None = None  # which of the starts the first dream begins from; drawn when not given
+    temperature: float | None = None  # of the dream; that of the policy's training when not given
+    fps: float = 15.0
+    host: str = "127.0.0.1"
+    port: int = 8000
+    open: bool = True  # the page in a browser
+    window: bool = False
+    record: str | None = None  # a video file, made without any display
+    steps: int = 600  # of that video
+    device: str = "auto"
+    threads: int = 1  # of torch; one frame is too little work for more, and the browser wants a core
+
+    def check(self) -> None:
+        """Raises UserError naming the first value that is out of range."""
+        choice("mode", self.mode, MODES)
+        if self.player is not None:
+            choice("player", self.player, PLAYERS)
+        bounds = {
+            "seed": (0, 2**31 - 1), "start": (0, 2**31 - 1), "temperature": (0, HOTTEST), "fps": (1, MOST_FPS),
+            "port": (0, 65535), "steps": (1, 10**7), "threads": (1, 1024),
+        }  # fmt: skip
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"{name} must be between {low} and {high}, not {value}.")
+        if self.record is not None and not self.record.endswith(".mp4"):
+            raise UserError(f"record={self.record} must name a video that ends in .mp4.")
+        if self.record is not None and self.window:
+            raise UserError("record=... needs no window: choose one of the two.")
+
+
+def play(words: Sequence[str]) -> None:
+    """Does what the command line's `key=value` words say.
+
+    Raises:
+        UserError: an unknown key or value, no such run, no model in it, no real game, no display, a port in use.
+    """
+    asked = compose.changed(PlayConfig(), words, [field.name for field in fields(PlayConfig)])
+    _need("imageio_ffmpeg")
+    torch.set_num_threads(asked.threads)
+    keep_freed_memory()
+    loaded = load_parts(asked.run, asked.device)
+    if asked.record is not None:
+        _film(asked, loaded, Path(asked.record))
+    elif asked.window:
+        _need("pygame")
+        from play.window import show
+
+        show(table(asked, loaded), videos_folder(loaded), episodes_folder(loaded))
+    else:
+        _serve(asked, loaded)
+
+
+def parts(loaded: Loaded) -> Parts:
+    """What the tables need of a loaded model."""
+    config = loaded.config
+    return Parts(config.env, loaded.world(), loaded.agent.learner, partial(_game, loaded), config.replay.human_weight)
+
+
+def table(asked: PlayConfig, loaded: Loaded) -> Table:
+    """A table as the command line wants it. Raises UserError for a start that is not there, or no real game."""
+    warmth = loaded.config.policy.temperature if asked.temperature is None else asked.temperature
+    made = Table(parts(loaded), seed=asked.seed, temperature=warmth, fps=asked.fps)
+    made.set_player(asked.player or ("agent" if asked.record else "human"))
+    if asked.start is not None:
+        made.reset(asked.start, asked.seed)
+    made.set_mode(asked.mode)
+    return made
+
+
+def videos_folder(loaded: Loaded) -> Path:
+    """Where recorded videos go."""
+    return (OUT if loaded.run is None else loaded.run.folder) / "recordings"
+
+
+def episodes_folder(loaded: Loaded) -> Path | None:
+    """Where what a person plays goes, to be learned from when the run is resumed; a box learns nothing more."""
+    return None if loaded.run is None else loaded.run.human_folder
+
+
+def about(loaded: Loaded) -> dict[str, str]:
+    """What the page says of the model."""
+    name = "in the box" if loaded.run is None else loaded.run.folder.name
+    size = f"{loaded.config.recipe} {loaded.config.size}"
+    return {"model": size, "run": name, "steps": f"{loaded.step:,}", "on": str(loaded.agent.device)}
+
+
+def _game(loaded: Loaded) -> Games:
+    return loaded.config.game.build(loaded.config.env, num=1)
+
+
+def _serve(asked: PlayConfig, loaded: Loaded) -> None:
+    _need("starlette", "uvicorn", "websockets")
+    from play import server
+    from play.visitor import House
+
+    table(asked, loaded).close()  # what is wrong with the request is said here and not on the page
+    at = server.listen(asked.host, asked.port)
+    house = House(
+        parts(loaded), about(loaded), videos_folder(loaded), episodes_folder(loaded), partial(table, asked, loaded)
+    )
+    server.serve(house, at, partial(_started, asked, loaded))
+
+
+def _started(asked: PlayConfig, loaded: Loaded, url: str) -> None:
+    said = f"{loaded.config.env}, {', '.join(f'{key} {value}' for key, value in about(loaded).items())}"
+    print(f"{said}\n{url}  (Ctrl-C ends it)", flush=True)
+    graphic = sys.platform != "linux" or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    if asked.open and graphic:  # elsewhere a text browser would take the terminal
+        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+
+def _film(asked: PlayConfig, loaded: Loaded, path: Path) -> None:
+    from play.film import film
+
+    made = table(asked, loaded)
+    console = Console(highlight=False)
+    try:
+        with console.status("playing") as status:
+            done = film(made, path, asked.steps, lambda n: status.update(f"step {n:,} of {asked.steps:,}"))
+    finally:
+        made.close()
+    console.print(f"{path}: {', '.join(f'{key} {value}' for key, value in done.items())}", soft_wrap=True)
+
+
+def _need(*modules: str) -> None:
+    """Raises UserError for a package that is not installed."""
+    import importlib.util
+
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"play needs {module}, which is not installed: {EXTRA}.")

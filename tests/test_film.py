@@ -1,0 +1,116 @@
+"""Recordings: videos of what is shown, and what a person plays in the real game as food for the replay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from agent.replay import Replay, ReplayConfig
+from envs.episode import Episode
+from play.film import Film, Recorder, film, panel
+from tests import tables
+from tests.tables import WAYS, follow, seen
+
+
+def test_only_what_a_person_plays_in_the_real_game_is_kept() -> None:
+    made = tables.table("real")
+    made.record(True)
+    shown = [seen(made)[0], *(pictures[0] for pictures in follow(made))]
+    made.set_player("agent")
+    follow(made)
+    made.set_player("human")
+    follow(made, (["d"],))
+    made.set_mode("dream")
+    follow(made)
+    made.record(False)
+    first, second = made.episodes
+    assert len(first) == len(WAYS) and len(second) == 1 and first.weight == 5
+    assert first.action.tolist() == [2, 0, 2, 1, 1, first.action[5], 2, 0]
+    assert np.array_equal(first.frame.transpose(0, 2, 3, 1), np.stack(shown))
+    assert first.problem(made.parts.world.model.spec) == ""
+    made.close()
+
+
+def test_going_back_begins_another_piece() -> None:
+    made = tables.table("real")
+    made.record(True)
+    follow(made)
+    made.rewind(2)
+    follow(made)
+    made.close()
+    assert [len(piece) for piece in made.episodes] == [len(WAYS), len(WAYS)]
+    assert np.array_equal(made.episodes[1].frame[0], made.episodes[0].frame[-3])
+
+
+def test_what_a_person_played_is_learned_from_once(tmp_path: Path) -> None:
+    """Each file joins the replay with its weight, also when the run is killed after the checkpoint, and only once."""
+    made = tables.table("real")
+    recorder = Recorder(made, tmp_path / "videos", tmp_path / "human")
+    recorder.start()
+    follow(made)
+    files = recorder.stop()
+    made.close()
+    (path,) = (file for file in files if file.suffix == ".npz")
+    (tmp_path / "human" / "000-broken.npz").write_bytes(b"nothing")
+    other = tables.played("CatchContinuous-v0", 5)
+    other.save(tmp_path / "human" / "001-other.npz")
+
+    def replay() -> Replay:
+        return Replay(tmp_path / "episodes", made.parts.world.model.spec, ReplayConfig(human_weight=7), seed=0)
+
+    first = replay()
+    before = first.state_dict()
+    assert first.take_in(tmp_path / "human") == 1 and len(first.skipped) == 2
+    assert first.take_in(tmp_path / "human") == 0
+    assert first.steps == len(WAYS) and np.array_equal(first.sample(1, 4).frame.shape[:2], (1, 4))
+    saved = Episode.load(tmp_path / "episodes" / "000000.npz")
+    assert saved.weight == 7 and np.array_equal(saved.frame, Episode.load(path).frame)
+    after, resumed = first.state_dict(), replay()
+    resumed.load_state_dict(after, lambda seed, actions: saved)
+    assert resumed.take_in(tmp_path / "human") == 0 and resumed.steps == len(WAYS)
+    killed = replay()  # before the checkpoint that knows of it
+    killed.load_state_dict(before, lambda seed, actions: saved)
+    assert killed.take_in(tmp_path / "human") == 1
+    assert replay().take_in(tmp_path / "nowhere") == 0
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    video, frames = cv2.VideoCapture(str(path)), []
+    while (read := video.read())[0]:
+        frames.append(read[1][..., ::-1])
+    return frames
+
+
+def test_film_without_a_display(tmp_path: Path) -> None:
+    made = tables.table("both")
+    made.set_player("random")
+    done = film(made, tmp_path / "new" / "film.mp4", 12)
+    frames = frames_of(tmp_path / "new" / "film.mp4")
+    assert len(frames) == 13 and done["steps"] == 12 and [p.name for p in (tmp_path / "new").iterdir()] == ["film.mp4"]
+    last = panel(made.now.pictures())
+    assert frames[-1].shape == last.shape and np.abs(frames[-1].astype(int) - last).mean() < 12
+    made.close()
+
+
+def test_another_mode_begins_another_video(tmp_path: Path) -> None:
+    made = tables.table("dream")
+    recorder = Recorder(made, tmp_path, None)
+    recorder.start()
+    for mode in ("dream", "both"):
+        made.set_mode(mode)
+        for _ in range(3):
+            made.step()
+            done = recorder.add()
+        assert bool(done) is False
+    assert len(recorder.stop()) == 1 and len(list(tmp_path.glob("*.mp4"))) == 2
+    made.close()
+
+
+def test_a_film_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    video = Film(tmp_path / "film.mp4", 15)
+    assert video.close() is None
+    video.add(np.zeros((64, 64, 3), np.uint8))
+    video.discard()
+    assert list(tmp_path.iterdir()) == []
