@@ -12,6 +12,7 @@ from play import keys
 from play.film import Recorder, panel
 from play.moment import MODES, PLAYERS
 from play.table import HOTTEST, MOST_FPS, Table
+from world_model.engine import open_window
 
 LINE, MARGIN, SCALES = 20, 12, (2, 3, 1)
 BACK, TEXT, DIM = (13, 15, 19), (217, 221, 230), (139, 147, 163)
@@ -32,12 +33,7 @@ class Window:
         self.zoom, self.show_help, self.message = 0, False, "h lists the keys"
         pygame.font.init()
         self.font = pygame.font.Font(None, LINE)
-        try:
-            pygame.display.init()
-            self.surface = pygame.display.set_mode((640, 480), pygame.RESIZABLE)
-        except pygame.error as problem:
-            raise UserError(f"There is no display for a window ({problem}): play in the browser instead.") from problem
-        pygame.display.set_caption(f"{table.parts.name}, dreamloop")
+        self.surface = open_window(640, 480, f"{table.parts.name}, dreamloop", resizable=True)
         self.clock = pygame.time.Clock()
 
     def run(self) -> None:

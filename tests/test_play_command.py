@@ -191,7 +191,13 @@ def test_no_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pygame = pytest.importorskip("pygame", reason="the extra [play] is not installed")
     from play.window import show
 
-    monkeypatch.setenv("SDL_VIDEODRIVER", "nonsense")
-    pygame.quit()
-    with pytest.raises(UserError, match="display"):
-        show(tables.table(), tmp_path, None)
+    for driver in ("nonsense", None):  # None: SDL chooses, and without a display it would draw into nothing
+        monkeypatch.delenv("SDL_VIDEODRIVER")
+        for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+            monkeypatch.delenv(name, raising=False)
+        if driver:
+            monkeypatch.setenv("SDL_VIDEODRIVER", driver)
+        pygame.quit()
+        with pytest.raises(UserError, match="no display"):
+            show(tables.table(), tmp_path, None)
+        monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")

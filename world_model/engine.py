@@ -5,6 +5,7 @@ Shapes: N dreams, H W picture, A action size. Observations are (H, W, 3) uint8.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -21,7 +22,7 @@ from world_model.dream import Dreams, Moment, Starts, World
 if TYPE_CHECKING:
     import pygame
 
-__all__ = ["DreamEnv", "DreamVectorEnv", "Moment", "Starts", "World"]
+__all__ = ["DreamEnv", "DreamVectorEnv", "Moment", "Starts", "World", "open_window"]
 
 FPS = 15  # of Atari with four frames a step, and near enough to every other game here
 WINDOW = 512  # pixels; pictures are enlarged by a whole factor to about this height
@@ -189,6 +190,23 @@ class DreamVectorEnv(_Dreaming, VectorEnv[np.ndarray, Any, np.ndarray]):
         return tuple(self.dreams.frame.copy()) if self.render_mode == "rgb_array" else None
 
 
+def open_window(width: int, height: int, title: str, *, resizable: bool = False) -> pygame.Surface:
+    """A window of so many pixels. Raises UserError where there is no display."""
+    import pygame
+
+    try:
+        pygame.display.init()
+        # Without a display SDL draws into nothing and says nothing, which is right only where somebody asked for it.
+        if pygame.display.get_driver() in ("offscreen", "dummy") and "SDL_VIDEODRIVER" not in os.environ:
+            pygame.display.quit()
+            raise UserError("There is no display for a window: use the browser, or record=FILE.mp4 for a video.")
+        surface = pygame.display.set_mode((width, height), pygame.RESIZABLE if resizable else 0)
+    except pygame.error as problem:
+        raise UserError(f"There is no display for a window ({problem}): use the browser.") from problem
+    pygame.display.set_caption(title)
+    return surface
+
+
 class _Window:
     """The window of render_mode="human"."""
 
@@ -198,12 +216,7 @@ class _Window:
         except ImportError as problem:
             raise error.DependencyNotInstalled('a window needs pygame-ce: pip install ".[play]"') from problem
         height, width = (side * max(1, WINDOW // size[0]) for side in size)
-        pygame.display.init()
-        try:
-            self.surface: pygame.Surface = pygame.display.set_mode((width, height))
-        except pygame.error as problem:
-            raise UserError(f"There is no display to open a window on: {problem}.") from problem
-        pygame.display.set_caption("a dream")
+        self.surface = open_window(width, height, "a dream")
         self.clock = pygame.time.Clock()
 
     def show(self, frame: np.ndarray) -> None:
