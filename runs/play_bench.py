@@ -2,7 +2,8 @@
 
 A headless Chromium opens the page while the agent and then a key-presser play. Counted are frames that were drawn;
 the latency is from a key going down to the first picture that knows of it, the browser's next repaint included.
-Writes results/play.json in the run's folder (runs/out/play.json for the model in the box).
+Writes results/play.json and a picture of the page, results/play.png, in the run's folder (runs/out/ for the model in
+the box).
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class BenchConfig:
             raise UserError("seconds must be between 1 and 3600, fps between 1 and 240, threads at least 1.")
 
 
-def measure(loaded: Loaded, asked: BenchConfig, folder: Path) -> list[dict[str, Any]]:
-    """One row for each case; `folder` is for nothing that lasts."""
+def measure(loaded: Loaded, asked: BenchConfig, folder: Path) -> tuple[list[dict[str, Any]], bytes]:
+    """One row for each case, and the page as a PNG; `folder` is for nothing that lasts."""
     rows = []
     settings = PlayConfig(run=asked.run, fps=asked.fps, player="agent")
     house = House(parts(loaded), about(loaded), folder, None, partial(table, settings, loaded))
@@ -60,11 +61,7 @@ def measure(loaded: Loaded, asked: BenchConfig, folder: Path) -> list[dict[str, 
         page.goto(url)
         for mode, limit in CASES:
             fps = limit or asked.fps
-            for command, value in (("mode", mode), ("fps", fps), ("player", "agent")):
-                page.evaluate("([command, value]) => give(command, value)", [command, value])
-            page.wait_for_function(f"play.told && play.told.mode === '{mode}' && play.told.fps === {fps}")
-            page.evaluate("play.frames0 = play.frames")
-            page.wait_for_function("play.frames > play.frames0 + 20")
+            _show(page, mode, fps)
             began, used, before = time.perf_counter(), time.process_time(), page.evaluate("play.frames")
             page.wait_for_timeout(1000 * asked.seconds)
             shown, seconds = page.evaluate("play.frames") - before, time.perf_counter() - began
@@ -76,7 +73,20 @@ def measure(loaded: Loaded, asked: BenchConfig, folder: Path) -> list[dict[str, 
             row |= {"dropped": page.evaluate("play.told.dropped")}
             row |= {"model_median_ms": model[0], "model_p95_ms": model[1]} | _latency(page)
             rows.append(row)
-    return rows
+        _show(page, "both", 15)
+        page.evaluate("give('sync')")
+        page.set_viewport_size({"width": 1280, "height": 680})
+        page.wait_for_timeout(2000)
+        return rows, page.screenshot()
+
+
+def _show(page: Any, mode: str, fps: float) -> None:
+    """The agent plays so fast, and the page has followed."""
+    for command, value in (("mode", mode), ("fps", fps), ("player", "agent")):
+        page.evaluate("([command, value]) => give(command, value)", [command, value])
+    page.wait_for_function(f"play.told && play.told.mode === '{mode}' && play.told.fps === {fps}")
+    page.evaluate("play.frames0 = play.frames")
+    page.wait_for_function("play.frames > play.frames0 + 20")
 
 
 def _latency(page: Any) -> dict[str, float]:
@@ -104,7 +114,7 @@ def main(words: Sequence[str]) -> None:
     torch.set_num_threads(asked.threads)
     before = os.getloadavg()
     loaded = load_parts(asked.run, asked.device)
-    rows = measure(loaded, asked, Path("/nonexistent"))
+    rows, picture = measure(loaded, asked, Path("/nonexistent"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     found = {
         "threads": asked.threads,
@@ -117,6 +127,7 @@ def main(words: Sequence[str]) -> None:
     else:
         path = OUT / "play.json"
         files.write_json(path, {"what": "play", "env": loaded.config.env} | machine.facts() | found)
+    files.write_atomic(path.with_suffix(".png"), lambda file: file.write(picture))
     lines = Lines(title=f"{loaded.config.env} in the browser")
     for name in ("", *(row["mode"] for row in rows)):
         lines.add_column(name, justify="right")

@@ -54,6 +54,9 @@ def tables(results: Path = RESULTS) -> str:
         columns = ("game", "recipe", "policy", "mean", "std", "median", "episodes", "steps", "hours", "on", "file")
         parts.append(_table(columns, scores))
     parts += [_table(("Pong's ball", "within 2 px", "within 1 px", "frames", "file"), balls)] if balls else []
+    pages = [row for path, entry in entries if entry.get("what") == "play" for row in _plays(path, entry)]
+    columns = ("browser", "limit", "frames/s", "key to picture, median", "95 %", "model", "threads", "load", "file")
+    parts += [_table(columns, pages)] if pages else []
     heading = ("speed", "world-model update", "policy update", "both", "games", "acting", "threads", "load", "file")
     parts += [_table(heading, speeds)] if speeds else []
     return "\n\n".join(parts)
@@ -90,6 +93,17 @@ def _speed(path: Path, entry: dict[str, Any]) -> Sequence[str]:
     rates = [f"{rows[name]['per_second']:,.0f} steps/s" for name in ("random games", "acting")]
     title = f"`{entry['recipe']}` {entry['size']}, {entry['device']}"
     return (title, *times, *rates, str(entry["threads"]), str(entry["load_before"][0]), _link(path))
+
+
+def _plays(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+    return [
+        (
+            f"{entry['env']}, {row['mode']}", f"{row['limit']:g}", f"{row['frames_per_second']:.0f}",
+            f"{row['input_to_picture_median_ms']:.0f} ms", f"{row['input_to_picture_p95_ms']:.0f} ms",
+            f"{row['model_median_ms']:.1f} ms", str(entry["threads"]), str(entry["load_before"][0]), _link(path),
+        )
+        for row in entry["rows"]
+    ]  # fmt: skip
 
 
 def _link(path: Path) -> str:
