@@ -83,9 +83,10 @@ class _Measurement:
         """Rows, phases and operators."""
         session, horizon = self.session, self.config.policy.horizon
         screen, nowhere = _Phases(self._sync), _Nowhere()
-        alone = self._begin("games", lambda: self._time(self._player_of_random_games(), 0.05))
+        # Both long enough for every game to end more than once: beginning a new one loads the ROM, which takes 65 ms.
+        alone = self._begin("games", lambda: self._time(self._player_of_random_games(), 0.15))
         self._begin("random games first", lambda: session.train(PREFILL, nowhere, screen))
-        acting = self._begin("acting", lambda: self._time(lambda: session.collect(self._steps, screen), 0.1))
+        acting = self._begin("acting", lambda: self._time(lambda: session.collect(self._steps, screen), 0.3))
         model, policy = self._begin("updates", self._updates)
         states = session.train_world_model()
         states = _first(states, session.dreams.starts or len(states.latent))
