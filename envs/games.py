@@ -72,13 +72,14 @@ class GameConfig:
 
         Raises UserError for an unknown id, a game without pictures, or a setting out of range.
         """
-        # Imported here because both modules build on this one.
+        # Imported here because these modules build on this one.
         from envs.atari import AtariGames, is_atari
+        from envs.car_racing import CarRacingGames, is_car_racing
         from envs.gym import GymGames, find
 
         self.check()
         found = find(env)
-        kind = AtariGames if is_atari(found, self) else GymGames
+        kind = AtariGames if is_atari(found, self) else CarRacingGames if is_car_racing(found) else GymGames
         return kind(env, self.num if num is None else num, config=self)
 
     def check(self) -> None:

@@ -57,7 +57,7 @@ class GymGames(Games):
             if getattr(config, name):
                 raise UserError(f"game.{name} is for Atari games with a fixed frame skip, and {env} is not one.")
         self._repeat = config.action_repeat or 1
-        self._copies = [_make(env)]
+        self._copies = [self._open()]
         try:
             self._read_actions(self._copies[0].action_space)
             self._draws = not _is_picture(self._copies[0].observation_space)
@@ -67,12 +67,16 @@ class GymGames(Games):
         except BaseException:
             self.close()
             raise
-        self._copies += [_make(env) for _ in range(num - 1)]
+        self._copies += [self._open() for _ in range(num - 1)]
         channels = 1 if config.gray else 3
         self.spec = Spec((channels, config.size, config.size), len(self.action_names), self.action_low is None)
         self._frames = np.zeros((num, *self.spec.frame), dtype=np.uint8)
         self._observed: list[Any] = [None] * num
         self.description = ", ".join(self._described())
+
+    def _open(self) -> gymnasium.Env[Any, Any]:
+        """Makes one copy. Raises UserError when a package is missing."""
+        return make(self.env)
 
     def _described(self) -> list[str]:
         means = gymnasium.spec(self.env.rpartition(":")[2]).kwargs
@@ -130,12 +134,15 @@ class GymGames(Games):
         return scaled.astype(np.float32).reshape(self._shape)
 
     def _frame(self, row: int) -> np.ndarray:
-        picture = _draw(self._copies[row], self.env) if self._draws else np.asarray(self._observed[row])
-        size = self.config.size
+        picture, size = self._picture(row), self.config.size
         if self.config.gray:
             gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if _is_colour(picture) else picture
             return _resized(gray.reshape(gray.shape[:2]), size)[None]  # (1, H, W)
         return _resized(_coloured(picture), size).transpose(2, 0, 1)  # (3, H, W)
+
+    def _picture(self, row: int) -> np.ndarray:
+        """What the agent sees, before it is resized: (H, W), (H, W, 1) or (H, W, 3) uint8."""
+        return _draw(self._copies[row], self.env) if self._draws else np.asarray(self._observed[row])
 
     def render(self, row: int = 0) -> np.ndarray:
         """Returns the game's own picture at its own size, (H, W, 3) uint8."""
@@ -168,7 +175,11 @@ def _names(keys: Any) -> tuple[str, ...]:
     return tuple(chr(key) if isinstance(key, int) else key for key in ((keys,) if isinstance(keys, int) else keys))
 
 
-def _make(env: str) -> gymnasium.Env[Any, Any]:
+def make(env: str | EnvSpec) -> gymnasium.Env[Any, Any]:
+    """Makes an environment by its id or its record, with an rgb_array render where it has one.
+
+    Raises UserError when a package is missing, naming it, or the environment cannot be made.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gymnasium warns of every render mode that an environment lacks
@@ -176,9 +187,13 @@ def _make(env: str) -> gymnasium.Env[Any, Any]:
                 return gymnasium.make(env, render_mode="rgb_array", disable_env_checker=True)
             return gymnasium.make(env, disable_env_checker=True)
     except (error.DependencyNotInstalled, ImportError) as problem:
-        raise _missing(env, problem) from problem
+        raise _missing(_id(env), problem) from problem
     except error.Error as problem:
-        raise UserError(f"{env} cannot be made: {problem}") from problem
+        raise UserError(f"{_id(env)} cannot be made: {problem}") from problem
+
+
+def _id(env: str | EnvSpec) -> str:
+    return env if isinstance(env, str) else env.id
 
 
 def _missing(env: str, problem: Exception) -> UserError:

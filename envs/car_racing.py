@@ -1,0 +1,42 @@
+"""CarRacing as gymnasium plays it, several times as fast: see `envs.car_view` for how it is drawn."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from envs.games import GameConfig
+from envs.gym import GymGames, find, make
+
+
+def is_car_racing(found: EnvSpec) -> bool:
+    """Says whether an id is gymnasium's CarRacing, whatever its arguments."""
+    return found.entry_point == "gymnasium.envs.box2d.car_racing:CarRacing"
+
+
+class CarRacingGames(GymGames):
+    """N copies of CarRacing with the frames, rewards and endings of `GymGames`, byte for byte.
+
+    A step of the game is gymnasium's own and draws nothing. The picture is drawn once an agent step, after all of its
+    action repeats, by one painter for all copies: its surfaces then stay in the processor's cache.
+    """
+
+    def __init__(self, env: str, num: int, *, config: GameConfig) -> None:
+        super().__init__(env, num, config=config)
+        # Only now: without Box2D the line above has already said so, and this module would not load.
+        from envs.car_view import Painter
+
+        self._painter = Painter()
+
+    def _open(self) -> gymnasium.Env[Any, Any]:
+        unseen = copy.copy(find(self.env))  # the same limits and arguments
+        unseen.entry_point = "envs.car_view:UnseenCarRacing"
+        return make(unseen)
+
+    def _picture(self, row: int) -> np.ndarray:
+        game: Any = self._copies[row].unwrapped
+        return self._painter.paint(game)
