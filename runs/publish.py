@@ -55,8 +55,8 @@ def tables(results: Path = RESULTS) -> str:
         parts.append(_table(columns, scores))
     parts += [_table(("Pong's ball", "within 2 px", "within 1 px", "frames", "file"), balls)] if balls else []
     pages = [row for path, entry in entries if entry.get("what") == "play" for row in _plays(path, entry)]
-    columns = ("browser", "limit", "frames/s", "key to picture, median", "95 %", "model", "threads", "load", "file")
-    parts += [_table(columns, pages)] if pages else []
+    fields = ("browser", "limit", "frames/s", "key to picture, median", "95 %", "model", "threads", "load", "file")
+    parts += [_table(fields, pages)] if pages else []
     heading = ("speed", "world-model update", "policy update", "both", "games", "acting", "threads", "load", "file")
     parts += [_table(heading, speeds)] if speeds else []
     return "\n\n".join(parts)
