@@ -82,6 +82,21 @@ def test_keys_reach_the_game(page: Any, key: str, action: int) -> None:
     page.wait_for_function("play.told.action === 1")
 
 
+def test_a_gamepad_reaches_the_game(page: Any) -> None:
+    """The browser's own interface to gamepads, with a pad that is not there."""
+    page.evaluate("""() => {
+        window.pad = {index: 0, axes: [0, 0], buttons: Array.from({length: 17}, () => ({pressed: false}))};
+        navigator.getGamepads = () => [null, window.pad];
+    }""")
+    for press, action in (("pad.axes[0] = 1", 2), ("pad.axes[0] = -1", 0), ("pad.buttons[15].pressed = true", 2)):
+        page.evaluate(press)
+        page.wait_for_function(f"play.told.action === {action}")
+        page.evaluate("pad.axes[0] = 0; pad.buttons[15].pressed = false")
+        page.wait_for_function("play.told.action === 1")
+    page.evaluate("pad.buttons[9].pressed = true")
+    page.wait_for_function("play.told.paused")
+
+
 def test_the_picture_changes_and_stands_still(page: Any) -> None:
     page.keyboard.down("d")
     before = picture(page)
