@@ -212,3 +212,13 @@ def test_odd_frames_are_refused(frame: tuple[int, int, int]) -> None:
 def test_frames_need_not_be_square(frame: tuple[int, int, int]) -> None:
     model, picture = TOY.build(Spec(frame, 3, True)), torch.rand(2, 5, *frame)
     assert model.decode(model.encode(picture)).shape == picture.shape
+
+
+def test_what_is_hardly_there_is_shown_as_background() -> None:
+    model = build()
+    model.prepare(torch.rand(5, 1, 32, 32) * 0.4 + 0.3)
+    latent = model.encode(torch.rand(6, 1, 32, 32))
+    raw = (model.decoder(latent.flatten(-2)).float() * model.sigma).abs().detach()
+    model.config = replace(model.config, faint=float(raw.median()))
+    apart, shown = (model.decode(latent) - model.background).abs(), raw >= raw.median()
+    assert (apart[~shown] == 0).all() and (apart[shown] > 0).all()

@@ -38,6 +38,7 @@ class ReverieConfig:
     window: int = 32
     foreground: float = 20.0  # how much more a pixel counts for each unit by which it differs from the background
     pixel_sigma: float = 0.15  # of the Gaussian pixel likelihood: 1 / (2 sigma^2) nats per squared unit
+    faint: float = 0.05  # shown pixels that differ less than this from the background are the background
     free_nats: float = 1.0
     dyn_scale: float = 1.0
     rep_scale: float = 0.3  # at 0.1 one uncertain fact is told by many variables; at 1 the ball begins to fade
@@ -100,7 +101,10 @@ class Reverie(WorldModel):
 
     def decode(self, latent: Tensor) -> Tensor:
         contrast = self.decoder(latent.flatten(-2)).float()
-        return torch.addcmul(self.background, contrast, self.sigma).clamp(0, 1)
+        # The decoder leaves a faint noise where nothing is. A person hardly sees it, but the encoder never has: with it
+        # 11 % of a decoded frame's variables come back when it is encoded again, without it 97 %.
+        faint = contrast.abs().amax(-3, keepdim=True) * self.sigma < self.config.faint
+        return torch.addcmul(self.background, contrast.masked_fill(faint, 0), self.sigma).clamp(0, 1)
 
     def blank(self, batch_size: int) -> Tree:
         return self.dynamics.blank(batch_size)
