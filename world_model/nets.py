@@ -53,7 +53,7 @@ def to_blocks(frame: Tensor) -> Tensor:
     device = frame.device.type
     mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # as the convolutions will
     kind = torch.get_autocast_dtype(device) if mixed else frame.dtype
-    four = {2: torch.complex64, 4: torch.complex128}[kind.itemsize]
+    four = {2: torch.int64, 4: torch.complex128}[kind.itemsize]  # only moved
     rows = frame.detach().reshape(-1, c, height, width).to(kind).contiguous().view(four)
     rows = rows.unflatten(2, (-1, BLOCK)).permute(0, 2, 4, 1, 3).contiguous()  # (B, H / 4, W / 4, C, 4)
     return rows.flatten(3).view(kind).permute(0, 3, 1, 2)
