@@ -71,6 +71,13 @@ class Controls:
         low, high = np.array(self.low, np.float32), np.array(self.high, np.float32)
         return low + (np.array(action, np.float32) + 1) / 2 * (high - low)
 
+    def normalised(self, actions: np.ndarray) -> np.ndarray:
+        """The reverse for many: (..., A) numbers within the bounds to [-1, 1] float32; choices stay as they are."""
+        if self.low is None or self.high is None:
+            return actions
+        low, high = np.array(self.low, np.float32), np.array(self.high, np.float32)
+        return (actions.astype(np.float32) - low) / (high - low) * 2 - 1
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         keys = [[list(chord), action if isinstance(action, int) else list(action)] for chord, action in self.keys]

@@ -128,14 +128,22 @@ class Recorder:
 
 def panel(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
     """Pictures (H, W, 3) side by side, enlarged by a whole factor to about 256 high, with even sides."""
-    height = next(iter(pictures.values())).shape[0]
-    factor = max(1, HEIGHT // height)
     parts: list[np.ndarray] = []
-    for picture in pictures.values():
-        gap = np.full((height * factor, GAP, 3), BACKDROP, np.uint8)
-        parts += [*([gap] if parts else []), picture.repeat(factor, 0).repeat(factor, 1)]
-    whole = np.concatenate(parts, 1)
-    return np.pad(whole, ((0, whole.shape[0] % 2), (0, whole.shape[1] % 2), (0, 0)), mode="edge")
+    for picture in map(enlarged, pictures.values()):
+        gap = np.full((picture.shape[0], GAP, 3), BACKDROP, np.uint8)
+        parts += [*([gap] if parts else []), picture]
+    return even(np.concatenate(parts, 1))
+
+
+def enlarged(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) by a whole factor to about 256 high: 64 pixels are a stamp on a screen."""
+    factor = max(1, HEIGHT // picture.shape[0])
+    return picture.repeat(factor, 0).repeat(factor, 1)
+
+
+def even(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) with even sides, as H.264's yuv420p needs."""
+    return np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), mode="edge")
 
 
 def film(table: Table, path: Path, steps: int, tell: Callable[[int], None] = lambda done: None) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from rich.table import Table
 from envs.errors import UserError
 from envs.games import GameConfig, Games
 from envs.gym import GymGames
-from runs import compose, files, machine
-from runs.run import OUT
+from runs import compose
+from runs.run import keep
 
 ENV = "CarRacing-v3"
 REPEAT = 4  # of the last row
@@ -110,9 +110,8 @@ def main(words: Sequence[str]) -> None:
     GameConfig().build(ENV, 1).close()  # says in one sentence what is missing
     before = os.getloadavg()
     rows = measure(asked)
-    path = OUT / "car-racing.json"
     found = {"threads": 1, "load_before": [round(load, 2) for load in before], "rows": rows}
-    files.write_json(path, {"what": "car-racing", "env": ENV, "seed": asked.seed} | machine.facts() | found)
+    path = keep(None, "car-racing", {"env": ENV, "seed": asked.seed} | found)
     table = Table(title=f"{ENV}, one copy, one core")
     for name in rows[0]:
         table.add_column(name.replace("_", " "), justify="right")

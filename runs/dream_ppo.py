@@ -74,10 +74,7 @@ class Student:
         self.seen = np.concatenate([self.seen[..., 3:], shown], 3)
         self.seen[fresh, ..., :-3] = 0
         action, _ = self.ppo.predict(self.seen, deterministic=False)
-        if self.controls.low is None or self.controls.high is None:
-            return action
-        low, high = np.array(self.controls.low, np.float32), np.array(self.controls.high, np.float32)
-        return (action - low) / (high - low) * 2 - 1
+        return self.controls.normalised(action)
 
 
 class Dice:
@@ -121,9 +118,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         raise UserError(f"{settings.run} is a model in a box: name the folder of a run, where the result can be kept.")
     world = parts.world(many=True)
     began = time.monotonic()
-    dream = DreamVectorEnv(
-        world, settings.dreams, horizon=settings.horizon, temperature=parts.config.policy.temperature
-    )
+    dream = DreamVectorEnv(world, settings.dreams, horizon=settings.horizon, temperature=parts.temperature(None))
     ppo = learn(dream, settings, console)
     minutes = (time.monotonic() - began) / 60
     games = parts.config.game.build(parts.config.env, num=min(8, settings.episodes))

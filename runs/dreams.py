@@ -48,6 +48,10 @@ class Loaded(NamedTuple):
     run: Run | None  # None: a model in a box
     step: int  # agent steps of the real game that it was trained on
 
+    def temperature(self, asked: float | None) -> float:
+        """The one asked for, or that of the policy's training."""
+        return float(self.config.policy.temperature if asked is None else asked)
+
     def world(self, *, many: bool = False) -> World:
         """What DreamEnv and, with `many`, DreamVectorEnv take."""
         # A single dream spends in casting the weights to bfloat16 what it saves in multiplying with them.
@@ -72,7 +76,7 @@ class DreamPlayer:
     @property
     def dream(self) -> DreamEnv:
         if self._dream is None:
-            self._dream = DreamEnv(self.parts.world(), temperature=self.parts.config.policy.temperature)
+            self._dream = DreamEnv(self.parts.world(), temperature=self.parts.temperature(None))
         return self._dream
 
     def reset(self) -> None:
@@ -108,8 +112,7 @@ def make_env(
 ) -> DreamEnv:  # fmt: skip
     """`gymnasium.make("Dream-v0")`; the temperature is that of the policy's training when None."""
     parts = load_parts(run)
-    warmth = parts.config.policy.temperature if temperature is None else temperature
-    return DreamEnv(parts.world(), horizon=horizon, temperature=warmth, render_mode=render_mode)
+    return DreamEnv(parts.world(), horizon=horizon, temperature=parts.temperature(temperature), render_mode=render_mode)
 
 
 def make_vector(
@@ -118,9 +121,12 @@ def make_vector(
 ) -> DreamVectorEnv:  # fmt: skip
     """`gymnasium.make_vec("Dream-v0", num_envs=...)`."""
     parts = load_parts(run)
-    warmth = parts.config.policy.temperature if temperature is None else temperature
     return DreamVectorEnv(
-        parts.world(many=True), num_envs, horizon=horizon, temperature=warmth, render_mode=render_mode
+        parts.world(many=True),
+        num_envs,
+        horizon=horizon,
+        temperature=parts.temperature(temperature),
+        render_mode=render_mode,
     )
 
 

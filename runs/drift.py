@@ -20,12 +20,12 @@ from rich.table import Table
 
 from envs.errors import UserError
 from play.dreamer import Dreamer
-from runs import compose, files, machine
+from runs import compose, files
 from runs.dreams import Loaded, load_parts
 from runs.guard import guarded
 from runs.play import parts
 from runs.pong import SIZE, find_ball
-from runs.run import OUT
+from runs.run import keep
 from world_model.interface import to_pixels, to_unit
 
 MINUTE, LATER, SCALE = 900, 8, 2
@@ -56,7 +56,7 @@ class DriftConfig:
 def measure(loaded: Loaded, asked: DriftConfig) -> tuple[dict[str, Any], np.ndarray]:
     """The figures and the strip (H, W, 3) uint8."""
     shared = parts(loaded)
-    warmth = loaded.config.policy.temperature if asked.temperature is None else asked.temperature
+    warmth = loaded.temperature(asked.temperature)
     dreamer, ball = Dreamer(shared, asked.seed), _has_ball(loaded)
     real = to_pixels(to_unit(loaded.starts.frame).flatten(0, 1))
     usual = np.median(real, axis=0)
@@ -122,11 +122,7 @@ def main(words: Sequence[str]) -> None:
     asked = compose.changed(DriftConfig(), words, list(DriftConfig.__dataclass_fields__))
     loaded = load_parts(asked.run, asked.device)
     found, strip = measure(loaded, asked)
-    if loaded.run is not None:
-        path = loaded.run.result("drift", found)
-    else:
-        path = OUT / "drift.json"
-        files.write_json(path, {"what": "drift", "env": loaded.config.env} | machine.facts() | found)
+    path = keep(loaded.run, "drift", {"env": loaded.config.env} | found)
     _, data = cv2.imencode(".png", strip[..., ::-1])
     files.write_atomic(path.with_suffix(".png"), lambda file: file.write(data.tobytes()))
     _show(found, path)

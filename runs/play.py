@@ -96,7 +96,7 @@ def parts(loaded: Loaded) -> Parts:
 
 def table(asked: PlayConfig, loaded: Loaded) -> Table:
     """A table as the command line wants it. Raises UserError for a start that is not there, or no real game."""
-    warmth = loaded.config.policy.temperature if asked.temperature is None else asked.temperature
+    warmth = loaded.temperature(asked.temperature)
     made = Table(parts(loaded), seed=asked.seed, temperature=warmth, fps=asked.fps)
     made.set_player(asked.player or ("agent" if asked.record else "human"))
     if asked.start is not None:

@@ -9,7 +9,6 @@ the box).
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from play.visitor import House
 from runs import browser, compose, files, machine
 from runs.dreams import Loaded, load_parts
 from runs.play import PlayConfig, about, parts, table
-from runs.run import OUT
+from runs.run import keep
 
 PRESSES = 120
 CASES = (("dream", None), ("real", None), ("both", None), ("dream", 15.0))  # what is shown, and the frame-rate limit
@@ -115,18 +114,14 @@ def main(words: Sequence[str]) -> None:
     before = os.getloadavg()
     loaded = load_parts(asked.run, asked.device)
     rows, picture = measure(loaded, asked, Path("/nonexistent"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    peak = int(1024 * machine.memory_gb())
     found = {
         "threads": asked.threads,
         "load_before": [round(load, 2) for load in before],
         "peak_mb": peak,
         "rows": rows,
     }
-    if loaded.run is not None:
-        path = loaded.run.result("play", found)
-    else:
-        path = OUT / "play.json"
-        files.write_json(path, {"what": "play", "env": loaded.config.env} | machine.facts() | found)
+    path = keep(loaded.run, "play", {"env": loaded.config.env} | found)
     files.write_atomic(path.with_suffix(".png"), lambda file: file.write(picture))
     lines = Lines(title=f"{loaded.config.env} in the browser")
     for name in ("", *(row["mode"] for row in rows)):

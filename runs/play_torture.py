@@ -22,9 +22,9 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from envs.errors import UserError
-from runs import compose, files, machine
+from runs import compose
 from runs.guard import guarded
-from runs.run import OUT, Run
+from runs.run import Run, keep
 
 MALFORMED, VISITS = 1_000, 50
 ROOT = Path(__file__).resolve().parent.parent
@@ -165,11 +165,7 @@ def main(words: Sequence[str]) -> None:
     run = None if asked.run is None else Run.open(asked.run)
     with victim(asked) as server:
         found = measure(server, asked.seconds)
-    if run is not None:
-        path = run.result("torture", found)
-    else:
-        path = OUT / "torture.json"
-        files.write_json(path, {"what": "torture"} | machine.facts() | found)
+    path = keep(run, "torture", found)
     console = Console(highlight=False)
     for name, value in found.items():
         console.print(f"{name:30} {value}")

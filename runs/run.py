@@ -228,6 +228,15 @@ class Run:
                 raise UserError(f"The checkpoint in {self.folder} is of {key} {was}, its config.json says {now}.")
 
 
+def keep(run: Run | None, name: str, values: Mapping[str, Any]) -> Path:
+    """Writes a result into the run's folder, or without a run as runs/out/<name>.json; returns its path."""
+    if run is not None:
+        return run.result(name, values)
+    path = OUT / f"{name}.json"
+    write_json(path, {"what": name} | facts() | dict(values))
+    return path
+
+
 def find(path: str | Path) -> Path:
     """The folder of the run that a person named: a path, or a name under runs/out/.
 

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from play.film import Film
-
-SHOWN = 256  # pixels: smaller pictures are enlarged by a whole factor, because 64 pixels are a stamp on a screen
+from play.film import Film, enlarged, even
 
 
 def write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
@@ -26,7 +24,7 @@ def write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
     film = Film(path, fps)
     try:
         for frame in frames:
-            film.add(enlarge(frame))
+            film.add(even(enlarged(frame)))
         film.close()
     finally:
         film.discard()
@@ -47,10 +45,3 @@ def check_pictures(pictures: np.ndarray, dimensions: int) -> None:
     if not good:
         shape = "(T, H, W, 3)" if dimensions == 4 else "(H, W, 3)"
         raise ValueError(f"expected {shape} uint8, got {pictures.shape} {pictures.dtype}")
-
-
-def enlarge(frame: np.ndarray) -> np.ndarray:
-    """(H, W, 3) -> the same picture, at least about 256 high, with even sides."""
-    factor = max(1, SHOWN // frame.shape[0])
-    frame = frame.repeat(factor, 0).repeat(factor, 1)
-    return np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")

@@ -14,30 +14,22 @@ import pytest
 from envs import GameConfig, Games, Spec
 from envs.car_racing import CarRacingGames
 from envs.gym import GymGames
+from tests.opened import opened
 
 pytest.importorskip("Box2D", reason='CarRacing needs Box2D: pip install "gymnasium[box2d]"')
 
 ENV = "CarRacing-v3"
-OPENED: list[Games] = []
-
-
-@pytest.fixture(autouse=True)
-def _close() -> Iterator[None]:
-    yield
-    while OPENED:
-        OPENED.pop().close()
 
 
 def build(num: int = 1, env: str = ENV, **settings: Any) -> Games:
-    OPENED.append(GameConfig(**settings).build(env, num))
-    assert isinstance(OPENED[-1], CarRacingGames)
-    return OPENED[-1]
+    games = opened(GameConfig(**settings).build(env, num))
+    assert isinstance(games, CarRacingGames)
+    return games
 
 
 def generic(num: int = 1, env: str = ENV, **settings: Any) -> Games:
     """The path that any gymnasium game takes."""
-    OPENED.append(GymGames(env, num, config=GameConfig(**settings)))
-    return OPENED[-1]
+    return opened(GymGames(env, num, config=GameConfig(**settings)))
 
 
 def random_actions(seed: int, steps: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
@@ -14,20 +13,11 @@ import envs  # registers the games
 from envs import GameConfig, Games, Transition
 from envs.atari import AtariGames
 from envs.gym import GymGames
-
-OPENED: list[Games] = []
-
-
-@pytest.fixture(autouse=True)
-def _close() -> Iterator[None]:
-    yield
-    while OPENED:
-        OPENED.pop().close()
+from tests.opened import opened
 
 
 def build(env: str, num: int = 1, **settings: Any) -> Games:
-    OPENED.append(GameConfig(**settings).build(env, num))
-    return OPENED[-1]
+    return opened(GameConfig(**settings).build(env, num))
 
 
 def play(games: Games, actions: np.ndarray) -> list[Transition]:

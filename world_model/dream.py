@@ -90,8 +90,7 @@ class World:
             raise ValueError(f"{given} is no action here: {wanted} of shape {shape} are")
         if discrete:
             return torch.from_numpy(values.astype(np.int64))
-        low, high = np.array(self.controls.low, np.float32), np.array(self.controls.high, np.float32)
-        return torch.from_numpy(((values.astype(np.float32) - low) / (high - low) * 2 - 1).clip(-1, 1))
+        return torch.from_numpy(self.controls.normalised(values).clip(-1, 1))
 
 
 class Outcome(NamedTuple):

@@ -73,12 +73,15 @@ class Reverie(WorldModel):
         self.feature_size = flat + config.deter
         self.latents = Categoricals(config.groups, config.classes, config.unimix)
         self.twohot = TwoHot()
-        self.encoder: FrameEncoder | PointEncoder = FrameEncoder(spec.frame, config.channels, flat)
-        self.decoder: FrameDecoder | PointDecoder = FrameDecoder(spec.frame, config.channels, flat)
+        self.encoder: FrameEncoder | PointEncoder
+        self.decoder: FrameDecoder | PointDecoder
         if config.points:
             shape = (config.points, config.classes, flat - 2 * config.points * config.classes)
             self.encoder = PointEncoder(spec.frame, config.channels, *shape)
             self.decoder = PointDecoder(spec.frame, config.channels, *shape)
+        else:
+            self.encoder = FrameEncoder(spec.frame, config.channels, flat)
+            self.decoder = FrameDecoder(spec.frame, config.channels, flat)
         width, inputs = config.deter, flat + spec.action_size
         self.embed = nn.Sequential(nn.Linear(inputs, width, bias=False), nn.LayerNorm(width), nn.SiLU())
         self.dynamics: GRU | Transformer
