@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from runs.run import Run
 
 RUN_KEYS = {  # what may differ from the run's own configuration
-    "resume": ("steps", "episodes", "device", "threads"),
+    "resume": ("steps", "episodes", "device", "threads", "workers", "cluster"),
     "evaluate": ("episodes", "seed", "device", "threads"),
 }
 COMMANDS = ("train", "resume", "evaluate", "play", "info", "benchmark")
@@ -40,6 +40,7 @@ keys
   episodes    whole episodes of an evaluation ({episodes})
   device      auto, cpu or cuda (auto)
   threads     of torch (0: the fastest number is measured at the start)
+  workers     processes that play the real game for CMA-ES (0: one a core); cluster=local, auto or an address: Ray
   run         the folder of an existing run, or its name under runs/out/
   play: mode (dream, real, both), player (human, agent, random), temperature, fps, start, seed, host, port, open=false,
         window=true, record=FILE.mp4 with steps

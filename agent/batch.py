@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from envs.episode import Episode
@@ -18,7 +19,7 @@ def cut(episodes: Sequence[Episode], starts: Sequence[int], length: int, *, spec
     """One segment of `length` indices from each episode, beginning at its start and padded behind its end."""
     size = (len(episodes), length)
     batch = Batch(
-        frame=torch.empty((*size, *spec.frame), dtype=torch.uint8),
+        frame=torch.from_numpy(np.empty((*size, *episodes[0].frame.shape[1:]), episodes[0].frame.dtype)),
         action=torch.zeros(size, dtype=torch.int64) if spec.discrete else torch.zeros((*size, spec.action_size)),
         reward=torch.zeros(size),
         terminated=torch.zeros(size, dtype=torch.bool),

@@ -12,6 +12,8 @@ from agent.replay import Replay
 from envs.episode import Episode
 from envs.games import Games
 
+HOLD = 6  # steps for which random play holds a continuous action, in the mean
+
 
 class Collector:
     """Plays the games with the player (or at random) and remembers everything.
@@ -24,6 +26,7 @@ class Collector:
         self.begun = 0
         self.frames: np.ndarray | None = None
         self.fresh = np.ones(games.num, dtype=bool)
+        self.held = torch.zeros(games.num, games.spec.action_size)  # the last random continuous actions
 
     def collect(self, steps: int, *, at_random: bool = False) -> list[Episode]:
         """Plays at least `steps` agent steps (a multiple of N); returns the episodes that ended."""
@@ -51,16 +54,21 @@ class Collector:
         spec = self.games.spec
         if spec.discrete:
             return torch.randint(spec.action_size, (self.games.num,)).numpy()
-        return torch.rand(self.games.num, spec.action_size).mul_(2).sub_(1).numpy()
+        # Each dimension is held for a while: a car whose wheel and pedals tremble does not leave its place.
+        fresh = torch.rand(self.games.num, spec.action_size) < 1 / HOLD
+        self.held = torch.where(fresh, torch.rand_like(self.held) * 2 - 1, self.held)
+        return self.held.numpy()
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and the player's memory; the frames are rebuilt by the games."""
-        return {"begun": self.begun, "fresh": torch.from_numpy(self.fresh), "player": self.player.state_dict()}
+        return {"begun": self.begun, "fresh": torch.from_numpy(self.fresh), "player": self.player.state_dict(),
+                "held": self.held}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any], replay_state: dict[str, Any]) -> None:
         """Goes back to a `state_dict`: the games are played again from their seeds up to where they stood."""
         self.begun, self.fresh = state["begun"], state["fresh"].cpu().numpy().copy()
         self.player.load_state_dict(state["player"])
+        self.held = state.get("held", self.held).cpu()  # runs from before it was held have none
         going = sorted(replay_state["open"], key=lambda entry: entry["row"])
         if not going:
             self.replay.load_state_dict(replay_state, _no_episode)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,34 +12,14 @@ import numpy as np
 import torch
 
 from agent.batch import cut
+from agent.replay_config import ReplayConfig as ReplayConfig
 from envs.episode import CorruptEpisode, Episode, Recording
-from envs.errors import UserError
 from envs.games import Transition
 from envs.spec import Spec
 from world_model.interface import Batch
 
 Split = Literal["train", "validation"]
 SUFFIX = ".npz"
-
-
-@dataclass(frozen=True)
-class ReplayConfig:
-    """What is kept in memory and what is sampled from it."""
-
-    memory_gb: float = 2.5  # bound on the episodes in memory, 1e9 bytes; the oldest leave (and stay on disk)
-    recency: float = 0.0  # share of the training segments that is drawn from the newest `recent_steps`
-    recent_steps: int = 50_000  # agent steps
-    human_weight: float = 5.0  # how much more often a person's (or an expert's) frames are drawn
-
-    def __post_init__(self) -> None:
-        for name, good, wish in (
-            ("memory_gb", self.memory_gb > 0, "positive"),
-            ("recency", 0 <= self.recency <= 1, "between 0 and 1"),
-            ("recent_steps", self.recent_steps > 0, "positive"),
-            ("human_weight", 0 < self.human_weight < float("inf"), "positive"),
-        ):
-            if not good:
-                raise UserError(f"replay.{name} is {getattr(self, name)} and must be {wish}.")
 
 
 class Replay:
@@ -65,7 +45,7 @@ class Replay:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that the episodes in memory take, those in progress included."""
+        """Bytes that the episodes in memory take."""
         return self._kept_bytes + sum(recording.nbytes for _, recording in self._open.values())
 
     def frames(self, split: Split) -> int:
@@ -118,8 +98,7 @@ class Replay:
         """
         if problem := episode.problem(self.spec):
             raise ValueError(f"the episode does not fit this game: {problem}")
-        if human:
-            episode = replace(episode, weight=self.config.human_weight)
+        episode = replace(episode, weight=self.config.human_weight) if human else episode
         number, self._next = self._next, self._next + 1
         self.steps += len(episode)
         self._keep(number, episode)
@@ -194,21 +173,31 @@ class Replay:
 
     # Sampling
 
-    def sample(self, batch_size: int, length: int, *, split: Split = "train") -> Batch:
+    def memory(self) -> list[Episode]:
+        """Every episode in memory, oldest first, those in progress last."""
+        return [_episode(entry) for entry in self._candidates()[0]]
+
+    def sample(
+        self, batch_size: int, length: int, *, split: Split = "train", encoded: Sequence[np.ndarray] = ()
+    ) -> Batch:
         """Draw `batch_size` segments of `length` indices, with `self.rng`.
 
         An episode is drawn in proportion to its frames x weight. A segment may start before or end behind the
         episode and is then moved inside: the first and the last frame are drawn as often as one in the middle, and
         those less than `length` away from them up to twice as often. Only episodes shorter than `length` are padded.
+        `encoded` has an array for each episode of `memory`, which the batch then holds instead of its frames.
         Raises ValueError while there is no frame of that split.
         """
-        picked, firsts = self._pick(batch_size, split)
+        entries, chosen, firsts = self._pick(batch_size, split)
+        picked = [_episode(entries[i]) for i in chosen]
+        if encoded:
+            picked = [replace(episode, frame=encoded[i]) for episode, i in zip(picked, chosen, strict=True)]
         ends = np.array([len(episode.frame) for episode in picked])
         starts = np.clip(self.rng.integers(firsts - length + 1, ends), firsts, np.maximum(firsts, ends - length))
         return cut(picked, starts.tolist(), length, spec=self.spec)
 
-    def _pick(self, count: int, split: Split) -> tuple[list[Episode], np.ndarray]:
-        """`count` episodes, and for each the first index (count,) from which a segment may be taken."""
+    def _pick(self, count: int, split: Split) -> tuple[list[Episode | Recording], np.ndarray, np.ndarray]:
+        """All episodes, the places (count,) of those drawn, and for each the first index a segment may begin at."""
         entries, lengths, weights, validation = self._candidates()
         allowed = weights * (validation == (split == "validation"))
         if not len(lengths) or not allowed.any():
@@ -227,8 +216,7 @@ class Replay:
                 bounds = chance[possible].cumsum()
                 spots = np.searchsorted(bounds, luck * bounds[-1], side="right").clip(max=len(possible) - 1)
                 chosen = np.where(recent == kind, possible[spots], chosen)
-        episodes = [entry.view() if isinstance(entry, Recording) else entry for entry in (entries[i] for i in chosen)]
-        return episodes, lengths[chosen] - span[recent, chosen]
+        return entries, chosen, lengths[chosen] - span[recent, chosen]
 
     # Resuming
 
@@ -242,15 +230,11 @@ class Replay:
             "in_memory": list(self._numbers),
             "taken": list(self.taken),
             "open": [
-                {
-                    "row": row,
-                    "number": number,
-                    "seed": recording.seed,
-                    "actions": torch.from_numpy(recording.view().action.copy()),
-                }
+                {"row": row, "number": number, "seed": recording.seed,
+                 "actions": torch.from_numpy(recording.view().action.copy())}
                 for row, (number, recording) in sorted(self._open.items())
             ],
-        }
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any], replay_game: Callable[[int, np.ndarray], Episode]) -> None:
         """Go back to `state`: sampling then continues bit-identically.
@@ -294,6 +278,10 @@ class Replay:
             number = int(path.stem) if path.suffix == SUFFIX and path.stem.isdecimal() else -1
             if number >= self._next or number in unfinished or path.name.endswith(f"{SUFFIX}.tmp"):
                 path.unlink()
+
+
+def _episode(entry: Episode | Recording) -> Episode:
+    return entry.view() if isinstance(entry, Recording) else entry
 
 
 def _is_validation(number: int) -> bool:

@@ -14,7 +14,7 @@ from agent.replay import Replay
 from world_model.interface import WorldModel, to_pixels, to_unit
 
 if TYPE_CHECKING:
-    from agent.loop import Run
+    from agent.desk import Run
 
 
 GAP = 4  # white pixels between the pictures of a strip
@@ -57,7 +57,7 @@ def strip(seen: Comparison, row: int, count: int = 8, scale: int = 2) -> np.ndar
 
 
 def show_dream(model: WorldModel, replay: Replay, run: Run, *, context: int = 8, length: int = 72) -> None:
-    """Writes a video and a strip of one segment, held out where there is one. Leaves every generator as it was."""
+    """Writes a video and pictures of one segment, held out where there is one. Leaves every generator as it was."""
     split: Any = "validation" if replay.frames("validation") > length else "train"
     before, rng = replay.rng.bit_generator.state, torch.get_rng_state()
     device = next(model.parameters()).device
@@ -65,5 +65,8 @@ def show_dream(model: WorldModel, replay: Replay, run: Run, *, context: int = 8,
     seen = compare(model, batch.frame, batch.action, context)
     run.video(replay.steps, "dream", side_by_side(seen, 0))
     run.picture(replay.steps, "dream", strip(seen, 0))
+    real = slice(int(batch.valid.sum()))  # a short episode is padded
+    for name, image in model.pictures(seen.real[:, real], batch.action[:, real]).items():
+        run.picture(replay.steps, name, image)
     replay.rng.bit_generator.state = before
     torch.set_rng_state(rng)

@@ -15,7 +15,10 @@ from world_model.interface import Losses, Objective
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The schedule of the loop. Steps are agent steps of the real game; an update is one of world model and policy."""
+    """The schedule of the loop. Steps are agent steps of the real game.
+
+    An update is a round: of each stage of the world model and of the policy, one update or as many as they say.
+    """
 
     steps_per_update: int = 16  # the train ratio
     prefill: int = 10_000  # random steps before the first update

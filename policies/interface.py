@@ -27,6 +27,8 @@ class Dream(NamedTuple):
 class Policy(nn.Module, ABC):
     """Chooses actions. State goes in and comes out, as in the world model."""
 
+    copies: int = 1  # candidates side by side, each of which plays every start once; rows go candidate by candidate
+
     def blank(self, batch_size: int) -> Tree:
         """The memory of a policy that has seen nothing; most have none."""
         return ()
@@ -56,6 +58,13 @@ class Learner(nn.Module, ABC):
     @abstractmethod
     def improve(self, rollout: Rollout, update: Update) -> dict[str, Tensor]:
         """One improvement; returns detached metrics."""
+
+    def plan(self, *, last: bool) -> tuple[tuple[str, int], ...]:
+        """What a round consists of: where ("dream" or "real") and how many improvements. `last`: of the run."""
+        return (("dream", 1),)
+
+    def begin_phase(self, where: str) -> None:  # noqa: B027 - most learners go on as they were
+        """Called before the first improvement of each part of the plan."""
 
     def value(self, view: Tensor) -> Tensor | None:
         """The expected return in the game's units, (B, F) -> (B,), for showing; None without a critic."""

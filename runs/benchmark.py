@@ -85,17 +85,16 @@ class _Measurement:
         screen, nowhere = _Phases(self._sync), _Nowhere()
         # Both long enough for every game to end more than once: beginning a new one loads the ROM, which takes 65 ms.
         alone = self._begin("games", lambda: self._time(self._player_of_random_games(), 0.15))
-        self._begin("random games first", lambda: session.train(PREFILL, nowhere, screen))
+        self._begin("random games first", lambda: session.prefill(nowhere, screen))
         acting = self._begin("acting", lambda: self._time(lambda: session.collect(self._steps, screen), 0.3))
         model, policy = self._begin("updates", self._updates)
-        states = session.train_world_model()
-        states = _first(states, session.dreams.starts or len(states.latent))
+        states = session.states(session.dreams.starts or 192)
         dreams = self._begin("dreaming", lambda: self._time(lambda: self._dream(states), 0.1))
         frames = self._begin("one frame", lambda: self._time(self._dreamer(_first(states, 1)), 0.05))
         pairs = [a + b for a, b in zip(model, policy, strict=True)]
         shares = self._begin("the loop", lambda: self._loop(0.25 * self.seconds / float(np.median(pairs))))
         operators = self._begin("operators", self._operators)
-        stage, starts = session.stage, len(states.latent)
+        stage, starts = session.stages[0], len(states.latent)
         rows, batch, dream = f"{self.games.num} games", f"{stage.batch_size} x {stage.length}", f"{starts} x {horizon}"
         return {
             "precision": "bf16" if session.trainer.autocast else "fp32",
@@ -200,7 +199,7 @@ class _Measurement:
 
     def _operators(self) -> dict[str, list[dict[str, Any]]]:
         session = self.session
-        states = session.train_world_model()
+        states = session.states(session.dreams.starts or 192)
         return {
             "world model": self._profile(lambda: session.train_world_model()),
             "policy": self._profile(lambda: session.train_policy(states)),

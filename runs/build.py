@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from agent.cluster import Cluster
 from agent.loop import Session
 from agent.player import Agent
+from agent.real_game import Crew, RealGame
 from agent.replay import Replay
+from agent.workers import CHUNK, Workers
 from envs.errors import UserError
 from envs.games import Games
 from envs.spec import Spec
 from runs.config import Config
+from runs.machine import cores
 
 
 def agent(config: Config, spec: Spec, device: str | torch.device = "cpu") -> Agent:
@@ -31,4 +36,25 @@ def session(config: Config, games: Games, folder: Path | None, device: str | tor
     """Everything that trains; `folder` receives the episodes."""
     made = agent(config, games.spec, device)
     replay = Replay(folder, games.spec, config.replay, seed=config.seed)
-    return Session(made, games, replay, config=config.train, dreams=config.policy, seed=config.seed)
+    return Session(
+        made, games, replay, config=config.train, dreams=config.policy, seed=config.seed, real=_real_game(config, made)
+    )
+
+
+def agent_and_games(config: Config) -> tuple[Agent, Games]:
+    """What a worker needs to play for a population."""
+    games = config.game.build(config.env, num=CHUNK)
+    return agent(config, games.spec), games
+
+
+def _real_game(config: Config, made: Agent) -> RealGame | None:
+    """Who plays the real game for the policy, when it learns there."""
+    if not any(where == "real" for last in (False, True) for where, _ in made.learner.plan(last=last)):
+        return None
+    make = partial(agent_and_games, config)
+    crew: Crew
+    if config.cluster:
+        crew = Cluster(make, config.workers or None, address=None if config.cluster == "local" else config.cluster)
+    else:
+        crew = Workers(make, config.workers or (cores() if cores() > 1 else 0))
+    return RealGame(crew, rollouts=config.policy.rollouts, seed=config.seed)

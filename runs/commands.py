@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from agent.loop import Session
 from envs.controls import Controls
 from envs.games import Games
 from runs.config import Config
@@ -66,6 +67,7 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool) -> None:
     config = run.config
     games = config.game.build(config.env)
     run.note(**about(games))
+    session: Session | None = None
     with Progress() as progress:
         progress.say(f"{config.env}: {games.description}, {games.num} side by side")
         progress.say(f"{config.recipe}, size {config.size}, on {device}, {threads} torch threads")
@@ -87,6 +89,8 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool) -> None:
                 progress.say(f"stopped at step {run.step:,}; go on with python main.py resume run={run.folder}")
             raise
         finally:
+            if session and session.real:
+                session.real.close()
             games.close()
             run.close()
     evaluate(run)

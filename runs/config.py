@@ -14,7 +14,7 @@ from runs.typed import values
 SIZES = ("toy", "xs", "s", "m")
 PRECISIONS = ("auto", "bf16", "fp32")
 LEAST = {  # every other count of a model, policy or schedule is at least 0
-    **{"steps": 1, "episodes": 1, "seed": 0, "threads": 0},
+    **{"steps": 1, "episodes": 1, "seed": 0, "threads": 0, "workers": 0},
     **{"train.steps_per_update": 1, "train.prefill": 1, "train.log_every": 1, "train.show_every": 1},
     **{"model.batch_size": 1, "model.length": 2, "policy.horizon": 1, "policy.minibatches": 1},
 }
@@ -36,6 +36,8 @@ class Config:
     episodes: int = 100  # of an evaluation
     device: str = "auto"
     threads: int = 0  # of torch; 0 measures at the start how many are fastest
+    workers: int = 0  # processes that play the real game for a population; 0: one a core, none of their own on one core
+    cluster: str = ""  # a Ray cluster that plays it instead: "local", "auto" or an address
     game: GameConfig = field(default_factory=GameConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
 

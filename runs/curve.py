@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from envs.errors import UserError
+from runs.config import Config
 from runs.files import write_atomic
+from runs.fitness_curve import draw_fitness
 from runs.guard import guarded
 from runs.run import Run
 
@@ -25,14 +26,27 @@ PANELS = {  # what is drawn beside the returns
 
 
 def draw(run: Run) -> Path:
-    """Draws returns of the real game and four of the run's own measures against agent steps; returns the file."""
-    lines = run.metrics()
-    matplotlib.use("Agg")  # no display needed
-    from matplotlib import pyplot as plt
+    """Draws returns of the real game and the run's own measures; returns the file.
 
-    figure = plt.figure(figsize=(11, 6.5), layout="constrained")
+    A run that evolves its policy has another figure: fitness by generation, and how vision and memory learned.
+    """
+    from matplotlib.figure import Figure  # late: half a second that most commands do not need
+
+    figure, lines = Figure(figsize=(11, 6.5), layout="constrained"), run.metrics()
+    if any("policy/fitness" in line for line in lines):
+        draw_fitness(figure, lines, run.config)
+    else:
+        _draw_returns(figure, lines, run.config)
+    data = io.BytesIO()
+    figure.savefig(data, dpi=110)
+    path = run.folder / "pictures" / "curve.png"
+    write_atomic(path, lambda file: file.write(data.getvalue()))
+    return path
+
+
+def _draw_returns(figure: Any, lines: list[dict[str, Any]], config: Config) -> None:
+    """Returns of the real game and four of the run's own measures against agent steps."""
     grid = figure.add_gridspec(2, 4, height_ratios=(2, 1))
-    config = run.config
     _returns(figure.add_subplot(grid[0, :]), lines, f"{config.env}, {config.recipe} {config.size}, seed {config.seed}")
     for i, (key, title) in enumerate(PANELS.items()):
         axis = figure.add_subplot(grid[1, i])
@@ -41,12 +55,6 @@ def draw(run: Run) -> Path:
         axis.locator_params(axis="x", nbins=3)
         axis.set_title(title, fontsize=8)
         axis.tick_params(labelsize=7)
-    data = io.BytesIO()
-    figure.savefig(data, dpi=110)
-    plt.close(figure)
-    path = run.folder / "pictures" / "curve.png"
-    write_atomic(path, lambda file: file.write(data.getvalue()))
-    return path
 
 
 def _returns(axis: Any, lines: list[dict[str, Any]], title: str) -> None:

@@ -146,7 +146,6 @@ def _stage(stage: Any) -> dict[str, Any]:
         "batch_size": stage.batch_size,
         "length": stage.length,
         "updates": stage.updates,
-        "begin": stage.begin,
         "objectives": {
             part.name: {
                 "parameters": sum(weight.numel() for weight in part.params), "scales": part.scales, "lr": part.optim.lr,
@@ -161,10 +160,9 @@ def _stage_line(stage: dict[str, Any]) -> str:
     for name, part in stage["objectives"].items():
         scales = ", ".join(f"{scale:g} {term}" for term, scale in part["scales"].items())
         parts.append(f"{name}: {scales} (learning rate {part['lr']:g}, {part['parameters']:,} parameters)")
-    long = f"{stage['updates']:,} updates" if stage["updates"] else "the whole run"
-    begin = f" from step {stage['begin']:,}" if stage["begin"] else ""
+    long = f"{stage['updates']:,} update{'s'[: stage['updates'] != 1]} a round"
     segments = f"{stage['batch_size']} segments x {stage['length']} frames"
-    return f"{stage['name']}, {long}{begin}, {segments}; {'; '.join(parts)}"
+    return f"{stage['name']}, {long}, {segments}; {'; '.join(parts)}"
 
 
 def _schedule(config: Config, agent: Agent) -> dict[str, str]:

@@ -9,8 +9,9 @@ from envs.errors import UserError, nearest
 from runs.config import SIZES, Config
 from runs.reverie import reverie
 from runs.typed import fill
+from runs.world_models import world_models
 
-RECIPES: dict[str, Callable[[str], Config]] = {"reverie": reverie}
+RECIPES: dict[str, Callable[[str], Config]] = {"reverie": reverie, "world_models": world_models}
 
 
 def preset(recipe: str, size: str) -> Config:

@@ -85,14 +85,15 @@ class Objective:
 
 @dataclass(frozen=True)
 class Stage:
-    """A phase of training: which objectives, on what segments, how many updates (0: for the whole run)."""
+    """A phase of training: which objectives, on what segments, how many updates a round of the loop."""
 
     name: str
-    objectives: tuple[Objective, ...]
+    objectives: tuple[Objective, ...]  # each takes a step on the same batch, in this order
     batch_size: int
     length: int
-    updates: int = 0
-    begin: int = 0  # agent steps of the real game before this stage starts
+    updates: int = 1
+    # (N, C, H, W) in [0, 1] -> (N, ...): what the losses read instead of the frames, computed once a round.
+    encode: Callable[[Tensor], Tensor] | None = None
 
 
 class WorldModel(nn.Module, ABC):
@@ -146,6 +147,13 @@ class WorldModel(nn.Module, ABC):
 
     def prepare(self, frames: Tensor) -> None:  # noqa: B027 - most systems need no look at the data
         """Looks once at frames of the prefill, (N, C, H, W) in [0, 1], before training begins."""
+
+    def pictures(self, frame: Tensor, action: Tensor) -> dict[str, np.ndarray]:
+        """Further pictures (H, W, 3) uint8 of what this system knows, by name; most systems have none.
+
+        From a real segment (1, T, C, H, W) in [0, 1], without padding, and its actions (1, T[, A]).
+        """
+        return {}
 
     def start(self, frame: Tensor, action: Tensor | None = None) -> State:
         """Burn-in on a real context: frames (B, T, C, H, W), the T - 1 actions between them (more are ignored)."""

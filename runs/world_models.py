@@ -1,0 +1,63 @@
+"""The recipe `world_models`, by size, and beside its numbers those of Ha & Schmidhuber 2018 for CarRacing.
+
+                         here (xs)                paper (and sizes s, m)
+frames                   64x64 RGB                64x64 RGB
+agent steps              4 frames each            1 frame each
+experience               random, then by C        10,000 random episodes
+vision                   ConvVAE, z 32            ConvVAE, z 32: 4,348,547 parameters
+its loss                 squared error + KL, floor 0.5 nats a dimension
+memory                   LSTM 256, 5 Gaussians    LSTM 256, 5 Gaussians: 422,368 parameters
+its heads                reward, continuation     none (CarRacing)
+controller               linear: 867 parameters   linear: 867 parameters
+CMA-ES: population       64                       64
+episodes a candidate     16 dreams, 4 tracks      16 tracks
+first sigma, L2 decay    0.1, 0.01                0.1, 0.01
+where                    dream, then real game    real game
+rounds                   3                        1
+
+A candidate's fitness is the mean return of the same dreams or tracks for the whole population.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from agent.replay import ReplayConfig
+from agent.trainer import TrainConfig
+from envs.games import GameConfig
+from policies.cma_es import EvolutionConfig
+from runs.config import Config
+from world_model.world_models import WorldModelsConfig
+
+TOY = WorldModelsConfig(
+    z=8, channels=4, hidden=32, mixtures=2, heads=16, vision_updates=20, vision_batch=32, vision_lr=1e-3,
+    memory_updates=20, memory_batch=8, memory_length=8,
+)  # fmt: skip
+PAPER = WorldModelsConfig(vision_updates=100_000, memory_updates=4_000, memory_batch=100, memory_length=999)
+MODELS = {"toy": TOY, "xs": WorldModelsConfig(), "s": PAPER, "m": PAPER}
+POLICIES = {
+    "toy": EvolutionConfig(population=8, rollouts=4, generations=3, horizon=8, where="dream"),
+    "xs": EvolutionConfig(real_generations=40),
+    "s": EvolutionConfig(where="real", real_generations=1_800),
+    "m": EvolutionConfig(where="real", real_generations=1_800),
+}
+ROUNDS = TrainConfig(pretrain=0, burn_in=8, show_every=1)
+SCHEDULES = {size: replace(ROUNDS, prefill=prefill, steps_per_update=more) for size, prefill, more in (
+    ("toy", 400, 200), ("xs", 40_000, 20_000), ("s", 10_000_000, 1), ("m", 10_000_000, 1),
+)}  # fmt: skip
+STEPS = {"toy": 600, "xs": 80_000, "s": 10_000_000, "m": 10_000_000}
+
+
+def world_models(size: str) -> Config:
+    """The complete configuration at a size: toy (tests), xs (two CPU cores), s and m (the paper's)."""
+    return Config(
+        recipe="world_models",
+        size=size,
+        model=MODELS[size],
+        policy=POLICIES[size],
+        train=SCHEDULES[size],
+        env="CarRacing-v3",
+        game=GameConfig(size=64, gray=False, num=8, action_repeat=4 if size == "xs" else None),
+        replay=ReplayConfig(),
+        steps=STEPS[size],
+    )

@@ -1,0 +1,300 @@
+"""`world_models`: a variational autoencoder that sees, and an LSTM with mixtures of Gaussians that remembers.
+
+Ha & Schmidhuber 2018, "World Models", and their published program where the two differ. Here the memory also tells
+reward and continuation, so that a controller can be trained in the dream of any game; theirs did so for Doom alone.
+Shapes: B batch, T time, Z latent dimensions, K mixture components, H LSTM width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from envs.spec import Spec
+from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, parameters_of, to_unit
+from world_model.mixture import Mixture, split
+from world_model.nets import mlp
+from world_model.portraits import Pictures, portraits
+from world_model.trees import Tree
+from world_model.vae import ConvVAE, Discriminator, draw_latent, kl_from_normal
+
+VISION_CLIP = 1e3  # the errors of 12,288 pixels are summed: gradients are long from the start
+WON = 0.35  # nats a frame: a discriminator better than this waits for the decoder (margin of Larsen et al.'s program)
+MIN_REWARD_SQUARE = 1e-3  # a batch with hardly any reward is not blown up beyond this
+
+
+@dataclass(frozen=True)
+class WorldModelsConfig:
+    """The numbers of `world_models`; as they stand, the paper's for CarRacing."""
+
+    vision: str = "vae"  # or "vae_gan": a frame must resemble the real one in the eyes of a discriminator
+    z: int = 32
+    channels: int = 32  # of the first convolution
+    hidden: int = 256  # of the LSTM
+    mixtures: int = 5
+    heads: int = 128  # width of the reward and continuation heads
+    features: str = "zh"  # what the controller sees: latent and memory, or "z" alone (the paper's control)
+    free_nats: float = 0.5  # of each latent dimension: their sum is what the KL is not pressed below
+    vision_updates: int = 3000  # a round
+    vision_batch: int = 100
+    vision_lr: float = 1e-4
+    gan_weight: float = 30.0  # vae_gan: of fooling the discriminator, against likeness; 1 / gamma of Larsen et al.
+    memory_updates: int = 3000  # a round; 0 leaves the memory as it was initialised (a published control)
+    memory_batch: int = 64
+    memory_length: int = 64
+    memory_lr: float = 1e-3
+
+    def build(self, spec: Spec) -> WorldModels:
+        """The model, for frames and actions of this kind."""
+        return WorldModels(self, spec)
+
+
+class LSTM(nn.Module):
+    """LSTM with one bias, the weight of an input that is always 1; memory {"h", "c"}: (B, H) each."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.cells = nn.LSTM(inputs + 1, width, bias=False, batch_first=True)
+        with torch.no_grad():  # starts out remembering: the forget gate's bias is 1
+            self.weights[0][:, -1] = torch.tensor([0.0, 1.0, 0.0, 0.0]).repeat_interleave(width)
+
+    @property
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Of the input (4 H, I + 1) and of the last output (4 H, H); gates in the order enter, forget, new, leave."""
+        inward, recurrent = self.cells.all_weights[0]
+        return inward, recurrent
+
+    def blank(self, batch_size: int) -> Tree:
+        """Nothing seen yet: zeros."""
+        zeros = self.weights[1].new_zeros(batch_size, self.width)
+        return {"h": zeros, "c": zeros.clone()}
+
+    def step(self, memory: Tree, x: Tensor) -> Tree:
+        """One input (B, I) further."""
+        return self._cell(memory, F.linear(self._with_one(x), self.weights[0]))
+
+    def scan(self, x: Tensor) -> Tree:
+        """(B, T, I) -> memories (B, T, H) before each input, the first of them blank."""
+        projected = F.linear(self._with_one(x[:, :-1]), self.weights[0])  # all times in one matrix product
+        memories = [self.blank(x.shape[0])]
+        for gates in projected.unbind(1):
+            memories.append(self._cell(memories[-1], gates))
+        return {key: torch.stack([memory[key] for memory in memories], 1) for key in ("h", "c")}
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """(B, T, I) -> h after each input (B, T, H), by the library's fused pass."""
+        h: Tensor = self.cells(self._with_one(x))[0]
+        return h.float()
+
+    def _cell(self, memory: Tree, projected: Tensor) -> Tree:
+        gates = projected + F.linear(memory["h"], self.weights[1])
+        enter, forget, candidate, leave = gates.chunk(4, -1)
+        c = forget.sigmoid() * memory["c"] + enter.sigmoid() * candidate.tanh()
+        return {"h": leave.sigmoid() * c.tanh(), "c": c}
+
+    def _with_one(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1)
+
+
+class WorldModels(WorldModel):
+    """See the module's text. Latent: z (Z,), a frame's is its mean. Features: z and the LSTM's output, or z."""
+
+    def __init__(self, config: WorldModelsConfig, spec: Spec) -> None:
+        super().__init__()
+        if config.vision not in ("vae", "vae_gan"):
+            raise ValueError(f'model.vision is "vae" or "vae_gan", got "{config.vision}"')
+        if config.features not in ("zh", "z"):
+            raise ValueError(f'model.features is "zh" or "z", got "{config.features}"')
+        if min(config.z, config.channels, config.hidden, config.mixtures, config.heads) < 1:
+            raise ValueError(f"sizes of world_models are at least 1, got {config}")
+        self.config, self.spec = config, spec
+        self.latent_shape = (config.z,)
+        both = config.z + config.hidden
+        self.feature_size = both if config.features == "zh" else config.z
+        self.vae = ConvVAE(spec.frame, config.z, config.channels)
+        self.discriminator = Discriminator(spec.frame, config.channels) if config.vision == "vae_gan" else None
+        self.lstm = LSTM(config.z + spec.action_size, config.hidden)
+        self.expect = nn.Linear(config.hidden, 3 * config.z * config.mixtures)
+        self.reward = mlp(both, config.heads, 1, layers=1, zero=True)
+        self.cont = mlp(both, config.heads, 1, layers=1)
+
+    # ---- the six verbs ----
+    def encode(self, frame: Tensor) -> Tensor:
+        return self.vae.encode(frame)[0]
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self.vae.decode(latent)
+
+    def blank(self, batch_size: int) -> Tree:
+        return self.lstm.blank(batch_size)
+
+    def advance(self, state: State, action: Tensor) -> Tree:
+        return self.lstm.step(state.memory, self._input(state.latent, action))
+
+    def mixture(self, memory: Tree) -> Mixture:
+        """What is expected of the next latent, (..., Z, K)."""
+        return split(self.expect(memory["h"]), self.config.mixtures)
+
+    def sample(self, memory: Tree, temperature: float = 1.0) -> Tensor:
+        return self.mixture(memory).sample(temperature)
+
+    def outcome(self, state: State) -> tuple[Tensor, Tensor]:
+        reward, cont = self._outcome(state.memory["h"], state.latent)
+        return reward, cont.sigmoid()
+
+    def features(self, state: State) -> Tensor:
+        if self.config.features == "z":
+            return state.latent
+        return torch.cat([state.latent, state.memory["h"]], -1)
+
+    def observe(self, frame: Tensor, action: Tensor) -> State:
+        latent = self.encode(frame)
+        return State(latent, self.lstm.scan(self._input(latent, action)))
+
+    def pictures(self, frame: Tensor, action: Tensor) -> Pictures:
+        return portraits(self, frame, action)
+
+    # ---- training ----
+    def stages(self) -> tuple[Stage, ...]:
+        """First what is seen, then what becomes of it: the memory learns on the finished latents."""
+        config = self.config
+        optim = Optim(lr=config.vision_lr, clip=VISION_CLIP)
+        scales = {"pixels": 1.0, "kl": 1.0}
+        vision: tuple[Objective, ...] = (Objective("vision", self._vision(), self._vae_loss, scales, optim),)
+        if self.discriminator is not None:
+            scales = {"likeness": 1.0, "kl": 1.0, "fooling": config.gan_weight}
+            judged = {"real": 1.0, "reconstructed": 1.0, "invented": 1.0}
+            judge = tuple(self.discriminator.parameters())
+            vision = (
+                Objective("vision", self._vision(), self._vae_gan_loss, scales, optim),
+                Objective("discriminator", judge, self._discriminator_loss, judged, optim),
+            )
+        parts = parameters_of([self.lstm, self.expect, self.reward, self.cont])
+        memory = Objective(
+            "memory", parts, self._memory_loss, {"nll": 1.0, "reward": 1.0, "cont": 1.0},
+            Optim(lr=config.memory_lr, clip=1.0),
+        )  # fmt: skip
+        return (
+            Stage("vision", vision, config.vision_batch, 1, config.vision_updates),
+            Stage("memory", (memory,), config.memory_batch, config.memory_length, config.memory_updates, self._seen),
+        )
+
+    def _vision(self) -> tuple[nn.Parameter, ...]:
+        return tuple(self.vae.parameters())
+
+    def _vae_loss(self, batch: Batch) -> Losses:
+        """Squared error of all pixels in [0, 1], and the KL above its floor (the authors' `vae.py`), (B, T)."""
+        target, valid = to_unit(batch.frame), batch.valid.float()
+        mean, log_var = self.vae.encode(target)
+        error = (self.vae.decode(draw_latent(mean, log_var)) - target).square()
+        terms = {"pixels": error.sum((-3, -2, -1)) * valid}
+        return self._with_kl(terms, {}, mean, log_var, valid)
+
+    def _vae_gan_loss(self, batch: Batch) -> Losses:
+        """Encoder and decoder of Larsen et al. 2016, algorithm 1.
+
+        Likeness is squared error in the discriminator's features; only the decoder learns to fool it, with
+        reconstructions and with frames of latents drawn from the prior. It minimises -log D, which pulls a beginner
+        harder than their log(1 - D).
+        """
+        target, valid = to_unit(batch.frame), batch.valid.float()
+        mean, log_var = self.vae.encode(target)
+        z = draw_latent(mean, log_var)
+        frame, again, invented = self.vae.decode(torch.stack([z, z.detach(), torch.randn_like(z)]))
+        with torch.no_grad():
+            real = self._judge(target)[1]
+        features = self._judge(frame)[1]
+        logit = self._judge(torch.stack([again, invented]))[0]
+        terms = {
+            "likeness": 0.5 * (features - real).square().sum(-1) * valid,
+            "fooling": F.softplus(-logit).sum(0) * valid,
+        }
+        pixels = (frame.detach() - target).square().sum((-3, -2, -1))
+        return self._with_kl(terms, {"pixels": _mean(pixels, valid)}, mean, log_var, valid)
+
+    def _discriminator_loss(self, batch: Batch) -> Losses:
+        """Binary cross-entropy on real, reconstructed and invented frames, (B, T) each; it learns until it has won."""
+        assert self.discriminator is not None
+        target, valid = to_unit(batch.frame), batch.valid.float()
+        with torch.no_grad():
+            z = draw_latent(*self.vae.encode(target))
+            frames = torch.cat([target.unsqueeze(0), self.vae.decode(torch.stack([z, torch.randn_like(z)]))])
+        real, reconstructed, invented = self.discriminator(frames)[0]
+        terms = {
+            "real": F.softplus(-real) * valid,
+            "reconstructed": F.softplus(reconstructed) * valid,
+            "invented": F.softplus(invented) * valid,
+        }
+        learns = (_mean(torch.stack([*terms.values()]).mean(0).detach(), valid) > WON).float()
+        return Losses({name: _pulled(term, learns) for name, term in terms.items()}, {"learns": learns})
+
+    def _judge(self, frame: Tensor) -> tuple[Tensor, Tensor]:
+        """What the discriminator says of a frame, without a gradient to its own weights."""
+        assert self.discriminator is not None
+        weights = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
+        judged: tuple[Tensor, Tensor] = functional_call(self.discriminator, weights, (frame,))
+        return judged
+
+    def _with_kl(
+        self, terms: dict[str, Tensor], metrics: dict[str, Tensor], mean: Tensor, log_var: Tensor, valid: Tensor
+    ) -> Losses:
+        kl = kl_from_normal(mean, log_var).sum(-1)
+        terms["kl"] = kl.clamp(min=self.config.free_nats * self.config.z) * valid
+        return Losses(terms, metrics | {"kl_nats": _mean(kl.detach(), valid)})
+
+    @torch.no_grad()
+    def _seen(self, frame: Tensor) -> Tensor:
+        """What the memory learns from: frames (N, C, H, W) -> means and log-variances (N, 2 Z)."""
+        return torch.cat(self.vae.encode(frame), -1)
+
+    def _memory_loss(self, batch: Batch) -> Losses:
+        """How surprising the next latent was, in nats a dimension, and what the action brought: (B, T), at arrival.
+
+        `batch.frame` is (B, T, 2 Z) of `_seen`; latents are drawn anew each time, lest the memory learns one draw.
+        """
+        z = draw_latent(*batch.frame.float().chunk(2, -1))
+        h = self.lstm.outputs(self._input(z, batch.action)[:, :-1])  # (B, T - 1, H): awaiting z[:, 1:]
+        arrived = (batch.valid[:, 1:] & batch.acted[:, :-1]).float()
+        reward, cont = self._outcome(h, z[:, 1:])
+        square = _mean(batch.reward[:, :-1].square(), arrived).clamp(min=MIN_REWARD_SQUARE)
+        # Only the pull is measured in the batch's rewards, not the term, which would otherwise tell of later ones.
+        error = (_pulled(reward, 1 / square) - batch.reward[:, :-1]).square()
+        terms = {
+            "nll": -self.mixture({"h": h}).log_prob(z[:, 1:]).mean(-1),
+            "reward": error,
+            "cont": F.binary_cross_entropy_with_logits(cont, 1.0 - batch.terminated[:, :-1].float(), reduction="none"),
+        }
+        unexplained = _mean(error.detach(), arrived) / square
+        return Losses(
+            {name: F.pad(term * arrived, (1, 0)) for name, term in terms.items()}, {"reward_unexplained": unexplained}
+        )
+
+    # ---- parts ----
+    def _outcome(self, h: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward in the game's units and the logit of going on, (...) each, in float32.
+
+        The reward is plainly its mean: a score is a sum of many small random ones, which a squashed scale would bias.
+        """
+        both = torch.cat([h, latent], -1)
+        return self.reward(both).float().squeeze(-1), self.cont(both).float().squeeze(-1)
+
+    def _input(self, latent: Tensor, action: Tensor) -> Tensor:
+        if self.spec.discrete:
+            action = F.one_hot(action, self.spec.action_size)
+        return torch.cat([latent, action.to(latent.dtype)], -1)
+
+
+def _mean(value: Tensor, mask: Tensor) -> Tensor:
+    """The mean where mask is 1; 0 when it is nowhere."""
+    return (value * mask).sum() / mask.sum().clamp(min=1)
+
+
+def _pulled(value: Tensor, factor: Tensor) -> Tensor:
+    """The same value; the gradient that goes into it comes out times the factor."""
+    held = value.detach()
+    return held + factor * (value - held)
