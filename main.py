@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from runs.run import Run
 
 RUN_KEYS = {  # what may differ from the run's own configuration
-    "resume": ("steps", "episodes", "device", "threads", "workers", "cluster"),
+    "resume": (
+        "steps",
+        "episodes",
+        "device",
+        "threads",
+        "workers",
+        "cluster",
+        "policy.generations",
+        "policy.real_generations",
+    ),
     "evaluate": ("episodes", "seed", "device", "threads"),
 }
 COMMANDS = ("train", "resume", "evaluate", "play", "info", "benchmark")
@@ -24,7 +33,7 @@ python main.py [command] key=value ...        learn a game inside a dream of it
 
 commands
   train       (the default) a new run, in a folder under runs/out/
-  resume      run=FOLDER: go on with a run that was stopped
+  resume      run=FOLDER: go on with a run that was stopped; only=PART: one part of a round once more, such as real
   evaluate    run=FOLDER: play whole episodes, sampled and greedy
   play        the dream in the browser, with run=FOLDER that run's, else that of the model in the box
   info        the components of a recipe, with their parameter counts
@@ -85,8 +94,11 @@ def _dispatch(words: list[str]) -> None:
         from runs.play import play
 
         play(flags.overrides)
-    elif command in RUN_KEYS:
-        getattr(commands, command)(_open(command, flags.overrides))
+    elif command == "resume":
+        only = [word.removeprefix("only=") for word in flags.overrides if word.startswith("only=")]
+        commands.resume(_open(command, [word for word in flags.overrides if not word.startswith("only=")]), *only[-1:])
+    elif command == "evaluate":
+        commands.evaluate(_open(command, flags.overrides))
     else:
         (config,) = compose.check(compose.with_size(flags.overrides))
         getattr(commands, command)(config)

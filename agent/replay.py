@@ -178,13 +178,15 @@ class Replay:
         return [_episode(entry) for entry in self._candidates()[0]]
 
     def sample(
-        self, batch_size: int, length: int, *, split: Split = "train", encoded: Sequence[np.ndarray] = ()
-    ) -> Batch:
+        self, batch_size: int, length: int, *, split: Split = "train", first: bool = False,
+        encoded: Sequence[np.ndarray] = (),
+    ) -> Batch:  # fmt: skip
         """Draw `batch_size` segments of `length` indices, with `self.rng`.
 
         An episode is drawn in proportion to its frames x weight. A segment may start before or end behind the
         episode and is then moved inside: the first and the last frame are drawn as often as one in the middle, and
         those less than `length` away from them up to twice as often. Only episodes shorter than `length` are padded.
+        With `first` all segments begin where their episodes do.
         `encoded` has an array for each episode of `memory`, which the batch then holds instead of its frames.
         Raises ValueError while there is no frame of that split.
         """
@@ -194,6 +196,7 @@ class Replay:
             picked = [replace(episode, frame=encoded[i]) for episode, i in zip(picked, chosen, strict=True)]
         ends = np.array([len(episode.frame) for episode in picked])
         starts = np.clip(self.rng.integers(firsts - length + 1, ends), firsts, np.maximum(firsts, ends - length))
+        starts = np.zeros_like(starts) if first else starts
         return cut(picked, starts.tolist(), length, spec=self.spec)
 
     def _pick(self, count: int, split: Split) -> tuple[list[Episode | Recording], np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ class TrainConfig:
     prefill: int = 10_000  # random steps before the first update
     pretrain: int = 1_000  # world-model updates right after the prefill
     burn_in: int = 8  # first indices of a segment that only warm up the memory; dreams start from the others
+    at_start: float = 0.5  # share of the dreams that begin where an episode does, when states are drawn for the policy
     precision: str = "auto"  # "auto", "bf16" or "fp32"
     compile: bool = False
     log_every: int = 100  # updates

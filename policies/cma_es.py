@@ -96,9 +96,11 @@ class Evolution(Learner):
     def objectives(self) -> tuple[Objective, ...]:
         return ()
 
-    def plan(self, *, last: bool) -> tuple[tuple[str, int], ...]:
+    def plan(self, *, last: bool, only: str = "") -> tuple[tuple[str, int], ...]:
         config = self.config
         dream, real = ("dream", config.generations), ("real", config.real_generations)
+        if only in ("dream", "real"):
+            return (dream,) if only == "dream" else (real,)
         if config.where == "real":
             return (real,)
         return (dream, real) if config.where == "both" and last and config.real_generations else (dream,)

@@ -59,8 +59,11 @@ class Learner(nn.Module, ABC):
     def improve(self, rollout: Rollout, update: Update) -> dict[str, Tensor]:
         """One improvement; returns detached metrics."""
 
-    def plan(self, *, last: bool) -> tuple[tuple[str, int], ...]:
-        """What a round consists of: where ("dream" or "real") and how many improvements. `last`: of the run."""
+    def plan(self, *, last: bool, only: str = "") -> tuple[tuple[str, int], ...]:
+        """What a round consists of: where ("dream" or "real") and how many improvements. `last`: of the run.
+
+        `only` is the place a person asked for, whether or not it would be its turn.
+        """
         return (("dream", 1),)
 
     def begin_phase(self, where: str) -> None:  # noqa: B027 - most learners go on as they were

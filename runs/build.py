@@ -16,6 +16,7 @@ from agent.workers import CHUNK, Workers
 from envs.errors import UserError
 from envs.games import Games
 from envs.spec import Spec
+from policies.cma_es import Evolution
 from runs.config import Config
 from runs.machine import cores
 
@@ -48,8 +49,8 @@ def agent_and_games(config: Config) -> tuple[Agent, Games]:
 
 
 def _real_game(config: Config, made: Agent) -> RealGame | None:
-    """Who plays the real game for the policy, when it learns there."""
-    if not any(where == "real" for last in (False, True) for where, _ in made.learner.plan(last=last)):
+    """Who plays the real game for a population; nobody is started before that is asked for."""
+    if not isinstance(made.learner, Evolution):
         return None
     make = partial(agent_and_games, config)
     crew: Crew

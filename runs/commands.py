@@ -24,13 +24,13 @@ def train(config: Config, folder: Path) -> None:
     _work(run, device, threads, resumed=False)
 
 
-def resume(run: Run) -> None:
-    """Goes on with a run from its newest checkpoint."""
+def resume(run: Run, only: str = "") -> None:
+    """Goes on with a run from its newest checkpoint, or does one part of a round once more."""
     # The same number of threads sums in the same order: the continuation is the run that was never stopped.
     known = run.meta.get("threads", 0)
     config = replace(run.config, threads=run.config.threads or (known if known <= cores() else 0))
     device, threads = _prepare(config)
-    _work(run, device, threads, resumed=True)
+    _work(run, device, threads, resumed=True, only=only)
 
 
 def evaluate(run: Run) -> None:
@@ -61,7 +61,7 @@ def about(games: Games) -> dict[str, Any]:
     return {"spec": asdict(games.spec), "controls": Controls.of(games).to_dict()}
 
 
-def _work(run: Run, device: str, threads: int, *, resumed: bool) -> None:
+def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "") -> None:
     from runs import build, curve
 
     config = run.config
@@ -83,7 +83,7 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool) -> None:
                     progress.say(sentence)
                 progress.say(f"resumed at step {run.step:,}, update {session.updates:,}")
             progress.start(config.steps, session.replay.steps)
-            session.train(config.steps, run, progress)
+            session.train(config.steps, run, progress, only)
         except KeyboardInterrupt:
             if run.step:
                 progress.say(f"stopped at step {run.step:,}; go on with python main.py resume run={run.folder}")

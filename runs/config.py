@@ -50,6 +50,8 @@ class Config:
             least = LEAST.get(key, 0 if counts else None)
             if least is not None and value < least:
                 raise UserError(f"{key} must be at least {least}, not {value}.")
+        if not 0 <= self.train.at_start <= 1:
+            raise UserError(f"train.at_start must be between 0 and 1, not {self.train.at_start}.")
         if self.train.precision not in PRECISIONS:
             hint = nearest(self.train.precision, PRECISIONS)
             raise UserError(f'train.precision is one of {", ".join(PRECISIONS)}, not "{self.train.precision}". {hint}')

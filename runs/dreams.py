@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from agent.batch import cut
-from agent.loop import CONTEXT, STARTS
+from agent.work import CONTEXT, STARTS
 from agent.player import Agent, Player
 from agent.trainer import mixed_precision
 from envs.controls import Controls

@@ -27,7 +27,8 @@ def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
     console = Console(highlight=False)
     games = config.game.build(config.env, num=min(ROWS, config.episodes))
     agent = build.agent(config, games.spec, device)
-    agent.load_state_dict(run.load_checkpoint(device)["agent"])
+    state = run.load_checkpoint(device)
+    agent.load_state_dict(state["agent"])
     results = {}
     try:
         for mode in ("sampled", "greedy"):
@@ -37,6 +38,8 @@ def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
             score = human_normalised(config.env, summary["mean"])
             seconds = round(time.monotonic() - began, 1)
             summary |= {"policy": mode, "human_normalised": score, "evaluation_seconds": seconds}
+            # What a population was judged by is no experience of the world model, and not among the run's steps.
+            summary |= {"judged_in_real_game": state["real"]} if state.get("real") else {}
             run.result(f"evaluation-{mode}", summary)
             results[mode] = summary
             if len(found.film):

@@ -34,18 +34,19 @@ TOY = WorldModelsConfig(
     memory_updates=20, memory_batch=8, memory_length=8,
 )  # fmt: skip
 PAPER = WorldModelsConfig(vision_updates=100_000, memory_updates=4_000, memory_batch=100, memory_length=999)
-MODELS = {"toy": TOY, "xs": WorldModelsConfig(), "s": PAPER, "m": PAPER}
+FAST = WorldModelsConfig(vision_updates=2_000, vision_batch=32, vision_lr=1e-3)
+MODELS = {"toy": TOY, "xs": FAST, "s": PAPER, "m": PAPER}
 POLICIES = {
     "toy": EvolutionConfig(population=8, rollouts=4, generations=3, horizon=8, where="dream"),
-    "xs": EvolutionConfig(real_generations=40),
+    "xs": EvolutionConfig(rollouts=16, generations=100, noise=0.2, where="dream", real_generations=20),
     "s": EvolutionConfig(where="real", real_generations=1_800),
     "m": EvolutionConfig(where="real", real_generations=1_800),
 }
 ROUNDS = TrainConfig(pretrain=0, burn_in=8, show_every=1)
 SCHEDULES = {size: replace(ROUNDS, prefill=prefill, steps_per_update=more) for size, prefill, more in (
-    ("toy", 400, 200), ("xs", 40_000, 20_000), ("s", 10_000_000, 1), ("m", 10_000_000, 1),
+    ("toy", 400, 200), ("xs", 30_000, 15_000), ("s", 10_000_000, 1), ("m", 10_000_000, 1),
 )}  # fmt: skip
-STEPS = {"toy": 600, "xs": 80_000, "s": 10_000_000, "m": 10_000_000}
+STEPS = {"toy": 600, "xs": 90_000, "s": 10_000_000, "m": 10_000_000}
 
 
 def world_models(size: str) -> Config:
@@ -58,6 +59,6 @@ def world_models(size: str) -> Config:
         train=SCHEDULES[size],
         env="CarRacing-v3",
         game=GameConfig(size=64, gray=False, num=8, action_repeat=4 if size == "xs" else None),
-        replay=ReplayConfig(),
+        replay=ReplayConfig(recency=0.0 if size in ("s", "m") else 0.5, recent_steps=20_000),
         steps=STEPS[size],
     )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from agent import loop
+from agent import work
 from envs.errors import UserError
 from envs.games import GameConfig
 from runs import build, dreams
@@ -39,7 +39,7 @@ def test_a_run_is_loaded_without_its_game_and_its_episodes(
     assert torch.equal(before, torch.get_rng_state())
     assert parts.config == Run.open(run_folder).config and parts.step == 400 and parts.run is not None
     assert parts.controls.names == ("LEFT", "STAY", "RIGHT") and parts.controls.action(["left"]) == 0
-    assert 1 <= len(parts.starts.frame) <= loop.STARTS
+    assert 1 <= len(parts.starts.frame) <= work.STARTS
     frame, _ = DreamEnv(parts.world()).reset(seed=0)
     assert frame.shape == (64, 64, 3)
 
@@ -48,7 +48,7 @@ def test_starts_are_real_contexts(run_folder: Path) -> None:
     """Every start stands, frame by frame and action by action, in one of the episodes that were played."""
     parts = dreams.load_parts(run_folder)
     frames, actions = parts.starts.frame.numpy(), parts.starts.action.numpy()
-    assert frames.shape[1] == loop.CONTEXT and len({frame.tobytes() for frame in frames}) > 1
+    assert frames.shape[1] == work.CONTEXT and len({frame.tobytes() for frame in frames}) > 1
     config = parts.config
     games = config.game.build(config.env)
     session = build.session(config, games, run_folder / "episodes")
@@ -58,10 +58,10 @@ def test_starts_are_real_contexts(run_folder: Path) -> None:
     episodes = [*session.replay._kept, *(recording.view() for _, recording in session.replay._open.values())]
     for frame, action in zip(frames, actions, strict=True):
         assert any(
-            np.array_equal(episode.frame[t : t + loop.CONTEXT], frame)
-            and np.array_equal(episode.action[t : t + loop.CONTEXT - 1], action)
+            np.array_equal(episode.frame[t : t + work.CONTEXT], frame)
+            and np.array_equal(episode.action[t : t + work.CONTEXT - 1], action)
             for episode in episodes
-            for t in range(len(episode) - loop.CONTEXT + 1)
+            for t in range(len(episode) - work.CONTEXT + 1)
         )
 
 
@@ -75,7 +75,7 @@ def test_a_run_from_before_starts_and_controls_were_kept(run_folder: Path, tmp_p
     (tmp_path / "episodes").symlink_to(run_folder / "episodes")
     parts = dreams.load_parts(tmp_path)
     assert parts.controls == dreams.load_parts(run_folder).controls
-    assert parts.starts.frame.shape == (loop.STARTS, loop.CONTEXT, 3, 64, 64)
+    assert parts.starts.frame.shape == (work.STARTS, work.CONTEXT, 3, 64, 64)
     DreamEnv(parts.world()).reset()
 
 
@@ -157,16 +157,16 @@ def test_taking_starts_disturbs_nothing_and_tells_when_there_are_none(tmp_path: 
     config = trained.small("Catch-v0")
     games = config.game.build(config.env)
     session = build.session(config, games, tmp_path)
-    assert loop.starts(session.replay) == {}
+    assert work.starts(session.replay) == {}
     session.collector.collect(8, at_random=True)  # two episodes of four steps
-    assert not len(loop.starts(session.replay)["frame"])
+    assert not len(work.starts(session.replay)["frame"])
     session.collector.collect(200, at_random=True)
     before = session.replay.state_dict()["rng"]
-    first, second = loop.starts(session.replay), loop.starts(session.replay)
+    first, second = work.starts(session.replay), work.starts(session.replay)
     games.close()
     assert session.replay.state_dict()["rng"] == before
     assert torch.equal(first["frame"], second["frame"])
     made = Starts(**first)
-    assert made.frame.shape == (loop.STARTS, loop.CONTEXT, 3, 64, 64)
-    assert made.action.shape == (loop.STARTS, loop.CONTEXT - 1)
+    assert made.frame.shape == (work.STARTS, work.CONTEXT, 3, 64, 64)
+    assert made.action.shape == (work.STARTS, work.CONTEXT - 1)
     assert asdict(games.spec)["action_size"] == 3

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from envs.errors import UserError
 from runs.config import Config
 from runs.progress import Progress
 from runs.run import Run
@@ -80,7 +81,7 @@ def test_every_generation_is_logged_and_saved(tmp_path: Path) -> None:
     session = begin(config, run)
     saved: list[int] = []
     save = run.save_checkpoint
-    run.save_checkpoint = lambda state, step: saved.append(step) or save(state, step)  # type: ignore[method-assign]
+    run.save_checkpoint = lambda state, step: saved.append(step) or save(state, step)  # type: ignore[method-assign,func-returns-value]
     session.train(config.steps, run, Progress())
     generations = [line for line in run.metrics() if "policy/fitness" in line]
     assert len(generations) == 3 + 3 + 2  # a dream each round, the real game after the last
@@ -91,10 +92,39 @@ def test_every_generation_is_logged_and_saved(tmp_path: Path) -> None:
 
 def test_a_dream_learner_never_plays_the_real_game_for_fitness(tmp_path: Path) -> None:
     config = quick("dream")
-    session = begin(config, Run.create(config, tmp_path / "run"))
-    assert session.real is None
-    with pytest.raises(ValueError, match="without workers"):
-        session.train_policy(where="real")
+    run = Run.create(config, tmp_path / "run")
+    session = begin(config, run)
+    session.train(config.steps, run, Progress())
+    assert session.real is not None and session.real.episodes == 0
+
+
+def test_one_part_can_be_done_alone_and_stopped(tmp_path: Path) -> None:
+    config = quick("dream")
+    run = Run.create(config, tmp_path / "run")
+    session = begin(config, run)
+    session.train(config.steps, run, Progress())
+    before, rounds = session.replay.steps, session.updates
+    frames, generations = session.trainer.updates["vision"], 3
+    with pytest.raises(KeyboardInterrupt):
+        session.train(config.steps, run, Stopping("real", "1"), "real")
+    assert session.only == "real" and session.done == {"real": 1}
+    with pytest.raises(UserError, match="finish it first"):
+        session.train(config.steps, run, Progress(), "dream")
+    run.close()
+    again = Run.open(tmp_path / "run")
+    resumed = begin(again.config, again)
+    resumed.load_state_dict(again.load_checkpoint())
+    resumed.train(config.steps, again, Progress())  # finishes the part
+    assert resumed.real is not None and resumed.real.generations == 2
+    assert (resumed.replay.steps, resumed.updates, resumed.only, resumed.done) == (before, rounds, "", {})
+    resumed.train(config.steps, again, Progress(), "vision")
+    assert resumed.trainer.updates["vision"] == frames + 6 and resumed.real.generations == 2
+    resumed.train(config.steps, again, Progress(), "collect")
+    assert resumed.replay.steps == before + 100
+    resumed.train(config.steps, again, Progress(), "dream")
+    assert resumed.agent.learner.generation == generations
+    with pytest.raises(UserError, match="choose one of collect, vision, memory, dream, real"):
+        resumed.train(config.steps, again, Progress(), "visoin")
 
 
 def test_a_stage_reads_what_was_encoded_once(tmp_path: Path) -> None:
@@ -109,7 +139,7 @@ def test_a_stage_reads_what_was_encoded_once(tmp_path: Path) -> None:
         return frame.mean((1, 2, 3)).unsqueeze(1)
 
     stage = Stage("bright", (), 16, 5, encode=brightness)
-    encoded = session._encoded(stage)
+    encoded = session.encoded(stage)
     assert sum(calls) == sum(len(episode.frame) for episode in session.replay.memory())
     before = session.replay.rng.bit_generator.state
     frames = session.replay.sample(16, 5)

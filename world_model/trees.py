@@ -35,8 +35,8 @@ def where(mask: Tensor, yes: Tree, no: Tree) -> Tree:
     return map(lambda a, b: torch.where(mask.view(-1, *[1] * (b.dim() - 1)), a, b), yes, no)
 
 
-def rows(tree: Tree, index: Tensor) -> Tree:
-    """Picks rows (the first dimension) by index or mask."""
+def rows(tree: Tree, index: Any) -> Tree:
+    """Picks rows (the first dimension) by index or mask, or as any index of a tensor does."""
     return map(lambda leaf: leaf[index], tree)
 
 

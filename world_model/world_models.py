@@ -22,8 +22,8 @@ from world_model.portraits import Pictures, portraits
 from world_model.trees import Tree
 from world_model.vae import ConvVAE, Discriminator, draw_latent, kl_from_normal
 
-VISION_CLIP = 1e3  # the errors of 12,288 pixels are summed: gradients are long from the start
-WON = 0.35  # nats a frame: a discriminator better than this waits for the decoder (margin of Larsen et al.'s program)
+VISION_CLIP = 1e3  # the errors of all pixels are summed: gradients are long from the start
+WON = 0.35  # nats a frame: a discriminator better than this waits for the decoder
 MIN_REWARD_SQUARE = 1e-3  # a batch with hardly any reward is not blown up beyond this
 
 

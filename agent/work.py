@@ -1,0 +1,137 @@
+"""The work of a run, without the when: play, one update of the world model, one improvement of the policy.
+
+Shapes: B segments, T indices, S states, N frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from agent.collect import Collector
+from agent.desk import Dreams, Screen
+from agent.player import Agent, Player
+from agent.real_game import RealGame
+from agent.replay import Replay
+from agent.trainer import TrainConfig, Trainer
+from envs.errors import UserError
+from envs.games import Games
+from policies.imagine import imagine
+from policies.interface import Dream, Policy, Rollout
+from world_model import trees
+from world_model.interface import Batch, Stage, State, to_unit
+
+STARTS, CONTEXT = 32, 9  # real contexts in a checkpoint, and the frames of each: 3.5 MB at 64x64 RGB
+PART = 512  # agent steps played, or frames encoded, without asking whether to stop
+
+
+def starts(replay: Replay) -> dict[str, torch.Tensor]:
+    """Contexts of real play that a dream can go on from without the game: up to STARTS of CONTEXT frames.
+
+    frame (S, T, C, H, W) uint8 and action (S, T - 1[, A]); empty while no episode is long enough. The replay's own
+    random numbers are left as they were.
+    """
+    if not replay.frames("train"):
+        return {}
+    before, replay.rng = replay.rng, np.random.default_rng(replay.steps)
+    try:
+        batch = replay.sample(2 * STARTS, CONTEXT)
+    finally:
+        replay.rng = before
+    usable = batch.acted.all(1)  # no dream goes on from where a game has ended
+    return {"frame": batch.frame[usable][:STARTS].clone(), "action": batch.action[usable, :-1][:STARTS].clone()}
+
+
+class Work:
+    """Everything that plays and trains; `agent.loop.Session` says when."""
+
+    def __init__(
+        self, agent: Agent, games: Games, replay: Replay, *, config: TrainConfig, dreams: Dreams, seed: int,
+        real: RealGame | None = None,
+    ) -> None:  # fmt: skip
+        self.agent, self.replay, self.config, self.dreams, self.real = agent, replay, config, dreams, real
+        self.collector = Collector(games, replay, Player(agent), seed=seed)
+        self.stages = agent.world_model.stages()
+        objectives = [objective for stage in self.stages for objective in stage.objectives]
+        self.trainer = Trainer(
+            (*objectives, *agent.learner.objectives()),
+            device=agent.device, precision=config.precision, compile=config.compile,
+        )  # fmt: skip
+        self.returns: list[float] = []  # of episodes since the last log
+
+    def collect(self, steps: int, screen: Screen, *, at_random: bool = False) -> None:
+        """Plays the real game."""
+        screen.phase("collect")
+        for episode in self.collector.collect(steps, at_random=at_random):
+            self.returns.append(episode.score)
+            screen.episode(episode.score, len(episode))
+        screen.update(self.replay.steps)
+
+    def train_world_model(self, stage: Stage | None = None, encoded: Sequence[np.ndarray] = ()) -> State | None:
+        """One update of a stage (the first one); the posterior states (S, ...) it passed through, if it tells them."""
+        stage = stage or self.stages[0]
+        batch = self.replay.sample(stage.batch_size, stage.length, encoded=encoded).to(self.agent.device)
+        losses = [self.trainer.update(objective, batch) for objective in stage.objectives]
+        return None if losses[-1].states is None else self._usable(losses[-1].states, batch)
+
+    def train_policy(self, states: State | None = None, where: str = "dream") -> None:
+        """One improvement, in the dream from a random choice of the states (S, ...), or in the real game."""
+        if where == "real":
+            if self.real is None:
+                raise ValueError("this session was built without workers for the real game")
+            rollout = self.real.rollout(self.agent, version=sum(self.trainer.updates.values()))
+        else:
+            rollout = self._dream(states)
+        with self.trainer.mixed():
+            metrics = self.agent.learner.improve(rollout, self.trainer.update)
+        self.trainer.note({f"policy/{key}": value for key, value in metrics.items()})
+
+    def _dream(self, states: State | None) -> Rollout:
+        dreams, model, device = self.dreams, self.agent.world_model, self.agent.device
+        states = self.states(dreams.starts) if states is None else states
+        if dreams.starts and dreams.starts < len(states.latent):
+            states = trees.rows(states, torch.randperm(len(states.latent), device=device)[: dreams.starts])
+
+        def rollout(policy: Policy) -> Dream:
+            every = trees.map(lambda leaf: leaf.repeat(policy.copies, *[1] * (leaf.dim() - 1)), states)
+            seen = policy.copies == 1  # a population's views would fill gigabytes, and it learns from returns alone
+            return imagine(
+                model, policy, every, horizon=dreams.horizon, temperature=dreams.temperature, keep_views=seen
+            )
+
+        return rollout
+
+    def states(self, count: int) -> State:
+        """`count` states of real play: `train.at_start` of them first ones, the others known from what came before.
+
+        Raises UserError when no episode is long enough.
+        """
+        first, device = round(self.config.at_start * count), self.agent.device
+        model, length = self.agent.world_model, self.config.burn_in + 8
+        with torch.no_grad(), self.trainer.mixed():
+            fresh = self.replay.sample(max(1, first), 1, first=True).to(device)
+            beginning = trees.rows(model.observe(to_unit(fresh.frame), fresh.action), (slice(first), 0))
+            batch = self.replay.sample(max(4, count), length).to(device)
+            states = self._usable(model.observe(to_unit(batch.frame), batch.action), batch)
+        if not len(states.latent):
+            raise UserError(f"No episode is longer than train.burn_in={self.config.burn_in}: no dream can begin.")
+        others = trees.rows(states, torch.randint(len(states.latent), (count - first,), device=device))
+        return trees.map(lambda a, b: torch.cat([a, b]), beginning, others)
+
+    def _usable(self, states: State, batch: Batch) -> State:
+        usable = batch.acted[:, self.config.burn_in :]  # no dream goes on from where a game has ended
+        return trees.map(lambda leaf: leaf[:, self.config.burn_in :][usable], states)
+
+    def encoded(self, stage: Stage) -> list[np.ndarray]:
+        """What a stage reads instead of the frames of each episode, if it does."""
+        if stage.encode is None:
+            return []
+        device, found = self.agent.device, []
+        with torch.no_grad(), self.trainer.mixed():
+            for episode in self.replay.memory():
+                parts = torch.from_numpy(episode.frame).split(PART)
+                made = torch.cat([stage.encode(to_unit(part.to(device))) for part in parts])
+                found.append(made.float().cpu().numpy())
+        return found
