@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,18 +15,12 @@ if TYPE_CHECKING:
     from runs.run import Run
 
 RUN_KEYS = {  # what may differ from the run's own configuration
-    "resume": (
-        "steps",
-        "episodes",
-        "device",
-        "threads",
-        "workers",
-        "cluster",
-        "policy.generations",
-        "policy.real_generations",
-    ),
+    "resume": ("steps", "episodes", "device", "threads", "workers", "cluster",
+               "model.vision_updates", "model.memory_updates", "policy.where", "policy.generations", "policy.rollouts",
+               "policy.real_generations", "policy.real_rollouts"),
     "evaluate": ("episodes", "seed", "device", "threads"),
-}
+}  # fmt: skip
+OF_THE_MACHINE = ("device", "threads", "workers", "cluster")
 COMMANDS = ("train", "resume", "evaluate", "play", "info", "benchmark")
 
 HELP = """\
@@ -145,7 +140,11 @@ def _open(command: str, words: list[str]) -> Run:
         raise UserError(f"{command} needs one run=FOLDER. {run.newest()}".strip())
     opened = run.Run.open(named[0])
     others = [word for word in words if not word.startswith("run=")]
-    opened.config = compose.changed(opened.config, others, RUN_KEYS[command])
+    config = compose.changed(opened.config, others, RUN_KEYS[command])
+    if command == "resume":
+        here = {key: getattr(opened.config, key) for key in OF_THE_MACHINE}
+        opened.change(replace(config, **here))  # what a run was asked for last is what it goes on with
+    opened.config = config
     return opened
 
 

@@ -32,8 +32,9 @@ class EvolutionConfig:
 
     where: str = "both"  # "dream", "real", or "both": in the dream each round, in the real game after the last one
     population: int = 64
-    rollouts: int = 16  # dreams or games a candidate is judged by, the same ones for all candidates of a generation
+    rollouts: int = 16  # dreams a candidate is judged by, the same ones for all candidates of a generation
     generations: int = 100  # in the dream, a round
+    real_rollouts: int = 4  # games a candidate is judged by in the real game, where they cost a hundred times as much
     real_generations: int = 0  # in the real game: a round with "real", after the last round with "both"
     sigma: float = 0.1  # standard deviation of every weight at the beginning
     decay: float = 0.01  # this times the mean squared weight is taken from a candidate's fitness
@@ -61,7 +62,13 @@ class EvolutionConfig:
     def _problems(self) -> Iterator[str]:
         if self.where not in WHERE:
             yield f'policy.where is "dream", "real" or "both", got "{self.where}"'
-        least = {"population": 4, "rollouts": 1, "generations": 1, "real_generations": int(self.where == "real")}
+        least = {
+            "population": 4,
+            "rollouts": 1,
+            "real_rollouts": 1,
+            "generations": 1,
+            "real_generations": int(self.where == "real"),
+        }
         least |= {"horizon": 1, "decay": 0, "temperature": 0, "noise": 0}
         for name, limit in least.items():
             if not getattr(self, name) >= limit:  # refuses NaN too

@@ -58,4 +58,4 @@ def _real_game(config: Config, made: Agent) -> RealGame | None:
         crew = Cluster(make, config.workers or None, address=None if config.cluster == "local" else config.cluster)
     else:
         crew = Workers(make, config.workers or (cores() if cores() > 1 else 0))
-    return RealGame(crew, rollouts=config.policy.rollouts, seed=config.seed)
+    return RealGame(crew, rollouts=config.policy.real_rollouts, seed=config.seed)

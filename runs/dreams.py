@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from agent.batch import cut
-from agent.work import CONTEXT, STARTS
 from agent.player import Agent, Player
 from agent.trainer import mixed_precision
+from agent.work import CONTEXT, STARTS
 from envs.controls import Controls
 from envs.episode import CorruptEpisode, Episode
 from envs.errors import UserError

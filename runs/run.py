@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from runs.config import Config
 
 OUT = Path("runs/out")
+SCHEDULE = {  # how long and on how much is learned, which a resumed run may change
+    "generations", "real_generations", "rollouts", "real_rollouts", "where", "vision_updates", "memory_updates",
+}  # fmt: skip
 GIF_FRAMES = 300  # TensorBoard keeps whole animations in memory
 
 
@@ -189,6 +192,11 @@ class Run:
         write_json(path, {"what": name} | about | now | trained | dict(values))
         return path
 
+    def change(self, config: Config) -> None:
+        """From now on the run has another configuration, one that still fits its checkpoints."""
+        self.config = config
+        write_json(self.folder / "config.json", asdict(config))
+
     def close(self) -> None:
         """Flushes and closes the logs; they open again when something is logged."""
         if self._metrics is not None:
@@ -221,7 +229,7 @@ class Run:
         own = plain(asdict(self.config))
         kept = {key: (saved[key], own[key]) for key in ("recipe", "size")}
         for part in ("model", "policy"):
-            common = saved[part].keys() & own[part].keys() if saved["recipe"] == own["recipe"] else ()
+            common = (saved[part].keys() & own[part].keys()) - SCHEDULE if saved["recipe"] == own["recipe"] else ()
             kept |= {f"{part}.{key}": (saved[part][key], own[part][key]) for key in sorted(common)}
         for key, (was, now) in kept.items():
             if was != now and not isinstance(was, float):

@@ -37,10 +37,10 @@ PAPER = WorldModelsConfig(vision_updates=100_000, memory_updates=4_000, memory_b
 FAST = WorldModelsConfig(vision_updates=2_000, vision_batch=32, vision_lr=1e-3)
 MODELS = {"toy": TOY, "xs": FAST, "s": PAPER, "m": PAPER}
 POLICIES = {
-    "toy": EvolutionConfig(population=8, rollouts=4, generations=3, horizon=8, where="dream"),
-    "xs": EvolutionConfig(rollouts=16, generations=100, noise=0.2, where="dream", real_generations=20),
-    "s": EvolutionConfig(where="real", real_generations=1_800),
-    "m": EvolutionConfig(where="real", real_generations=1_800),
+    "toy": EvolutionConfig(population=8, rollouts=4, real_rollouts=2, generations=3, horizon=8, where="dream"),
+    "xs": EvolutionConfig(noise=0.2, where="dream", real_generations=20),
+    "s": EvolutionConfig(where="real", real_rollouts=16, real_generations=1_800),
+    "m": EvolutionConfig(where="real", real_rollouts=16, real_generations=1_800),
 }
 ROUNDS = TrainConfig(pretrain=0, burn_in=8, show_every=1)
 SCHEDULES = {size: replace(ROUNDS, prefill=prefill, steps_per_update=more) for size, prefill, more in (

@@ -213,7 +213,7 @@ def test_run_commands_get_the_run_with_its_changed_keys(finished: Run, monkeypat
     assert main.main(["resume", "run=old", "steps=5e5", "threads=2"]) == 0
     assert main.main(["evaluate", f"run={finished.folder}", "episodes=7"]) == 0
     assert runs[0].config == typed.fill(finished.config, {"steps": 500_000, "threads": 2})
-    assert runs[1].config == typed.fill(finished.config, {"episodes": 7})
+    assert runs[1].config == typed.fill(finished.config, {"steps": 500_000, "episodes": 7})  # threads are of one day
 
 
 def test_info_and_benchmark_get_a_configuration_and_make_no_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,9 @@ def quick(where: str = "both") -> Config:
     return replace(
         config, env="CatchContinuous-v0", workers=0, steps=300, seed=3,
         model=replace(config.model, vision_updates=6, memory_updates=6),
-        policy=replace(config.policy, where=where, population=4, rollouts=2, generations=3, real_generations=2),
+        policy=replace(
+            config.policy, where=where, population=4, rollouts=2, real_rollouts=3, generations=3, real_generations=2
+        ),
         train=replace(config.train, prefill=200, steps_per_update=100, log_every=2, save_every=1e9),
         game=replace(config.game, num=2),
     )  # fmt: skip
@@ -86,7 +88,7 @@ def test_every_generation_is_logged_and_saved(tmp_path: Path) -> None:
     generations = [line for line in run.metrics() if "policy/fitness" in line]
     assert len(generations) == 3 + 3 + 2  # a dream each round, the real game after the last
     assert len(saved) == len(generations) + 1
-    assert generations[-1]["real/episodes"] == 2 * 4 * 2
+    assert generations[-1]["real/episodes"] == 2 * 4 * 3
     assert generations[-1]["real/steps"] > 0
 
 
