@@ -12,7 +12,7 @@ from agent.replay import Replay
 from envs.episode import Episode
 from envs.games import Games
 
-HOLD = 6  # steps for which random play holds a continuous action, in the mean
+HOLDS = (1, 2, 4, 8, 16)  # steps for which random play holds a continuous action in the mean, row by row
 
 
 class Collector:
@@ -54,8 +54,10 @@ class Collector:
         spec = self.games.spec
         if spec.discrete:
             return torch.randint(spec.action_size, (self.games.num,)).numpy()
-        # Each dimension is held for a while: a car whose wheel and pedals tremble does not leave its place.
-        fresh = torch.rand(self.games.num, spec.action_size) < 1 / HOLD
+        # Held for a while: a car whose wheel and pedals tremble does not leave its place. But a memory that has never
+        # seen them tremble dreams that it does, and a policy finds that out.
+        holds = torch.tensor(HOLDS)[torch.arange(self.games.num) % len(HOLDS)].unsqueeze(1)
+        fresh = torch.rand(self.games.num, spec.action_size) < 1 / holds
         self.held = torch.where(fresh, torch.rand_like(self.held) * 2 - 1, self.held)
         return self.held.numpy()
 

@@ -133,7 +133,7 @@ def changed(config: Settings, words: Sequence[str], allowed: Sequence[str]) -> S
     Raises:
         UserError: a key that is unknown or that the run fixed for good, a value of a wrong type or out of range.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for override in _parsed(words):
         key = override.key_or_group
         if key not in allowed:
@@ -142,7 +142,11 @@ def changed(config: Settings, words: Sequence[str], allowed: Sequence[str]) -> S
             raise UserError(f"{key} was fixed when the run began: only {', '.join(allowed)} can be given here.")
         if override.is_sweep_override():
             raise UserError(f"{key} needs one value: a sweep (several values) is for train.")
-        values[key] = override.value()
+        at = values
+        *groups, last = key.split(".")
+        for group in groups:
+            at = at.setdefault(group, {})
+        at[last] = override.value()
     config = fill(config, values)
     config.check()
     return config

@@ -289,3 +289,10 @@ def test_filling_keeps_what_is_not_given_and_converts_only_what_loses_nothing() 
 def test_filling_names_what_is_wrong(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         typed.fill(Outer(), given)
+
+
+def test_a_key_within_a_group_can_be_changed_too() -> None:
+    config = RECIPES["world_models"]("toy")
+    changed = compose.changed(config, ["policy.real_generations=7", "steps=9"], ["steps", "policy.real_generations"])
+    assert (changed.policy.real_generations, changed.steps) == (7, 9)
+    assert changed.policy.generations == config.policy.generations
