@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from policies.imagine import imagine
 from runs import build, files, machine
 from runs.config import Config
 from runs.info import count
+from runs.quiet import Nowhere, Phases
 from runs.run import OUT
 from world_model import trees
 from world_model.interface import State, to_pixels
@@ -82,35 +84,45 @@ class _Measurement:
     def all(self) -> dict[str, Any]:
         """Rows, phases and operators."""
         session, horizon = self.session, self.config.policy.horizon
-        screen, nowhere = _Phases(self._sync), _Nowhere()
+        screen, nowhere = Phases(self._sync), Nowhere()
         # Both long enough for every game to end more than once: beginning a new one loads the ROM, which takes 65 ms.
         alone = self._begin("games", lambda: self._time(self._player_of_random_games(), 0.15))
         self._begin("random games first", lambda: session.prefill(nowhere, screen))
         acting = self._begin("acting", lambda: self._time(lambda: session.collect(self._steps, screen), 0.3))
-        model, policy = self._begin("updates", self._updates)
+        stages, policy = self._begin("updates", self._updates)
         states = session.states(session.dreams.starts or 192)
         dreams = self._begin("dreaming", lambda: self._time(lambda: self._dream(states), 0.1))
         frames = self._begin("one frame", lambda: self._time(self._dreamer(_first(states, 1)), 0.05))
-        pairs = [a + b for a, b in zip(model, policy, strict=True)]
-        shares = self._begin("the loop", lambda: self._loop(0.25 * self.seconds / float(np.median(pairs))))
+        pairs = np.sum([*stages.values(), policy], 0)
+        # Of a recipe whose rounds take thousands of updates there is no loop to be seen in a minute.
+        short = all(stage.updates == 1 for stage in session.stages)
+        updates = 0.25 * self.seconds / float(np.median(pairs))
+        shares = self._begin("the loop", lambda: self._loop(updates) if short else {})
         operators = self._begin("operators", self._operators)
-        stage, starts = session.stages[0], len(states.latent)
-        rows, batch, dream = f"{self.games.num} games", f"{stage.batch_size} x {stage.length}", f"{starts} x {horizon}"
+        starts, copies = len(states.latent), getattr(self.config.policy, "population", 1)
+        many, dream = f"{self.games.num} games", f"{starts} x {horizon}"
+        whole = f"{copies} x {dream}" if copies > 1 else dream
         return {
             "precision": "bf16" if session.trainer.autocast else "fp32",
             "parameters": {"world_model": count(session.agent.world_model), "policy": count(session.agent.learner)},
             "rows": [
-                row("random games", alone, "agent steps", size=rows, each=self._steps),
-                row("acting", acting, "agent steps", size=rows, each=self._steps),
-                row("world-model update", model, "updates", size=batch),
-                row("policy update", policy, "updates", size=dream),
-                row("both updates", pairs, "updates"),
+                row("random games", alone, "agent steps", size=many, each=self._steps),
+                row("acting", acting, "agent steps", size=many, each=self._steps),
+                *(
+                    row(f"{kind.name.replace('_', '-')} update", stages[kind.name], "updates",
+                        size=f"{kind.batch_size} x {kind.length}")
+                    for kind in session.stages
+                ),
+                row("policy update", policy, "updates", size=whole),
+                row("both updates" if short else "one of each", pairs, "updates"),
                 row("dreaming", dreams, "dream steps", size=dream, each=starts * horizon),
+                *([row("dreaming for a population", policy, "dream steps", size=whole, each=copies * starts * horizon)]
+                  if copies > 1 else []),
                 row("one frame to play", frames, "frames", size="decoded"),
             ],
             "phases": shares,
             "operators": operators,
-        }
+        }  # fmt: skip
 
     @property
     def _steps(self) -> int:
@@ -155,20 +167,24 @@ class _Measurement:
 
         return play
 
-    def _updates(self) -> tuple[list[float], list[float]]:
-        """Seconds of world-model updates and of the policy updates in between, as in the loop."""
-        model: list[float] = []
+    def _updates(self) -> tuple[dict[str, list[float]], list[float]]:
+        """Seconds of an update of each stage and of the policy, one after the other as in the loop."""
+        session = self.session
+        taken: dict[str, list[float]] = {stage.name: [] for stage in session.stages}
+        encoded = {stage.name: session.encoded(stage) for stage in session.stages}
 
-        def both() -> None:
-            began = time.perf_counter()
-            states = self.session.train_world_model()
-            self._sync()
-            model.append(time.perf_counter() - began)
-            self.session.train_policy(states)
+        def all_of_them() -> None:
+            states = None
+            for stage in session.stages:
+                began = time.perf_counter()
+                states = session.train_world_model(stage, encoded[stage.name])
+                self._sync()
+                taken[stage.name].append(time.perf_counter() - began)
+            session.train_policy(states)
 
-        pairs = self._time(both, 0.35)
-        model = model[-len(pairs) :]
-        return model, [pair - first for pair, first in zip(pairs, model, strict=True)]
+        whole = np.array(self._time(all_of_them, 0.35))
+        kept = {name: each[-len(whole) :] for name, each in taken.items()}
+        return kept, (whole - np.sum(list(kept.values()), 0)).tolist()
 
     def _dream(self, states: State) -> None:
         session = self.session
@@ -190,9 +206,9 @@ class _Measurement:
     def _loop(self, updates: float) -> dict[str, float]:
         """The real loop for so many updates: the share of its time that each phase takes."""
         count = int(min(max(updates, 5), MOST))
-        screen = _Phases(self._sync)
+        screen = Phases(self._sync)
         steps = self.session.replay.steps + count * self.session.config.steps_per_update
-        self.session.train(steps, _Nowhere(), screen)
+        self.session.train(steps, Nowhere(), screen)
         screen.phase("end")
         seconds = {name: screen.seconds.get(name, 0.0) for name in PHASES}
         return {name: round(spent / sum(seconds.values()), 4) for name, spent in seconds.items()}
@@ -200,10 +216,9 @@ class _Measurement:
     def _operators(self) -> dict[str, list[dict[str, Any]]]:
         session = self.session
         states = session.states(session.dreams.starts or 192)
-        return {
-            "world model": self._profile(lambda: session.train_world_model()),
-            "policy": self._profile(lambda: session.train_policy(states)),
-        }
+        stages = {stage.name.replace("_", " "): (stage, session.encoded(stage)) for stage in session.stages}
+        found = {name: self._profile(partial(session.train_world_model, *what)) for name, what in stages.items()}
+        return found | {"policy": self._profile(lambda: session.train_policy(states))}
 
     def _profile(self, work: Callable[[], object]) -> list[dict[str, Any]]:
         """The operators that take most time themselves, without those they call: calls and ms an update."""
@@ -224,32 +239,6 @@ class _Measurement:
             | {"ms": round(time_of(event) / 1000 / PROFILED, 3), "share": round(time_of(event) / whole, 4)}
             for event in events[:OPERATORS]
         ]
-
-
-class _Phases:
-    """A screen that only counts the seconds of each phase."""
-
-    def __init__(self, sync: Callable[[], None]) -> None:
-        self.seconds: dict[str, float] = {}
-        self.name, self._sync, self._entered = "start", sync, time.perf_counter()
-
-    def phase(self, name: str) -> None:
-        self._sync()  # what was launched belongs to the phase that launched it
-        now = time.perf_counter()
-        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + now - self._entered
-        self.name, self._entered = name, now
-
-    def update(self, step: int, **values: float | str | None) -> None: ...
-    def episode(self, ret: float, length: int) -> None: ...
-
-
-class _Nowhere:
-    """A run that is not written."""
-
-    def log(self, step: int, scalars: dict[str, float]) -> None: ...
-    def picture(self, step: int, name: str, image: np.ndarray) -> None: ...
-    def video(self, step: int, name: str, frames: np.ndarray, fps: float = 15) -> None: ...
-    def save_checkpoint(self, state: dict[str, Any], step: int) -> None: ...
 
 
 def _first(states: State, count: int) -> State:

@@ -1,6 +1,7 @@
-"""Published results: `python -m runs.publish run=NAME` copies a run's results into runs/results/.
+"""Published results: `python -m runs.publish run=NAME [as=VARIANT]` copies a run's results into runs/results/.
 
-Then, and without `run=` only this, the README's tables are written anew from the files there.
+A variant has a name of its own beside the recipe's. Then, and without `run=` only this, the README's tables are written
+anew from the files there.
 """
 
 from __future__ import annotations
@@ -13,29 +14,35 @@ from pathlib import Path
 from typing import Any
 
 from envs.errors import UserError
-from runs.files import write_atomic
+from runs.files import write_atomic, write_json
 from runs.guard import guarded
 from runs.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
+PICTURES = ("dream", "mixture", "latents", "temperatures", "reconstructions")  # of which the last is published
 RESULTS = ROOT / "runs" / "results"
 BEGIN, END = "<!-- results: written by python -m runs.publish -->", "<!-- end of results -->"
 
 
-def publish(run: Run, results: Path = RESULTS) -> list[Path]:
-    """Copies results/*.json and its pictures as <recipe>-<env>-<what>; returns the new files.
+def publish(run: Run, results: Path = RESULTS, variant: str = "") -> list[Path]:
+    """Copies results/*.json and its pictures as <recipe>-<env>-[<variant>-]<what>; returns the new files.
 
     Raises UserError when the run has no results.
     """
     config = run.config
-    prefix = f"{config.recipe}-{config.env.replace('/', '-')}-"
+    prefix = f"{config.recipe}-{config.env.replace('/', '-')}-" + f"{variant}-" * bool(variant)
     found = sorted((run.folder / "results").glob("*.*"))
     if not found:
         raise UserError(f"{run.folder} has no results yet: python main.py evaluate run={run.folder}")
     found += sorted((run.folder / "pictures").glob("curve.png"))
-    found += sorted((run.folder / "pictures").glob("dream-*.png"))[-1:]
+    for name in PICTURES:
+        found += sorted((run.folder / "pictures").glob(f"{name}-*.png"))[-1:]
     results.mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copyfile(path, results / (prefix + _name(path)))) for path in found]
+    copies = [Path(shutil.copyfile(path, results / (prefix + _name(path)))) for path in found]
+    for copy in copies:
+        if variant and copy.suffix == ".json":
+            write_json(copy, json.loads(copy.read_text()) | {"variant": variant})
+    return copies
 
 
 def _name(path: Path) -> str:
@@ -76,9 +83,13 @@ def _score(path: Path, entry: dict[str, Any]) -> Sequence[str]:
     machine, training = entry["machine"], entry.get("training", {})
     threads = training.get("threads") or machine["cores"]
     place = machine["gpu"] or f"{machine['cpu']}, {threads} thread{'s'[: threads > 1]}"
+    steps = f"{entry['env_steps']:,}"
+    if judged := entry.get("judged_in_real_game", {}).get("steps"):
+        steps += f" and {judged:,} of evolution"
+    recipe = f"`{entry['recipe']}` {entry['size']}" + (f", {entry['variant']}" if "variant" in entry else "")
     return (
-        entry["env"], f"`{entry['recipe']}` {entry['size']}", entry["policy"], f"**{entry['mean']:.2f}**",
-        f"{entry['std']:.2f}", f"{entry['median']:.1f}", str(entry["episodes"]), f"{entry['env_steps']:,}",
+        entry["env"], recipe, entry["policy"], f"**{entry['mean']:.2f}**",
+        f"{entry['std']:.2f}", f"{entry['median']:.1f}", str(entry["episodes"]), steps,
         f"{entry['hours']:.2f}", place, _link(path),
     )  # fmt: skip
 
@@ -117,10 +128,11 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def main(words: Sequence[str]) -> None:
     """Publishes the run named by `run=`, if any, and writes the tables."""
-    if len(words) > 1 or any(not word.startswith("run=") for word in words):
-        raise UserError("Name one run or none: python -m runs.publish run=NAME")
-    for word in words:
-        for path in publish(Run.open(word.removeprefix("run="))):
+    asked = dict(word.split("=", 1) for word in words if "=" in word)
+    if len(asked) < len(words) or not {"run"} >= asked.keys() - {"as"} or ("as" in asked and "run" not in asked):
+        raise UserError("Name one run or none: python -m runs.publish run=NAME [as=VARIANT]")
+    if "run" in asked:
+        for path in publish(Run.open(asked["run"]), variant=asked.get("as", "")):
             print(path.relative_to(ROOT))
     write_readme()
 

@@ -38,6 +38,22 @@ def test_what_is_published_stands_in_the_table(run: Run, tmp_path: Path) -> None
     assert "| sampled | **8.25** | 1.50 | 9.0 | 4 |" in row
 
 
+def test_a_variant_is_published_beside_the_recipe(run: Run, tmp_path: Path) -> None:
+    result = json.loads((run.folder / "results" / "evaluation-sampled.json").read_text())
+    run.result("evaluation-sampled", result | {"judged_in_real_game": {"steps": 12_345}})
+    publish.publish(run, tmp_path / "results")
+    publish.publish(run, tmp_path / "results", variant="z-only")
+    lines = [line for line in publish.tables(tmp_path / "results").splitlines() if "Catch-v0 |" in line]
+    assert ["toy, z-only |" in line for line in lines] == [False, True]
+    assert "and 12,345 of evolution" in lines[0]
+
+
+@pytest.mark.parametrize("words", [["NAME"], ["as=z"], ["run=a", "what=b"]])
+def test_publish_says_what_it_takes(words: list[str]) -> None:
+    with pytest.raises(UserError, match=r"run=NAME \[as=VARIANT\]"):
+        publish.main(words)
+
+
 def test_a_run_without_results_has_nothing_to_publish(tmp_path: Path) -> None:
     empty = Run.create(reverie("toy"), tmp_path / "empty")
     with pytest.raises(UserError, match="no results yet"):
