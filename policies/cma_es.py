@@ -41,6 +41,7 @@ class EvolutionConfig:
     diagonal: bool = False  # learn only variances; past 2,000 numbers the full matrix is too slow
     horizon: int = 250  # agent steps of a dream
     temperature: float = 1.0  # of the dream's latents
+    restart: bool = True  # in each round the dream begins with the untrained controller, not with the last round's
     noise: float = 0.1  # of the actions while collecting experience
 
     @property
@@ -113,7 +114,12 @@ class Evolution(Learner):
         return (dream, real) if config.where == "both" and last and config.real_generations else (dream,)
 
     def begin_phase(self, where: str) -> None:
-        """A new Gaussian around the present mean: what was learned of the old features' weights is void."""
+        """A new Gaussian around the present mean: what was learned of the old features' weights is void.
+
+        In the dream the mean may be void as well: it has found what the old dream got wrong.
+        """
+        if where == "dream" and self.config.restart:
+            self.policy.load_flat(torch.zeros(self.policy.size))
         self.where, self._fitness, self._strategy, self._asked = where, [], None, None
         self._start = self.policy.flat().cpu().double()
         self._seed = int(torch.randint(2**62, ()))  # from the default generator, so that the run's seed decides

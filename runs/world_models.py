@@ -34,11 +34,11 @@ TOY = WorldModelsConfig(
     memory_updates=20, memory_batch=8, memory_length=8,
 )  # fmt: skip
 PAPER = WorldModelsConfig(vision_updates=100_000, memory_updates=4_000, memory_batch=100, memory_length=999)
-FAST = WorldModelsConfig(vision_updates=2_000, vision_batch=32, vision_lr=1e-3)
+FAST = WorldModelsConfig(vision_updates=1_500, vision_batch=32, vision_lr=1e-3, memory_updates=2_500)
 MODELS = {"toy": TOY, "xs": FAST, "s": PAPER, "m": PAPER}
 POLICIES = {
     "toy": EvolutionConfig(population=8, rollouts=4, real_rollouts=2, generations=3, horizon=8, where="dream"),
-    "xs": EvolutionConfig(noise=0.2, where="dream", real_generations=20),
+    "xs": EvolutionConfig(temperature=1.15, noise=0.2, where="both", real_generations=20),
     "s": EvolutionConfig(where="real", real_rollouts=16, real_generations=1_800),
     "m": EvolutionConfig(where="real", real_rollouts=16, real_generations=1_800),
 }
