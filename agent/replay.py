@@ -103,21 +103,28 @@ class Replay:
         self.steps += len(episode)
         self._keep(number, episode)
 
+    def take_over(self, folder: Path) -> int:
+        """Adds the episodes of another replay's folder in their order; returns how many. See `take_in`."""
+        return self._add_files(sorted(folder.glob(f"*{SUFFIX}")), human=False)
+
     def take_in(self, folder: Path) -> int:
         """Adds what a person has played, each file of `folder` once, also across resumes; returns how many were new.
 
         A file that cannot be used is named in `self.skipped`.
         """
         new = [path for path in sorted(folder.glob(f"*{SUFFIX}")) if path.name not in self.taken]
+        self.taken += [path.name for path in new]
+        return self._add_files(new, human=True)
+
+    def _add_files(self, paths: Sequence[Path], *, human: bool) -> int:
         before = self.episodes
-        for path in new:
+        for path in paths:
             try:
-                self.add_episode(Episode.load(path), human=True)
+                self.add_episode(Episode.load(path), human=human)
             except CorruptEpisode as error:
                 self.skipped.append(str(error))
             except ValueError as error:
                 self.skipped.append(f"{path} is not used: {error}.")
-            self.taken.append(path.name)
         return self.episodes - before
 
     def _keep(self, number: int, episode: Episode) -> None:

@@ -51,7 +51,8 @@ def pack(run: Run, folder: Path) -> Path:
 def _tensors(parts: Loaded) -> dict[str, torch.Tensor]:
     """Parameters in bfloat16; buffers, which are few and may be counters or pictures, as they are."""
     learned = {name for name, _ in parts.agent.named_parameters()}
-    weights = parts.agent.state_dict().items()
+    state = parts.agent.state_dict().items()
+    weights = [(name, value) for name, value in state if isinstance(value, torch.Tensor)]  # nothing of the training
     kept = {name: value.bfloat16() if name in learned else value for name, value in weights}
     kept |= {"starts.frame": parts.starts.frame[:STARTS], "starts.action": parts.starts.action[:STARTS]}
     return {name: value.contiguous() for name, value in kept.items()}  # not channels last, which the format lacks

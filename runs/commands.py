@@ -14,12 +14,14 @@ from envs.games import Games
 from runs.config import Config
 from runs.machine import choose_device, choose_threads, cores, keep_freed_memory
 from runs.progress import Progress
-from runs.run import Run
+from runs.run import EPISODES, Run, find
 
 
 def train(config: Config, folder: Path) -> None:
     """A new run in `folder`, from the first step to its evaluation."""
     device, threads = _prepare(config)
+    if config.experience:
+        find(config.experience)  # says so before there is a folder, when there is no such run
     run = Run.create(config, folder, threads=threads, device=device)
     _work(run, device, threads, resumed=False)
 
@@ -74,14 +76,17 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
         progress.say(f"{'resuming' if resumed else 'writing'} {run.folder}")
         try:
             session = build.session(config, games, run.episodes_folder, device)
+            if config.experience and not resumed:
+                taken = session.replay.take_over(find(config.experience) / EPISODES)
+                progress.say(f"{taken} episodes of {config.experience}, {session.replay.steps:,} steps")
             if resumed:
                 session.load_state_dict(run.load_checkpoint(device, say=progress.say))
                 run.rewind()
                 if taken := session.replay.take_in(run.human_folder):
                     progress.say(f"{taken} episodes that a person played join the replay")
-                for sentence in session.replay.skipped:
-                    progress.say(sentence)
                 progress.say(f"resumed at step {run.step:,}, update {session.updates:,}")
+            for sentence in session.replay.skipped:
+                progress.say(sentence)
             progress.start(config.steps, session.replay.steps)
             session.train(config.steps, run, progress, only)
         except KeyboardInterrupt:

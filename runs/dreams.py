@@ -184,8 +184,10 @@ def _described(values: Mapping[str, Any], path: Path) -> tuple[Spec, Controls]:
 
 
 def _fill(agent: Agent, weights: Mapping[str, torch.Tensor], source: Path) -> None:
+    # A box holds tensors alone; whatever else a learner keeps begins anew.
+    others = {name: value for name, value in agent.state_dict().items() if not isinstance(value, torch.Tensor)}
     try:
-        agent.load_state_dict(weights)
+        agent.load_state_dict(others | dict(weights))
     except RuntimeError as problem:  # torch's own text lists every tensor
         raise UserError(f"The weights in {source} are of another model than its configuration describes.") from problem
 

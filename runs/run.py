@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from runs.config import Config
 
 OUT = Path("runs/out")
+EPISODES = "episodes"
 SCHEDULE = {  # how long and on how much is learned, which a resumed run may change
     "generations", "real_generations", "rollouts", "real_rollouts", "where", "vision_updates", "memory_updates",
 }  # fmt: skip
@@ -95,7 +96,7 @@ class Run:
 
     @property
     def episodes_folder(self) -> Path:
-        return self.folder / "episodes"
+        return self.folder / EPISODES
 
     @property
     def human_folder(self) -> Path:

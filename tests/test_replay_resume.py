@@ -136,3 +136,16 @@ def test_resume_on_a_real_game(tmp_path: Path) -> None:
             break
     games.close()
     other.close()
+
+
+def test_the_experience_of_another_replay_is_taken_over_whole(tmp_path: Path) -> None:
+    first = Replay(tmp_path / "first", DISCRETE, ReplayConfig(), seed=0)
+    for seed in range(12):
+        first.add_episode(numbered.episode(seed, 5 + seed))
+    (tmp_path / "first" / "000003.npz").write_bytes(b"torn")
+    second = Replay(tmp_path / "second", DISCRETE, ReplayConfig(), seed=0)
+    assert second.take_over(tmp_path / "first") == 11
+    assert second.steps == sum(5 + seed for seed in range(12) if seed != 3)
+    assert len(second.skipped) == 1 and "000003.npz" in second.skipped[0]
+    assert [len(episode) for episode in second.memory()] == [5 + seed for seed in range(12) if seed != 3]
+    assert len(list((tmp_path / "second").glob("*.npz"))) == 11  # it does not need the other folder any more

@@ -8,20 +8,20 @@ from pathlib import Path
 
 from runs import box, build, commands
 from runs.config import Config
-from runs.reverie import reverie
+from runs.recipes import RECIPES
 from runs.run import Run
 
 STEPS = 400
 
 
-def small(env: str) -> Config:
-    config = reverie("toy")
+def small(env: str, recipe: str = "reverie") -> Config:
+    config = RECIPES[recipe]("toy")
     return replace(config, env=env, game=replace(config.game, num=2), seed=7)
 
 
-def make(folder: Path) -> Path:
+def make(folder: Path, recipe: str = "reverie") -> Path:
     """The folder of a new run of Catch with a checkpoint and an evaluation."""
-    config = small("Catch-v0")
+    config = small("Catch-v0", recipe)
     run = Run.create(config, folder)
     games = config.game.build(config.env)
     session = build.session(config, games, run.episodes_folder)
