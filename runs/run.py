@@ -53,6 +53,7 @@ class Run:
         self._hours_before = 0.0
         self._hours_saved = 0.0
         self._opened = time.monotonic()
+        self._lines: int | None = None  # logged before the loaded checkpoint; older ones do not tell
         self._metrics: IO[str] | None = None
         self._board: SummaryWriter | None = None
 
@@ -152,6 +153,7 @@ class Run:
             os.fsync(self._metrics.fileno())
         hours = self.hours
         content = {"step": step, "hours": hours, "config": plain(asdict(self.config)), "state": dict(state)}
+        content["lines"] = len(self.metrics())  # many may be of one step
         path = checkpoint.save(self.folder / "checkpoints", step, content)
         self.step, self._hours_saved = step, hours
         return path
@@ -169,7 +171,7 @@ class Run:
             raise UserError(f"The checkpoint in {self.folder} was not written by this program.")
         self._check_same_model(content["config"])
         self.step, self._hours_before, self._opened = content["step"], content["hours"], time.monotonic()
-        self._hours_saved = self._hours_before
+        self._hours_saved, self._lines = self._hours_before, content.get("lines")
         for sentence in said:
             say(sentence)
         return dict(content["state"])
@@ -177,7 +179,7 @@ class Run:
     def rewind(self) -> None:
         """Forgets what came after the loaded checkpoint: metrics, TensorBoard points and unreadable checkpoints."""
         self.close()
-        lines = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= self.step]
+        lines = [json.dumps(line) + "\n" for line in self.metrics()[: self._lines] if line["step"] <= self.step]
         write_atomic(self.folder / "metrics.jsonl", lambda file: file.write("".join(lines).encode()))
         checkpoint.drop_after(self.folder / "checkpoints", self.step)
         self._board = self._open_board(purge_step=self.step + 1)

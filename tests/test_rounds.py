@@ -77,6 +77,20 @@ def test_a_round_stopped_in_any_part_goes_on_bit_by_bit(part: str, tmp_path: Pat
     ]
 
 
+def test_what_a_killed_run_logged_after_its_checkpoint_is_forgotten(tmp_path: Path) -> None:
+    config = quick("dream")
+    run = Run.create(config, tmp_path / "run")
+    session = begin(config, run)
+    session.train(config.steps, run, Progress())
+    before = run.metrics()
+    run.log(session.replay.steps, {"policy/fitness": 1e9})  # at the checkpoint's own step
+    run.close()
+    again = Run.open(tmp_path / "run")
+    again.load_checkpoint()
+    again.rewind()
+    assert again.metrics() == before
+
+
 def test_every_generation_is_logged_and_saved(tmp_path: Path) -> None:
     config = quick()
     run = Run.create(config, tmp_path / "run")
