@@ -13,9 +13,13 @@ CMA-ES: population       64                       64
 episodes a candidate     16 dreams, 4 tracks      16 tracks
 first sigma, L2 decay    0.1, 0.01                0.1, 0.01
 where                    dream, then real game    real game
-rounds                   3                        1
+dream's temperature      1.15                     1.15 (Doom)
+rounds                   11: 10,000 steps, then   1
+                         8,000 more each time
 
-A candidate's fitness is the mean return of the same dreams or tracks for the whole population.
+Rounds are short because a dream made of random driving alone deceives: what is evolved in it stands still in the real
+game, and the next round has seen that. Each dream begins with the untrained controller. A candidate's fitness is the mean return of the
+same dreams or tracks for the whole population.
 """
 
 from __future__ import annotations
@@ -33,19 +37,22 @@ TOY = WorldModelsConfig(
     z=8, channels=4, hidden=32, mixtures=2, heads=16, vision_updates=20, vision_batch=32, vision_lr=1e-3,
     memory_updates=20, memory_batch=8, memory_length=8,
 )  # fmt: skip
-PAPER = WorldModelsConfig(vision_updates=100_000, memory_updates=4_000, memory_batch=100, memory_length=999)
-FAST = WorldModelsConfig(vision_updates=1_500, vision_batch=32, vision_lr=1e-3, memory_updates=2_500)
+PAPER = WorldModelsConfig(vision_updates=1_000_000, memory_updates=4_000, memory_batch=100, memory_length=999)
+FAST = WorldModelsConfig(vision_updates=600, vision_batch=32, vision_lr=1e-3, memory_updates=1_000)
 MODELS = {"toy": TOY, "xs": FAST, "s": PAPER, "m": PAPER}
 POLICIES = {
     "toy": EvolutionConfig(population=8, rollouts=4, real_rollouts=2, generations=3, horizon=8, where="dream"),
-    "xs": EvolutionConfig(temperature=1.15, noise=0.2, where="both", real_generations=20),
+    "xs": EvolutionConfig(generations=60, temperature=1.15, where="both", real_generations=20),
     "s": EvolutionConfig(where="real", real_rollouts=16, real_generations=1_800),
     "m": EvolutionConfig(where="real", real_rollouts=16, real_generations=1_800),
 }
 ROUNDS = TrainConfig(pretrain=0, burn_in=8, show_every=1)
-SCHEDULES = {size: replace(ROUNDS, prefill=prefill, steps_per_update=more) for size, prefill, more in (
-    ("toy", 400, 200), ("xs", 30_000, 15_000), ("s", 10_000_000, 1), ("m", 10_000_000, 1),
-)}  # fmt: skip
+SCHEDULES = {
+    "toy": replace(ROUNDS, prefill=400, steps_per_update=200),
+    "xs": replace(ROUNDS, prefill=10_000, steps_per_update=8_000, pretrain=1_000),
+    "s": replace(ROUNDS, prefill=10_000_000),
+    "m": replace(ROUNDS, prefill=10_000_000),
+}
 STEPS = {"toy": 600, "xs": 90_000, "s": 10_000_000, "m": 10_000_000}
 
 
