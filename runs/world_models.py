@@ -18,8 +18,8 @@ rounds                   11: 10,000 steps, then   1
                          8,000 more each time
 
 Rounds are short because a dream made of random driving alone deceives: what is evolved in it stands still in the real
-game, and the next round has seen that. Each dream begins with the untrained controller. A candidate's fitness is the mean return of the
-same dreams or tracks for the whole population.
+game, and the next round has seen that. Each dream begins with the untrained controller. A candidate's fitness is the
+mean return of the same dreams or tracks for the whole population.
 """
 
 from __future__ import annotations
