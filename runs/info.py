@@ -166,12 +166,20 @@ def _stage_line(stage: dict[str, Any]) -> str:
 
 
 def _schedule(config: Config, agent: Agent) -> dict[str, str]:
-    train, policy = config.train, config.policy
-    updates = max(0, config.steps - train.prefill) // train.steps_per_update
-    learned = sum(stage.batch_size * stage.length for stage in agent.world_model.stages())
+    train, policy, stages = config.train, config.policy, agent.world_model.stages()
+    long = any(stage.updates > 1 for stage in stages)
+    rounds = -(-max(0, config.steps - train.prefill) // train.steps_per_update) + long  # one learns from the prefill
+    learned = sum(stage.batch_size * stage.length * stage.updates for stage in stages)
+    first, later = ", ".join(_places(agent, last=False)), ", ".join(_places(agent, last=True))
+    name, alone = "round" if long else "update", stages[0].name.replace("_", " ")
     return {
-        "first": f"{train.prefill:,} random agent steps, then {train.pretrain:,} updates of the world model alone",
-        "then": f"{updates:,} updates, one every {train.steps_per_update} agent steps, up to {config.steps:,} steps",
+        "first": f"{train.prefill:,} random agent steps, then {train.pretrain:,} updates of the {alone} alone",
+        "then": f"{rounds:,} {name}s, one every {train.steps_per_update:,} agent steps, up to {config.steps:,} steps",
         "replayed": f"each frame {learned / train.steps_per_update:.3g} times in the mean",
-        "dreams": f"{policy.starts or 'all'} starts x {policy.horizon} steps an update",
-    }
+        "dreams": f"{policy.starts or 'all'} starts x {policy.horizon} steps {'a candidate' if long else 'an update'}",
+    } | ({"evolution": f"{first} a round" + (f"; {later} in the last" if later != first else "")} if long else {})
+
+
+def _places(agent: Agent, *, last: bool) -> list[str]:
+    names = {"dream": "in the dream", "real": "in the real game"}
+    return [f"{count:,} generations {names[where]}" for where, count in agent.learner.plan(last=last)]
