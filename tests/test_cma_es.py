@@ -296,11 +296,3 @@ def test_a_matrix_too_large_is_refused_and_its_diagonal_is_not(monkeypatch: pyte
     free = cma_es._free_memory()
     assert free is None or free > 10**8
     assert needed_memory(EvolutionConfig(), 288, 867) < 10**8  # the paper's run fits anywhere
-
-
-@pytest.mark.parametrize(("restart", "where", "kept"), [(True, "dream", 0), (True, "real", 1), (False, "dream", 1)])
-def test_only_a_dream_begins_with_the_untrained_controller(restart: bool, where: str, kept: float) -> None:
-    made = learner(restart=restart)
-    made.policy.load_flat(torch.ones(made.policy.size))
-    made.begin_phase(where)
-    assert torch.equal(made.policy.flat(), torch.full((made.policy.size,), float(kept)))

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from envs.errors import UserError
+from envs.spec import Spec
+from policies.cma_es import EvolutionConfig
 from runs.config import Config
 from runs.progress import Progress
 from runs.run import Run
@@ -165,3 +167,11 @@ def test_a_stage_reads_what_was_encoded_once(tmp_path: Path) -> None:
     expected = torch.where(frames.valid, (frames.frame.float() / 255).mean((2, 3, 4)), 0)
     torch.testing.assert_close(batch.frame[..., 0], expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(batch.action, frames.action)
+
+
+@pytest.mark.parametrize(("restart", "where", "kept"), [(True, "dream", 0), (True, "real", 1), (False, "dream", 1)])
+def test_only_a_dream_begins_with_the_untrained_controller(restart: bool, where: str, kept: float) -> None:
+    made = EvolutionConfig(restart=restart).build(3, Spec((3, 64, 64), 2, False))
+    made.policy.load_flat(torch.ones(made.policy.size))
+    made.begin_phase(where)
+    assert torch.equal(made.policy.flat(), torch.full((made.policy.size,), float(kept)))
