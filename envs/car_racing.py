@@ -19,7 +19,11 @@ def is_car_racing(found: EnvSpec) -> bool:
 
 
 class CarRacingGames(GymGames):
-    """N copies of CarRacing with the frames, rewards and endings of `GymGames`, byte for byte.
+    """N copies of CarRacing with the frames and rewards of `GymGames`, byte for byte.
+
+    Its episodes are as long, but a finished lap counts as a time limit and not as an ending: no picture tells how much
+    of the lap is left, so an agent that learns that endings are worth nothing comes to fear good driving. (One did: it
+    reached 900, finished its laps, and twice within 20,000 steps unlearned to drive.)
 
     A step of the game is gymnasium's own and draws nothing. The picture is drawn once an agent step, after all of its
     action repeats, by one painter for all copies: its surfaces then stay in the processor's cache.
@@ -36,6 +40,10 @@ class CarRacingGames(GymGames):
         unseen = copy.copy(find(self.env))  # the same limits and arguments
         unseen.entry_point = "envs.car_view:UnseenCarRacing"
         return make(unseen)
+
+    def _ending(self, terminated: bool, truncated: bool, info: dict[str, Any]) -> tuple[bool, bool]:
+        finished = bool(info.get("lap_finished"))
+        return terminated and not finished, truncated or finished
 
     def _picture(self, row: int) -> np.ndarray:
         game: Any = self._copies[row].unwrapped

@@ -118,13 +118,18 @@ class GymGames(Games):
         for row, copy in enumerate(self._copies):
             action = self._native(actions[row])
             for _ in range(self._repeat):
-                self._observed[row], reward, ended, late, _ = copy.step(action)
+                self._observed[row], reward, ended, late, info = copy.step(action)
+                ended, late = self._ending(bool(ended), bool(late), info)
                 score[row] += float(reward)
                 terminated[row], truncated[row] = ended, late
                 if ended or late:
                     break
             self._frames[row] = self._frame(row)
         return Played(self._frames.copy(), score, terminated, np.zeros(self.num, dtype=bool), truncated)
+
+    def _ending(self, terminated: bool, truncated: bool, info: dict[str, Any]) -> tuple[bool, bool]:
+        """What the game calls an ending and a time limit; a game may know better."""
+        return terminated, truncated
 
     def _native(self, action: np.ndarray) -> Any:
         """Turns 0..A-1 or [-1, 1]^A into the game's own action."""

@@ -108,6 +108,18 @@ def test_over_the_edge_of_the_playing_field() -> None:
     assert ended and score < -50, "never came to the edge"
 
 
+def test_a_finished_lap_is_no_ending_to_be_feared() -> None:
+    fast, slow = build(gray=False), generic(gray=False)
+    for games in (fast, slow):
+        games.reset([3])
+        game: Any = games._copies[0].unwrapped  # type: ignore[attr-defined]
+        game.tile_visited_count = len(game.track)  # all of them
+    ours, theirs = (games.step(np.zeros((1, 3), np.float32)) for games in (fast, slow))
+    assert theirs.terminated[0] and theirs.over[0] and not theirs.truncated[0]
+    assert ours.truncated[0] and ours.over[0] and not ours.terminated[0]
+    np.testing.assert_array_equal(ours.score, theirs.score)
+
+
 def test_a_speed_the_indicators_have_no_room_for() -> None:
     """No car reaches it; one that did would be drawn by gymnasium itself."""
     fast, slow = build(gray=False, size=96), generic(gray=False, size=96)
