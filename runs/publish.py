@@ -64,8 +64,10 @@ def tables(results: Path = RESULTS) -> str:
     pages = [row for path, entry in entries if entry.get("what") == "play" for row in _plays(path, entry)]
     fields = ("browser", "limit", "frames/s", "key to picture, median", "95 %", "model", "threads", "load", "file")
     parts += [_table(fields, pages)] if pages else []
-    heading = ("speed", "world-model update", "policy update", "both", "games", "acting", "threads", "load", "file")
-    parts += [_table(heading, speeds)] if speeds else []
+    heading = ("speed", "world-model update", "policy update", "both", "dreaming", "games", "acting")
+    parts += [_table((*heading, "threads", "load", "file"), speeds)] if speeds else []
+    cars = [row for path, entry in entries if entry.get("what") == "car-racing" for row in _car(path, entry)]
+    parts += [_table(("CarRacing", "game steps a core second", "times gymnasium", "file"), cars)] if cars else []
     return "\n\n".join(parts)
 
 
@@ -100,10 +102,28 @@ def _ball(path: Path, entry: dict[str, Any]) -> Sequence[str]:
 
 def _speed(path: Path, entry: dict[str, Any]) -> Sequence[str]:
     rows = {row["name"]: row for row in entry["rows"]}
-    times = [f"{rows[name]['ms_median']:.0f} ms" for name in ("world-model update", "policy update", "both updates")]
-    rates = [f"{rows[name]['per_second']:,.0f} steps/s" for name in ("random games", "acting")]
+    stages = [name for name in rows if name.endswith(" update") and name != "policy update"]
+    times = {name: f"{rows[name]['ms_median']:.0f} ms" for name in (*stages, "policy update")}
+    model = ", ".join(times[name] if len(stages) == 1 else f"{name}: {times[name]}" for name in stages)
+    whole = next((f"{rows[name]['ms_median']:.0f} ms" for name in ("both updates", "one of each") if name in rows), "")
+    names = (
+        "dreaming for a population" if "dreaming for a population" in rows else "dreaming",
+        "random games",
+        "acting",
+    )
+    rates = [f"{rows[name]['per_second']:,.0f} steps/s" for name in names]
     title = f"`{entry['recipe']}` {entry['size']}, {entry['device']}"
-    return (title, *times, *rates, str(entry["threads"]), str(entry["load_before"][0]), _link(path))
+    return (
+        title, model, times["policy update"], whole, *rates, str(entry["threads"]), str(entry["load_before"][0]),
+        _link(path),
+    )  # fmt: skip
+
+
+def _car(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+    return [
+        (row["way"], f"{row['steps_per_cpu_second']:,.0f}", f"{row['times_gymnasium']:.2f}", _link(path))
+        for row in entry["rows"]
+    ]
 
 
 def _plays(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
