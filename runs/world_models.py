@@ -38,7 +38,7 @@ TOY = WorldModelsConfig(
     memory_updates=20, memory_batch=8, memory_length=8,
 )  # fmt: skip
 PAPER = WorldModelsConfig(vision_updates=1_000_000, memory_updates=4_000, memory_batch=100, memory_length=999)
-FAST = WorldModelsConfig(vision_updates=600, vision_batch=32, vision_lr=1e-3, memory_updates=1_000)
+FAST = WorldModelsConfig(vision_updates=600, vision_batch=32, vision_lr=1e-3, memory_updates=2_000)
 MODELS = {"toy": TOY, "xs": FAST, "s": PAPER, "m": PAPER}
 POLICIES = {
     "toy": EvolutionConfig(population=8, rollouts=4, real_rollouts=2, generations=3, horizon=8, where="dream"),
