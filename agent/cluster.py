@@ -15,13 +15,12 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from agent.candidates import Played, Task
-from agent.workers import POLL, Make, Part, Weights, Worker, chunks, joined
+from agent.workers import POLL, Crew, Make, Part, Weights, Worker, chunks, joined
 from envs.errors import UserError
 
 RETRIES = 3  # of a chunk whose worker died
@@ -29,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 NOT_SENT = ["/.git", "/.venv", "/runs/out", "/runs/results", "/runs/box", "/tests", "**/__pycache__"]
 
 
-class Cluster:
+class Cluster(Crew):
     """Plays tasks by Ray, one CPU each chunk. A context manager.
 
     Without an address `count` local processes are Ray's whole cluster (all CPUs when None). With one ("auto":
@@ -61,14 +60,6 @@ class Cluster:
         self._name = uuid.uuid4().hex  # Ray gives its processes to whoever asks; they must not mix up two of these
         self._make = ray.put(make)
         self._sent: tuple[int, Any] | None = None  # version and Ray's reference
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def play(
         self, weights: Weights | None, version: int, candidates: np.ndarray, tasks: Sequence[Task],

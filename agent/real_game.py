@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from agent.candidates import Played, Task, rollout
 from agent.collect import episode_seed
 from agent.player import Agent
-from agent.workers import Weights, weights_of
+from agent.workers import Crew, weights_of
 from policies.interface import Rollout
 
 TRACK_SEED = 20_000_000  # added to the run's, so that no track of a generation is one of an evaluation
-
-
-class Crew(Protocol):
-    """Whoever plays tasks: `agent.workers.Workers` on this machine, `agent.cluster.Cluster` on many."""
-
-    def play(
-        self, weights: Weights | None, version: int, candidates: np.ndarray, tasks: Sequence[Task],
-        *, stop: Callable[[], bool] = ...,
-    ) -> Played: ...  # fmt: skip
-    def close(self) -> None: ...
 
 
 class RealGame:

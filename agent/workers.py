@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -100,7 +101,30 @@ class Pool:
         self._far.close()
 
 
-class Workers:
+class Crew(ABC):
+    """Whoever plays tasks for a population. A context manager that closes at its end."""
+
+    @abstractmethod
+    def play(
+        self, weights: Weights | None, version: int, candidates: np.ndarray, tasks: Sequence[Task],
+        *, stop: Callable[[], bool] = lambda: False,
+    ) -> Played:  # fmt: skip
+        """Plays every task once with the world model's weights of that version; candidates (K, n)."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends whoever plays."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Workers(Crew):
     """Plays tasks in `count` processes of their own, or in this one when it is 0. A context manager.
 
     `make` is called once by every process. `say` hears what a person should know. Nothing starts before it is needed.
@@ -114,14 +138,6 @@ class Workers:
         self._pool: Pool | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._sent: tuple[int, Weights | Path] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def play(
         self, weights: Weights | None, version: int, candidates: np.ndarray, tasks: Sequence[Task],

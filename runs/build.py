@@ -10,9 +10,9 @@ import torch
 from agent.cluster import Cluster
 from agent.loop import Session
 from agent.player import Agent
-from agent.real_game import Crew, RealGame
+from agent.real_game import RealGame
 from agent.replay import Replay
-from agent.workers import CHUNK, Workers
+from agent.workers import CHUNK, Crew, Workers
 from envs.errors import UserError
 from envs.games import Games
 from envs.spec import Spec
