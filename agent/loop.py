@@ -128,7 +128,7 @@ class Session(Work):
             if count == 1 or part == "collect":
                 continue
             desk.screen.update(self.replay.steps, **{part: f"{done + 1:,} of {count:,}"})
-            generation = part in PLACES
+            generation = part in PLACES and self.agent.learner.patient
             if generation or (done + 1) % self.config.log_every == 0:
                 self._log(desk)
             if generation or time.monotonic() - self._saved > self.config.save_every:

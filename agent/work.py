@@ -22,8 +22,10 @@ from policies.imagine import imagine
 from policies.interface import Dream, Policy, Rollout
 from world_model import trees
 from world_model.interface import Batch, Stage, State, to_unit
+from world_model.trees import Tree
 
 STARTS, CONTEXT = 32, 9  # real contexts in a checkpoint, and the frames of each: 3.5 MB at 64x64 RGB
+FEWEST = 16  # contexts drawn at least, lest all of a few happen to be where a game has ended
 PART = 512  # agent steps played, or frames encoded, without asking whether to stop
 
 
@@ -89,36 +91,62 @@ class Work:
         self.trainer.note({f"policy/{key}": value for key, value in metrics.items()})
 
     def _dream(self, states: State | None) -> Rollout:
-        dreams, model, device = self.dreams, self.agent.world_model, self.agent.device
-        states = self.states(dreams.starts) if states is None else states
-        if dreams.starts and dreams.starts < len(states.latent):
-            states = trees.rows(states, torch.randperm(len(states.latent), device=device)[: dreams.starts])
+        dreams, model, policy = self.dreams, self.agent.world_model, self.agent.learner.policy
+        memory: Tree | None = None
+        if states is None or policy.remembers:  # what the policy remembers, only a context of its own can tell
+            states, known = self._begun(dreams.starts)
+            memory = known if policy.remembers else None
+        elif dreams.starts and dreams.starts < len(states.latent):
+            states = trees.rows(states, torch.randperm(len(states.latent), device=self.agent.device)[: dreams.starts])
 
         def rollout(policy: Policy) -> Dream:
             every = trees.map(lambda leaf: leaf.repeat(policy.copies, *[1] * (leaf.dim() - 1)), states)
             seen = policy.copies == 1  # a population's views would fill gigabytes, and it learns from returns alone
             return imagine(
-                model, policy, every, horizon=dreams.horizon, temperature=dreams.temperature, keep_views=seen
-            )
+                model, policy, every, horizon=dreams.horizon, temperature=dreams.temperature, keep_views=seen,
+                memory=memory,
+            )  # fmt: skip
 
         return rollout
 
     def states(self, count: int) -> State:
         """`count` states of real play: `train.at_start` of them first ones, the others known from what came before.
 
-        Raises UserError when no episode is long enough.
+        Raises UserError when no episode is long enough, or when `count` is 0.
         """
-        first, device = round(self.config.at_start * count), self.agent.device
-        model, length = self.agent.world_model, self.config.burn_in + 8
-        with torch.no_grad(), self.trainer.mixed():
-            fresh = self.replay.sample(max(1, first), 1, first=True).to(device)
-            beginning = trees.rows(model.observe(to_unit(fresh.frame), fresh.action), (slice(first), 0))
-            batch = self.replay.sample(max(4, count), length).to(device)
-            states = self._usable(model.observe(to_unit(batch.frame), batch.action), batch)
-        if not len(states.latent):
-            raise UserError(f"No episode is longer than train.burn_in={self.config.burn_in}: no dream can begin.")
-        others = trees.rows(states, torch.randint(len(states.latent), (count - first,), device=device))
-        return trees.map(lambda a, b: torch.cat([a, b]), beginning, others)
+        return self._begun(count)[0]
+
+    @torch.no_grad()
+    def _begun(self, count: int) -> tuple[State, Tree]:
+        """`states`, and the policy's memory before each of them; () when it remembers nothing."""
+        if not count:
+            raise UserError("policy.starts must be at least 1: this recipe draws the states that dreams begin from.")
+        first, length = round(self.config.at_start * count), self.config.burn_in + 1
+        parts = []
+        with self.trainer.mixed():
+            if first:
+                parts.append(self._followed(self.replay.sample(first, 1, first=True)))
+            if count > first:
+                batch = self.replay.sample(max(FEWEST, count - first), length)
+                # No dream goes on from where a game has ended.
+                usable = batch.acted.all(1).nonzero()[: count - first, 0]
+                if not len(usable):
+                    raise UserError(f"No episode is longer than train.burn_in={length - 1}: no dream can begin.")
+                known = self._followed(Batch(*(leaf[usable] for leaf in batch)))
+                parts.append(trees.rows(known, torch.arange(count - first, device=self.agent.device) % len(usable)))
+        return trees.map(lambda *leaves: torch.cat(leaves), *parts)  # type: ignore[no-any-return]
+
+    def _followed(self, batch: Batch) -> tuple[State, Tree]:
+        """The states (B, ...) at the end of real contexts, and the policy's memory before them; see `Player.act`."""
+        model, policy, batch = self.agent.world_model, self.agent.learner.policy, batch.to(self.agent.device)
+        frame = to_unit(batch.frame)
+        if not policy.remembers:
+            return model.start(frame, batch.action), ()
+        state, memory = model.start(frame[:, :1]), policy.blank(len(frame))
+        for t in range(1, frame.shape[1]):
+            memory = policy.act(model.features(state), memory, greedy=True)[1]
+            state = model.step(state, batch.action[:, t - 1], frame[:, t]).state
+        return state, memory
 
     def _usable(self, states: State, batch: Batch) -> State:
         usable = batch.acted[:, self.config.burn_in :]  # no dream goes on from where a game has ended

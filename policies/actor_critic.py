@@ -37,6 +37,7 @@ class ActorCriticConfig:
     lam: float = 0.95
     entropy: float = 1e-3
     minibatches: int = 4  # gradient steps an imagined batch is split into
+    updates: int = 1  # a round
     actor_lr: float = 1e-4
     critic_lr: float = 3e-4
     clip: float = 10.0
@@ -141,6 +142,9 @@ class ActorCritic(Learner):
             Objective("critic", critic, self._critic_loss, {"value": 1.0, "slow": self.config.slow_scale},
                       Optim(lr=self.config.critic_lr, clip=clip)),
         )  # fmt: skip
+
+    def plan(self, *, last: bool, only: str = "") -> tuple[tuple[str, int], ...]:
+        return (("dream", self.config.updates),)
 
     def improve(self, rollout: Rollout, update: Update) -> dict[str, Tensor]:
         """Dreams once, computes returns once, then takes `minibatches` gradient steps, each dream used once."""

@@ -85,6 +85,8 @@ class Evolution(Learner):
     fitness of every candidate since. Asking and telling again leads to the same bits, in plain tensors.
     """
 
+    patient = True
+
     def __init__(self, config: EvolutionConfig, features: int, spec: Spec) -> None:
         super().__init__()
         self.config = config

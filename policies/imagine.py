@@ -7,18 +7,20 @@ from torch import Tensor
 
 from policies.interface import Dream, Policy
 from world_model.interface import State, WorldModel
+from world_model.trees import Tree
 
 
 @torch.no_grad()
 def imagine(
     world_model: WorldModel, policy: Policy, state: State, *, horizon: int, temperature: float = 1.0,
-    keep_views: bool = True,
+    keep_views: bool = True, memory: Tree | None = None,
 ) -> Dream:  # fmt: skip
     """Dreams `horizon` steps from states (B, ...). Uses the default generator; fork it for reproducible dreams.
 
+    `memory` is the policy's before it sees the first state; None: a blank one.
     Without `keep_views` only the last view and no action is kept: rewards and continuations alone are small.
     """
-    memory = policy.blank(state.latent.shape[0])
+    memory = before = policy.blank(state.latent.shape[0]) if memory is None else memory
     views, rewards, conts = [world_model.features(state)], [], []
     actions: list[Tensor] = []
     for _ in range(horizon):
@@ -29,4 +31,5 @@ def imagine(
         actions = [*(actions if keep_views else ()), action]
         rewards.append(step.reward)
         conts.append(step.cont)
-    return Dream(torch.stack(views, 1), torch.stack(actions, 1), torch.stack(rewards, 1), torch.stack(conts, 1))
+    view, action, reward, cont = (torch.stack(each, 1) for each in (views, actions, rewards, conts))
+    return Dream(view, action, reward, cont, before)

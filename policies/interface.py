@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from world_model.interface import Objective
+from world_model.interface import Losses, Objective
 from world_model.trees import Tree
 
 
@@ -22,12 +22,14 @@ class Dream(NamedTuple):
     action: Tensor  # (B, H) int64 or (B, H, A) float in [-1, 1]
     reward: Tensor  # (B, H) what action[:, t] brought
     cont: Tensor  # (B, H) probability that the episode went on after action[:, t]
+    memory: Tree = ()  # the policy's, before view[:, 0]
 
 
 class Policy(nn.Module, ABC):
     """Chooses actions. State goes in and comes out, as in the world model."""
 
     copies: int = 1  # candidates side by side, each of which plays every start once; rows go candidate by candidate
+    remembers: bool = False  # whether there is a memory; a dream then begins where it has followed a real context
 
     def blank(self, batch_size: int) -> Tree:
         """The memory of a policy that has seen nothing; most have none."""
@@ -43,13 +45,15 @@ class Policy(nn.Module, ABC):
 
 
 Rollout = Callable[[Policy], Dream]
-Update = Callable[[Objective, Any], object]  # one optimiser step of the one trainer, on whatever the loss reads
+# One optimiser step of the one trainer, on whatever the loss reads; what the loss said, from those that tell.
+Update = Callable[[Objective, Any], Losses | None]
 
 
 class Learner(nn.Module, ABC):
     """Improves a policy from rollouts, which may come from the dream or from the real game."""
 
     policy: Policy
+    patient: bool = False  # an improvement takes seconds, so that each is told and saved
 
     @abstractmethod
     def objectives(self) -> tuple[Objective, ...]:

@@ -17,9 +17,11 @@ from runs.fitness_curve import draw_fitness
 from runs.guard import guarded
 from runs.run import Run
 
-PANELS = {  # what is drawn beside the returns
+PANELS = {  # what is drawn beside the returns: the first four that a run has
     "world_model/reward": "reward cross-entropy, nats",
     "world_model/kl": "KL: what the memory did not foresee, nats",
+    "memory/nll": "latent not foreseen, nats a dimension",
+    "memory/reward_unexplained": "share of the reward not foreseen",
     "actor/entropy_nats": "entropy of the policy, nats",
     "policy/return": "return in the dream",
 }
@@ -48,12 +50,13 @@ def _draw_returns(figure: Any, lines: list[dict[str, Any]], config: Config) -> N
     """Returns of the real game and four of the run's own measures against agent steps."""
     grid = figure.add_gridspec(2, 4, height_ratios=(2, 1))
     _returns(figure.add_subplot(grid[0, :]), lines, f"{config.env}, {config.recipe} {config.size}, seed {config.seed}")
-    for i, (key, title) in enumerate(PANELS.items()):
+    known = [key for key in PANELS if any(key in line for line in lines)][:4]
+    for i, key in enumerate(known):
         axis = figure.add_subplot(grid[1, i])
         axis.plot(*_series([line for line in lines if "updates" in line], key), linewidth=0.8)  # without pretraining
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.locator_params(axis="x", nbins=3)
-        axis.set_title(title, fontsize=8)
+        axis.set_title(PANELS[key], fontsize=8)
         axis.tick_params(labelsize=7)
 
 

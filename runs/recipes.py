@@ -9,9 +9,11 @@ from envs.errors import UserError, nearest
 from runs.config import SIZES, Config
 from runs.reverie import reverie
 from runs.typed import fill
-from runs.world_models import world_models
+from runs.world_models import world_models, world_models_ac
 
-RECIPES: dict[str, Callable[[str], Config]] = {"reverie": reverie, "world_models": world_models}
+RECIPES: dict[str, Callable[[str], Config]] = {
+    "reverie": reverie, "world_models": world_models, "world_models_ac": world_models_ac,
+}  # fmt: skip
 
 
 def preset(recipe: str, size: str) -> Config:
