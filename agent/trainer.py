@@ -63,7 +63,7 @@ class Trainer:
             optim = objective.optim
             self.updates[objective.name] = 0
             self.optimizers[objective.name] = torch.optim.AdamW(
-                objective.params, lr=optim.lr, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
+                groups(objective), lr=optim.lr, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
             )
 
     def mixed(self) -> torch.autocast:
@@ -86,6 +86,8 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = optim.lr * min(1.0, (self.updates[name] + 1) / max(1, optim.warmup))
         optimizer.step()
+        if objective.after is not None:
+            objective.after(losses.learned)
         torch.clear_autocast_cache()  # within an outer `mixed()` the next update would read the weights from before
         self.updates[name] += 1
         self.note({f"{name}/{term}": value.detach().mean() for term, value in losses.terms.items()})
@@ -139,6 +141,15 @@ class Trainer:
             optimizer.load_state_dict(state["optimizers"][name])
         self.updates = dict(state["updates"])
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+
+
+def groups(objective: Objective) -> list[dict[str, Any]]:
+    """The parameters as an optimiser takes them: all in one group, unless some of them shall not decay."""
+    undecayed = {id(parameter) for parameter in objective.undecayed}
+    if not undecayed:
+        return [{"params": list(objective.params)}]
+    decayed = [parameter for parameter in objective.params if id(parameter) not in undecayed]
+    return [{"params": decayed}, {"params": list(objective.undecayed), "weight_decay": 0.0}]
 
 
 def reduce(terms: dict[str, Tensor], scales: dict[str, float]) -> Tensor:

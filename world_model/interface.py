@@ -59,6 +59,7 @@ class Losses(NamedTuple):
     terms: dict[str, Tensor]  # (B, T) each, zero where the term does not apply
     metrics: dict[str, Tensor]  # detached scalars
     states: State | None = None  # (B, T, ...) detached: where imagination may start
+    learned: Any = None  # detached: what `Objective.after` reads
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Objective:
     loss: Callable[[Any], Losses]
     scales: dict[str, float]
     optim: Optim = field(default_factory=Optim)
+    undecayed: tuple[nn.Parameter, ...] = ()  # of `params`, those that weight decay leaves alone
+    after: Callable[[Any], None] | None = None  # what follows a step without a gradient; reads `Losses.learned`
 
 
 @dataclass(frozen=True)
