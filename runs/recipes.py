@@ -7,12 +7,14 @@ from typing import Any
 
 from envs.errors import UserError, nearest
 from runs.config import SIZES, Config
+from runs.iris import iris, iris_ac
 from runs.reverie import reverie
 from runs.typed import fill
 from runs.world_models import world_models, world_models_ac
 
 RECIPES: dict[str, Callable[[str], Config]] = {
     "reverie": reverie, "world_models": world_models, "world_models_ac": world_models_ac,
+    "iris": iris, "iris_ac": iris_ac,
 }  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def test_a_box_that_is_missing_or_damaged(run_folder: Path, tmp_path: Path) -> N
     about.write_text(json.dumps(told | {"config": told["config"] | {"recipe": "future"}}))
     with pytest.raises(UserError, match='Unknown recipe "future"'):
         dreams.load_parts(path)
-    key = next(key for key in ("deter", "hidden") if key in told["config"]["model"])
+    key = next(key for key in ("deter", "hidden", "width") if key in told["config"]["model"])
     wider = told["config"]["model"] | {key: 96}
     about.write_text(json.dumps(told | {"config": told["config"] | {"model": wider}}))
     with pytest.raises(UserError, match="another model"):

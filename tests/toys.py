@@ -21,8 +21,11 @@ from world_model.interface import Batch, State, WorldModel
 from world_model.trees import Tree
 
 OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {  # choices of a recipe that change how it works; most have none
+    "iris": ({}, {"quantizer": "ema", "keep": 3, "contrast": True}),
+    "iris_ac": ({"quantizer": "fsq", "levels": (8, 4), "attention": (), "local": True},),
     "reverie": ({"dynamics": "gru"}, {"dynamics": "transformer", "window": 5}, {"points": 2}),
 }
+DISCRETE_ONLY = ("iris", "iris_ac")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ VARIANTS = [
     for recipe in RECIPES
     for options in OPTIONS.get(recipe, ({},))
     for discrete in (True, False)
+    if discrete or recipe not in DISCRETE_ONLY
 ]
 
 

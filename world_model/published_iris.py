@@ -67,7 +67,7 @@ def read(path: Path | str, heads: int = 4) -> Published:
         tokenizer, world_model = _build(state, heads)
         _fill(tokenizer, world_model, state)
     except ValueError as problem:
-        raise UserError(f"{path} is no checkpoint of the published IRIS: {problem}.") from problem
+        raise refused(path, problem) from problem
     prefix = "actor_critic."
     actor_critic = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
     return Published(tokenizer, world_model, actor_critic)
@@ -152,30 +152,46 @@ def _build(state: Mapping[str, Tensor], heads: int) -> tuple[VQTokenizer, GPT]:
 
 
 def _fill(tokenizer: VQTokenizer, world_model: GPT, state: Mapping[str, Tensor]) -> None:
-    """Copies all or, if anything is wrong, nothing."""
     models: dict[str, VQTokenizer | GPT] = {"tokenizer": tokenizer, "world_model": world_model}
     ours = {f"{part}.{name}": tensor for part in models for name, tensor in published_names(models[part]).items()}
     layout = _layout(world_model)
-    wanted = ours | layout
     given = {key: tensor for key, tensor in state.items() if not key.startswith("actor_critic.")}
-    both = wanted.keys() & given.keys()
-    misshapen = [key for key in wanted if key in both and wanted[key].shape != given[key].shape]
-    kinds = [key for key in ours if key in both and not given[key].is_floating_point()]
-    problems = {
-        "it misses": _named(key for key in wanted if key not in both),
-        "it has the unknown": _named(key for key in given if key not in both),
-        "misshapen are": _named(f"{key} ({_by(given[key])} instead of {_by(wanted[key])})" for key in misshapen),
-        "not numbers are": _named(kinds),
-    }
-    if any(problems.values()):
-        raise ValueError("; ".join(f"{what} {names}" for what, names in problems.items() if names))
+    _compare(ours | layout, given)
     for key, tensor in layout.items():
         if not torch.equal(tensor, given[key]):
             raise ValueError(f"by {key} its steps are not {world_model.config.tokens} tokens and then the action")
+    copy_named(ours, {key: given[key] for key in ours})
+
+
+def copy_named(ours: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copies each given tensor into ours of the same name; all or, if anything is wrong, none.
+
+    Raises ValueError naming what is missing, unknown, of another shape, no numbers or not finite.
+    """
+    _compare(ours, given)
     if endless := _named(key for key in ours if not given[key].isfinite().all()):
         raise ValueError(f"not finite are {endless}")
     for key, tensor in ours.items():
         tensor.copy_(given[key])
+
+
+def _compare(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    both = wanted.keys() & given.keys()
+    misshapen = [key for key in wanted if key in both and wanted[key].shape != given[key].shape]
+    floats = [key for key in wanted if key in both and wanted[key].is_floating_point()]
+    problems = {
+        "it misses": _named(key for key in wanted if key not in both),
+        "it has the unknown": _named(key for key in given if key not in both),
+        "misshapen are": _named(f"{key} ({_by(given[key])} instead of {_by(wanted[key])})" for key in misshapen),
+        "not numbers are": _named(key for key in floats if not given[key].is_floating_point()),
+    }
+    if any(problems.values()):
+        raise ValueError("; ".join(f"{what} {names}" for what, names in problems.items() if names))
+
+
+def refused(path: Path | str, problem: ValueError) -> UserError:
+    """What a person is told of a file that is something else."""
+    return UserError(f"{path} is no checkpoint of the published IRIS: {problem}.")
 
 
 def _layout(world_model: GPT) -> dict[str, Tensor]:

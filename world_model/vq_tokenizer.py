@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from world_model import quantizers
+from world_model.nets import ChannelNorm
+from world_model.quantizers import Quantized, Quantizer
+
+QuantizerKind = Literal["gradient", "ema", "fsq"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,10 @@ class VQTokenizerConfig:
     halvings: int = 4  # 64 x 64 pixels to 4 x 4 tokens
     blocks: int = 2  # residual blocks a level; the decoder has one more
     attention: tuple[int, ...] = (2, 3)  # levels with self-attention after each block: at 16 x 16 and 8 x 8
+    patch: int = 1  # pixels, both ways, that become the channels of one place before anything else
+    local: bool = False  # each place normalised by itself, the middle without attention: a token tells of its place
+    quantizer: QuantizerKind = "gradient"
+    levels: tuple[int, ...] = (8, 8, 8)  # fsq only: of each dimension of a code; `width` is then of the networks alone
 
     def build(self, frame: tuple[int, int, int]) -> VQTokenizer:
         """The tokenizer for frames (C, H, W)."""
@@ -32,18 +42,16 @@ class VQTokenizerConfig:
 
 
 class VQTokenizer(nn.Module):
-    """Frames in [0, 1] to integer tokens and back. The networks themselves see [-1, 1], as the published ones do.
-
-    What is nearest to a latent is found in full precision, also in mixed precision: a token is right or wrong.
-    """
+    """Frames in [0, 1] to integer tokens and back. The networks themselves see [-1, 1], as the published ones do."""
 
     def __init__(self, config: VQTokenizerConfig, frame: tuple[int, int, int]) -> None:
         super().__init__()
         colours, height, width = frame
-        times = 2**config.halvings
-        if height % times or width % times:
+        times = config.patch * 2**config.halvings
+        if config.patch < 1 or height % times or width % times:
+            patches = f" in patches of {config.patch}" if config.patch != 1 else ""
             raise ValueError(
-                f"frames halved {config.halvings} times must be multiples of {times}, got {height}x{width}"
+                f"frames{patches} halved {config.halvings} times must be multiples of {times}, got {height}x{width}"
             )
         if config.channels % min(32, config.channels):
             raise ValueError(f"more than 32 channels must be a multiple of 32, got {config.channels}")
@@ -52,12 +60,12 @@ class VQTokenizer(nn.Module):
         self.config, self.frame = config, frame
         self.grid = (height // times, width // times)
         self.tokens = self.grid[0] * self.grid[1]
-        self.encoder = _encoder(config, colours)
-        self.pre_quant_conv = nn.Conv2d(config.width, config.width, 1)
-        self.embedding = nn.Embedding(config.codes, config.width)
-        self.post_quant_conv = nn.Conv2d(config.width, config.width, 1)
-        self.decoder = _decoder(config, colours)
-        nn.init.uniform_(self.embedding.weight, -1 / config.codes, 1 / config.codes)
+        self.encoder = _encoder(config, colours * config.patch**2)
+        self.embedding: Quantizer = quantizers.build(config.quantizer, config.codes, config.width, config.levels)
+        self.width = self.embedding.weight.shape[1]  # of a code
+        self.pre_quant_conv = nn.Conv2d(config.width, self.width, 1)
+        self.post_quant_conv = nn.Conv2d(self.width, config.width, 1)
+        self.decoder = _decoder(config, colours * config.patch**2)
 
     def encode(self, frame: Tensor) -> Tensor:
         """(..., C, H, W) in [0, 1] -> tokens (..., N) int64."""
@@ -70,32 +78,36 @@ class VQTokenizer(nn.Module):
     def latent(self, frame: Tensor) -> Tensor:
         """What is quantised: (..., C, H, W) in [0, 1] -> (..., N, D)."""
         lead = frame.shape[:-3]
-        z = self.pre_quant_conv(self.encoder(2 * frame.reshape(-1, *self.frame) - 1))
-        return rearrange(z, "b d h w -> b (h w) d").reshape(*lead, self.tokens, self.config.width)
+        pixels = F.pixel_unshuffle(2 * frame.reshape(-1, *self.frame) - 1, self.config.patch)
+        z = self.pre_quant_conv(self.encoder(pixels))
+        return rearrange(z, "b d h w -> b (h w) d").reshape(*lead, self.tokens, self.width)
 
     def nearest(self, latent: Tensor) -> Tensor:
         """The token of the nearest code: (..., N, D) -> (..., N) int64."""
-        with torch.autocast(latent.device.type, enabled=False):
-            codes = self.embedding.weight.float()
-            # |z - e|^2 without |z|^2, which is the same for every code
-            distance = codes.square().sum(-1) - 2 * latent.float() @ codes.T
-            return distance.argmin(-1)
+        return self.embedding.nearest(latent)
+
+    def reconstruct(self, frame: Tensor) -> tuple[Tensor, Tensor, Quantized]:
+        """In training: the frames again (not clamped), the latents (..., N, D) and what became of them."""
+        latent = self.latent(frame)
+        quantized = self.embedding.quantize(latent)
+        return self.picture(quantized.codes), latent, quantized
 
     def picture(self, codes: Tensor) -> Tensor:
         """Codes or latents (..., N, D) -> (..., C, H, W), in [0, 1] where they are right, and not clamped."""
         lead = codes.shape[:-2]
         height, width = self.grid
         z = rearrange(codes.reshape(-1, *codes.shape[-2:]), "b (h w) d -> b d h w", h=height, w=width)
-        return ((self.decoder(self.post_quant_conv(z)) + 1) / 2).reshape(*lead, *self.frame)
+        pixels = F.pixel_shuffle(self.decoder(self.post_quant_conv(z)), self.config.patch)
+        return ((pixels + 1) / 2).reshape(*lead, *self.frame)
 
 
 class ResidualBlock(nn.Module):
     """x + conv(swish(norm(conv(swish(norm(x)))))), 3 x 3, of the same width."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, local: bool) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2, self.conv2 = _norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm1, self.conv1 = _norm(channels, local), nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2, self.conv2 = _norm(channels, local), nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
@@ -106,7 +118,7 @@ class PlaceAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, local=False)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
@@ -146,43 +158,51 @@ def _encoder(config: VQTokenizerConfig, colours: int) -> nn.Sequential:
         parts |= _level(f"down/{level}", config, config.blocks, attention=level in config.attention)
         if level < config.halvings:
             parts[f"down/{level}/downsample"] = Halve(config.channels)
-    parts |= _middle(config.channels)
-    parts |= _end(config.channels, config.width)
+    parts |= _middle(config)
+    parts |= _end(config, config.width)
     return nn.Sequential(parts)
 
 
 def _decoder(config: VQTokenizerConfig, colours: int) -> nn.Sequential:
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     parts["conv_in"] = nn.Conv2d(config.width, config.channels, 3, padding=1)
-    parts |= _middle(config.channels)
+    parts |= _middle(config)
     for level in reversed(range(config.halvings + 1)):  # level 0 is the full picture, as in the encoder
         parts |= _level(f"up/{level}", config, config.blocks + 1, attention=level in config.attention)
         if level > 0:
             parts[f"up/{level}/upsample"] = Double(config.channels)
-    parts |= _end(config.channels, colours)
+    parts |= _end(config, colours)
     return nn.Sequential(parts)
 
 
 def _level(name: str, config: VQTokenizerConfig, blocks: int, *, attention: bool) -> dict[str, nn.Module]:
     parts: dict[str, nn.Module] = {}
     for i in range(blocks):
-        parts[f"{name}/block/{i}"] = ResidualBlock(config.channels)
+        parts[f"{name}/block/{i}"] = ResidualBlock(config.channels, local=config.local)
         if attention:
             parts[f"{name}/attn/{i}"] = PlaceAttention(config.channels)
     return parts
 
 
-def _middle(channels: int) -> dict[str, nn.Module]:
-    return {
-        "mid/block_1": ResidualBlock(channels),
-        "mid/attn_1": PlaceAttention(channels),
-        "mid/block_2": ResidualBlock(channels),
-    }
+def _middle(config: VQTokenizerConfig) -> dict[str, nn.Module]:
+    parts: dict[str, nn.Module] = {"mid/block_1": ResidualBlock(config.channels, local=config.local)}
+    if not config.local:
+        parts["mid/attn_1"] = PlaceAttention(config.channels)
+    parts["mid/block_2"] = ResidualBlock(config.channels, local=config.local)
+    return parts
 
 
-def _end(channels: int, outputs: int) -> dict[str, nn.Module]:
-    return {"norm_out": _norm(channels), "swish": nn.SiLU(), "conv_out": nn.Conv2d(channels, outputs, 3, padding=1)}
+def _end(config: VQTokenizerConfig, outputs: int) -> dict[str, nn.Module]:
+    norm = _norm(config.channels, config.local)
+    return {"norm_out": norm, "swish": nn.SiLU(), "conv_out": nn.Conv2d(config.channels, outputs, 3, padding=1)}
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(32, channels), channels, eps=1e-6)
+class _Norm(nn.GroupNorm):
+    """In full precision: on a CPU its bfloat16 form takes eight times as long, and more than all convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def _norm(channels: int, local: bool) -> nn.Module:
+    return ChannelNorm(channels) if local else _Norm(min(32, channels), channels, eps=1e-6)

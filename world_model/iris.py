@@ -1,0 +1,287 @@
+"""`iris`: a VQ-VAE turns each frame into a few tokens, and a transformer dreams them one by one.
+
+Micheli et al. 2023, "Transformers are Sample-Efficient World Models". What differs: a full window slides and keeps half
+of what it saw, where theirs forgets everything; without a perceptual network, pixels count more the further they stand
+from the background (as in `reverie`), lest the ball be lost.
+Shapes: B batch, T time, C H W picture, N tokens a frame, V codes, D width of the transformer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from envs.spec import Spec
+from world_model import perceptual, quantizers, trees
+from world_model.gpt import GPT, REWARDS, GPTConfig
+from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, to_unit
+from world_model.quantizers import MovingCodebook
+from world_model.trees import Tree
+from world_model.vq_tokenizer import QuantizerKind, VQTokenizer, VQTokenizerConfig
+
+SIGMA = 0.15  # as `reverie`'s: the error of a pixel that costs half a nat
+
+
+@dataclass(frozen=True)
+class IrisConfig:
+    """The paper's numbers but for the perceptual loss, whose network is not everywhere."""
+
+    view: Literal["frame", "tokens"] = "frame"  # what the policy sees: the decoded frame, or codes and the memory's h
+    # The tokenizer; what each means stands in VQTokenizerConfig.
+    codes: int = 512
+    code_width: int = 512
+    channels: int = 64
+    halvings: int = 4
+    blocks: int = 2
+    attention: tuple[int, ...] = (2, 3)
+    patch: int = 1
+    local: bool = False
+    quantizer: QuantizerKind = "gradient"
+    levels: tuple[int, ...] = (8, 8, 8)
+    contrast: bool = False  # the networks see and show how far, in sigmas, a pixel stands from the background
+    perceptual: perceptual.Kind = "none"
+    foreground: float = 20.0  # without a perceptual loss: how much more a pixel counts, a unit from the background
+    tokenizer_updates: int = 200  # a round
+    tokenizer_batch: int = 256  # frames
+    tokenizer_lr: float = 1e-4
+    # The transformer; see GPTConfig.
+    steps: int = 20
+    keep: int = 10  # frames, with their actions, that remain when the window is full
+    width: int = 256
+    layers: int = 10
+    heads: int = 4
+    dropout: float = 0.1
+    updates: int = 200  # a round
+    batch_size: int = 64  # segments of `steps` frames
+    lr: float = 1e-4
+    weight_decay: float = 0.01  # of the linear layers' weights
+    clip: float = 10.0
+
+    @property
+    def tokenizer(self) -> VQTokenizerConfig:
+        """What the tokenizer is built from."""
+        return VQTokenizerConfig(
+            codes=self.codes, width=self.code_width, channels=self.channels, halvings=self.halvings,
+            blocks=self.blocks, attention=self.attention, patch=self.patch, local=self.local,
+            quantizer=self.quantizer, levels=self.levels,
+        )  # fmt: skip
+
+    def transformer(self, tokens: int) -> GPTConfig:
+        """What the transformer is built from, for so many tokens a frame."""
+        return GPTConfig(
+            codes=self.codes, tokens=tokens, steps=self.steps, width=self.width, layers=self.layers,
+            heads=self.heads, dropout=self.dropout,
+        )  # fmt: skip
+
+    def build(self, spec: Spec) -> Iris:
+        """The model, for frames and actions of this kind."""
+        return Iris(self, spec)
+
+
+class Iris(WorldModel):
+    """See the module's text. Latent: tokens (N,) int64. Memory: the transformer's, awaiting a frame.
+
+    Features: the decoded frame, flat (C H W,), or the codes of its tokens and the memory's output, as `view` says.
+    """
+
+    background: Tensor
+
+    def __init__(self, config: IrisConfig, spec: Spec) -> None:
+        super().__init__()
+        if not spec.discrete:
+            raise ValueError("iris reads an action as one of a few tokens, and this game's actions are continuous")
+        if not 1 <= config.keep <= config.steps - 2:
+            raise ValueError(
+                f"of a window of {config.steps} steps 1 to {config.steps - 2} can be kept, got keep={config.keep}"
+            )
+        self.config, self.spec = config, spec
+        self.tokenizer: VQTokenizer = config.tokenizer.build(spec.frame)
+        self.transformer: GPT = config.transformer(self.tokenizer.tokens).build(spec.action_size)
+        tokens = self.tokenizer.tokens
+        self.latent_shape = (tokens,)
+        flat = spec.frame[0] * spec.frame[1] * spec.frame[2]
+        self.feature_size = flat if config.view == "frame" else tokens * self.tokenizer.width + config.width
+        self.register_buffer("background", torch.full(spec.frame, 0.5))
+
+    # ---- the six verbs ----
+    def encode(self, frame: Tensor) -> Tensor:
+        return self.tokenizer.encode(self._contrast(frame))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self._picture(self.tokenizer.picture(self.tokenizer.embedding(latent))).clamp(0, 1)
+
+    def blank(self, batch_size: int) -> Tree:
+        return self.transformer.blank(batch_size)
+
+    def advance(self, state: State, action: Tensor) -> Tree:
+        return self.transformer.append(self._with_room(state.memory), _in_a_row(state.latent, action))[0]
+
+    def sample(self, memory: Tree, temperature: float = 1.0) -> Tensor:
+        return self.transformer.draw_frame(memory, temperature)
+
+    def outcome(self, state: State) -> tuple[Tensor, Tensor]:
+        """The mean over the three rewards -1, 0 and 1, and P(goes on); 0 and 1 where nothing has been done yet."""
+        h, begun = state.memory["h"], state.memory["position"] > 0
+        reward = (self.transformer.reward(h).float().softmax(-1) * torch.tensor(REWARDS, device=h.device)).sum(-1)
+        cont = self.transformer.end(h).float().softmax(-1)[..., 0]
+        return reward.masked_fill(~begun, 0.0), cont.masked_fill(~begun, 1.0)
+
+    def features(self, state: State) -> Tensor:
+        if self.config.view == "frame":
+            return self.decode(state.latent).flatten(-3)
+        return torch.cat([self.tokenizer.embedding(state.latent).flatten(-2), state.memory["h"]], -1)
+
+    def start(self, frame: Tensor, action: Tensor | None = None) -> State:
+        """One pass over as much of the context as stepping through it would still remember."""
+        past = frame.shape[1] - 1
+        if past and action is None:
+            raise ValueError("a context of several frames needs the actions between them")
+        held = self._held(past)
+        latent, memory = self.encode(frame[:, past - held :]), self.blank(frame.shape[0])
+        if held and action is not None:
+            seen = _in_a_row(latent[:, :-1], action[:, past - held : past])
+            memory = self.transformer.append(memory, seen.flatten(1))[0]
+        return State(latent[:, -1], memory)
+
+    def observe(self, frame: Tensor, action: Tensor) -> State:
+        """Every t has a cache of its own, 7 MB at the paper's size; `start` builds the last one alone."""
+        latent = self.encode(frame)
+        memories = [self.blank(frame.shape[0])]
+        for t in range(frame.shape[1] - 1):
+            memories.append(self.advance(State(latent[:, t], memories[-1]), action[:, t]))
+        return State(latent, trees.map(lambda *leaves: torch.stack(leaves, 1), *memories))
+
+    def _with_room(self, memory: Tree) -> Tree:
+        """Room for one more frame and action, and for the frame that is dreamed after them.
+
+        Positions are absolute, so what remains is read anew from the first. Full rows alone are, which asks the host
+        once a frame; a frame is N passes through the transformer, beside which that is nothing.
+        """
+        gpt, keep = self.transformer, self.config.keep
+        last = self.config.steps - 1  # from here on nobody would have learned to tell the next frame
+        full = memory["position"] >= last * gpt.stride
+        if full.is_meta:
+            return memory
+        rows = full.nonzero().squeeze(1)
+        if not len(rows):
+            return memory
+        late = memory["tokens"][rows, (last - keep) * gpt.stride : last * gpt.stride]
+        again = gpt.append(gpt.blank(len(rows)), late)[0]
+        return trees.map(lambda old, new: old.index_copy(0, rows, new), memory, again)
+
+    def _held(self, past: int) -> int:
+        """How many of so many steps `_with_room` leaves in the memory."""
+        most, keep = self.config.steps - 1, self.config.keep
+        return past if past <= most else keep + 1 + (past - most - 1) % (most - keep)
+
+    # ---- training ----
+    def prepare(self, frames: Tensor) -> None:
+        """The background is the median frame."""
+        self.background.copy_(frames.median(0).values)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """First what is seen, then what becomes of it: the transformer learns on the finished tokens.
+
+        Raises UserError when the perceptual network is not on this machine.
+        """
+        config, kind, book = self.config, self.config.perceptual, self.tokenizer.embedding
+        network = perceptual.load(kind, next(self.parameters()).device)
+        scales = {"weighted_pixels" if network is None else "pixels": 1.0}
+        scales |= ({} if network is None else {kind: 1.0}) | dict.fromkeys(book.terms, 1.0)
+        tokenizer = Objective(
+            "tokenizer", tuple(p for p in self.tokenizer.parameters() if p.requires_grad),
+            partial(self._tokenizer_loss, network), scales, Optim(lr=config.tokenizer_lr, clip=config.clip),
+            after=self._follow if isinstance(book, MovingCodebook) else None,
+        )  # fmt: skip
+        predicted = config.steps * self.tokenizer.tokens
+        world_model = Objective(
+            "world_model", tuple(self.transformer.parameters()), self._transformer_loss,
+            # The paper's mean is over all tokens that are predicted: a segment's first one is not.
+            {"tokens": predicted / (predicted - 1), "reward": 1.0, "end": 1.0},
+            Optim(lr=config.lr, clip=config.clip, weight_decay=config.weight_decay),
+            undecayed=_other_than_linear(self.transformer),
+        )  # fmt: skip
+        return (
+            Stage("tokenizer", (tokenizer,), config.tokenizer_batch, 1, config.tokenizer_updates),
+            Stage("world_model", (world_model,), config.batch_size, config.steps, config.updates, self._seen),
+        )
+
+    def _tokenizer_loss(self, network: nn.Module | None, batch: Batch) -> Losses:
+        """Likeness of the pictures, and the quantiser's own losses, (B, T).
+
+        With a perceptual network, its likeness and L1 in the networks' range of [-1, 1]; else the pixels of `reverie`:
+        squared errors, which a lost ball makes large and a faint noise small, and more the further from the background.
+        """
+        target, valid = to_unit(batch.frame), batch.valid.float()
+        shown, latent, quantized = self.tokenizer.reconstruct(self._contrast(target))
+        error = self._picture(shown) - target
+        l1 = 2 * error.abs().mean((-3, -2, -1))
+        terms, metrics = dict(quantized.terms), {"l1": _mean(l1.detach(), valid)}
+        if network is None:
+            contrast = (target - self.background).abs().amax(-3, keepdim=True)
+            emphasis = 1 + self.config.foreground * contrast
+            terms["weighted_pixels"] = 0.5 * ((error / SIGMA).square() * emphasis).mean((-3, -2, -1))
+        else:
+            terms |= {"pixels": l1, self.config.perceptual: network(shown, target)}
+        real = quantized.tokens[batch.valid].flatten()
+        metrics |= quantizers.usage(real, self.config.codes)
+        learned = (latent.detach().float()[batch.valid].flatten(0, 1), real)
+        return Losses({name: term * valid for name, term in terms.items()}, metrics, learned=learned)
+
+    def _contrast(self, frame: Tensor) -> Tensor:
+        """What the tokenizer reads, whose networks see 2 x - 1."""
+        return (frame - self.background) / (2 * SIGMA) + 0.5 if self.config.contrast else frame
+
+    def _picture(self, shown: Tensor) -> Tensor:
+        """The frame of what the tokenizer shows: the other way round, in full precision."""
+        return self.background + (shown.float() - 0.5) * (2 * SIGMA) if self.config.contrast else shown.float()
+
+    def _follow(self, learned: tuple[Tensor, Tensor]) -> None:
+        assert isinstance(self.tokenizer.embedding, MovingCodebook)
+        self.tokenizer.embedding.follow(*learned)
+
+    @torch.no_grad()
+    def _seen(self, frame: Tensor) -> Tensor:
+        """What the transformer learns from: frames (n, C, H, W) -> tokens (n, N)."""
+        return self.encode(frame)
+
+    def _transformer_loss(self, batch: Batch) -> Losses:
+        """How surprising a frame's tokens were, in nats each, and what the action at t brought: (B, T).
+
+        `batch.frame` is (B, T, N) of `_seen`.
+        """
+        tokens, (valid, acted) = batch.frame.long(), (batch.valid.float(), batch.acted.float())
+        said = self.transformer(tokens, batch.action)
+        logits, next_token = said.token.float().flatten(1, 2)[:, :-1], tokens.flatten(1)[:, 1:]
+        nats = F.pad(_surprise(logits, next_token), (1, 0)).view_as(tokens)  # nobody predicts the very first
+        terms = {
+            "tokens": nats.mean(-1) * valid,
+            "reward": _surprise(said.reward.float(), batch.reward.sign().long() + 1) * acted,
+            "end": _surprise(said.end.float(), batch.terminated.long()) * acted,
+        }
+        return Losses(terms, {})
+
+
+def _in_a_row(latent: Tensor, action: Tensor) -> Tensor:
+    """A frame's tokens (..., N) and its action (...), as the transformer reads them: (..., N + 1)."""
+    return torch.cat([latent, action.unsqueeze(-1)], -1)
+
+
+def _mean(value: Tensor, mask: Tensor) -> Tensor:
+    return (value * mask).sum() / mask.sum().clamp(min=1)
+
+
+def _surprise(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy in nats: (..., K), (...) -> (...)."""
+    return F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view_as(target)
+
+
+def _other_than_linear(model: nn.Module) -> tuple[nn.Parameter, ...]:
+    """What weight decay leaves alone: biases, norms, embeddings and positions."""
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    return tuple(p for p in model.parameters() if id(p) not in linear)
