@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 RUN_KEYS = {  # what may differ from the run's own configuration
     "resume": ("steps", "episodes", "device", "threads", "workers", "cluster",
-               "model.vision_updates", "model.memory_updates", "policy.where", "policy.generations", "policy.rollouts",
+               "model.vision_updates", "model.memory_updates", "model.tokenizer_updates", "model.updates",
+               "policy.updates", "policy.where", "policy.generations", "policy.rollouts",
                "policy.real_generations", "policy.real_rollouts"),
     "evaluate": ("episodes", "seed", "device", "threads"),
 }  # fmt: skip
 OF_THE_MACHINE = ("device", "threads", "workers", "cluster")
-COMMANDS = ("train", "resume", "evaluate", "play", "info", "benchmark")
+COMMANDS = ("train", "resume", "evaluate", "play", "import", "info", "benchmark")
 
 HELP = """\
 python main.py [command] key=value ...        learn a game inside a dream of it
@@ -31,6 +32,7 @@ commands
   resume      run=FOLDER: go on with a run that was stopped; only=PART: one part of a round once more, such as real
   evaluate    run=FOLDER: play whole episodes, sampled and greedy
   play        the dream in the browser, with run=FOLDER that run's, else that of the model in the box
+  import      format=iris path=FILE env=ID: a published checkpoint becomes a run, called run=NAME
   info        the components of a recipe, with their parameter counts
   benchmark   how fast games, world model, dream and policy are here
 
@@ -58,6 +60,7 @@ examples
   python main.py evaluate run=NAME episodes=100
   python main.py play run=NAME mode=both
   python main.py play record=dream.mp4 steps=600 player=agent
+  python main.py import format=iris path=Pong.pt env=ALE/Pong-v5 run=NAME
   python main.py --cfg job size=s               show the configuration, run nothing
   python main.py --hydra-help                   sweeps, launchers, completion"""
 
@@ -89,6 +92,10 @@ def _dispatch(words: list[str]) -> None:
         from runs.play import play
 
         play(flags.overrides)
+    elif command == "import":
+        from runs.importing import import_run
+
+        import_run(flags.overrides)
     elif command == "resume":
         only = [word.removeprefix("only=") for word in flags.overrides if word.startswith("only=")]
         commands.resume(_open(command, [word for word in flags.overrides if not word.startswith("only=")]), *only[-1:])
