@@ -26,6 +26,7 @@ SHOWN = {  # to a person at the terminal, of what is logged
     "pixels": "world_model/pixels", "reward": "world_model/reward", "kl": "world_model/kl",
     "entropy": "actor/entropy_nats", "dream": "policy/return", "fitness": "policy/fitness",
     "best": "policy/fitness_best", "frames": "vision/pixels", "memory": "memory/nll",
+    "tokenizer": "tokenizer/l1", "tokens": "world_model/tokens",
 }  # fmt: skip
 
 
@@ -157,7 +158,8 @@ class Session(Work):
     # ---- telling ----
     def _tell(self, desk: Desk) -> None:
         """After a round: numbers, pictures and a checkpoint, each when it is due."""
-        if self.updates % self.config.log_every == 0:
+        rounds_are_long = any(stage.updates > 1 for stage in self.stages)
+        if rounds_are_long or self.updates % self.config.log_every == 0:
             self._log(desk)
         if self.updates % self.config.show_every == 0:
             desk.screen.phase("pictures")

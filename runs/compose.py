@@ -187,7 +187,7 @@ def _compose(lines: Sequence[str]) -> Config:
     # Built once without memory or folder: what is wrong with the environment or the model is said before a run begins.
     games = config.game.build(config.env, num=1)
     games.close()
-    build.agent(config, games.spec, "meta")
+    build.agent(config, games.spec, "meta").world_model.stages()
     return config
 
 

@@ -171,13 +171,13 @@ def _schedule(config: Config, agent: Agent) -> dict[str, str]:
     rounds = -(-max(0, config.steps - train.prefill) // train.steps_per_update) + long  # one learns from the prefill
     learned = sum(stage.batch_size * stage.length * stage.updates for stage in stages)
     first, later = ", ".join(_places(agent, last=False)), ", ".join(_places(agent, last=True))
-    patient = agent.learner.patient
+    each = "a candidate" if agent.learner.patient else "an update"
     name, alone = "round" if long else "update", stages[0].name.replace("_", " ")
     return {
         "first": f"{train.prefill:,} random agent steps, then {train.pretrain:,} updates of the {alone} alone",
         "then": f"{rounds:,} {name}s, one every {train.steps_per_update:,} agent steps, up to {config.steps:,} steps",
         "replayed": f"each frame {learned / train.steps_per_update:.3g} times in the mean",
-        "dreams": f"{policy.starts or 'all'} starts x {policy.horizon} steps {'a candidate' if patient else 'an update'}",
+        "dreams": f"{policy.starts or 'all'} starts x {policy.horizon} steps {each}",
     } | ({"improved": f"{first} a round" + (f"; {later} in the last" if later != first else "")} if long else {})
 
 
