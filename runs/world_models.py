@@ -10,7 +10,7 @@ memory                   LSTM 256, 5 Gaussians    LSTM 256, 5 Gaussians: 422,368
 its heads                reward, continuation     none (CarRacing)
 controller               linear: 867 parameters   linear: 867 parameters
 CMA-ES: population       64                       64
-episodes a candidate     16 dreams, 4 tracks      16 tracks
+episodes a candidate     16 dreams, 1 track       16 tracks
 first sigma, L2 decay    0.1, 0.01                0.1, 0.01
 where                    dream, then real game    real game
 dream's temperature      1.15                     1.15 (Doom)
@@ -46,7 +46,7 @@ FAST = WorldModelsConfig(vision_updates=600, vision_batch=32, vision_lr=1e-3, me
 MODELS = {"toy": TOY, "xs": FAST, "s": PAPER, "m": PAPER}
 POLICIES = {
     "toy": EvolutionConfig(population=8, rollouts=4, real_rollouts=2, generations=3, horizon=8, where="dream"),
-    "xs": EvolutionConfig(generations=60, temperature=1.15, where="both", real_generations=20),
+    "xs": EvolutionConfig(generations=60, temperature=1.15, where="both", real_rollouts=1, real_generations=40),
     "s": EvolutionConfig(where="real", real_rollouts=16, real_generations=1_800),
     "m": EvolutionConfig(where="real", real_rollouts=16, real_generations=1_800),
 }
