@@ -34,7 +34,7 @@ def test_a_missing_perceptual_network_is_one_clear_sentence(monkeypatch: pytest.
     kinds: tuple[Kind, ...] = ("st_lpips", "lpips")
     for kind in kinds:
         made = model(kind)  # to play it, nobody needs the network
-        with pytest.raises(UserError, match=rf"perceptual={kind} .*dreamloop\[{kind}\]"):
+        with pytest.raises(UserError, match=rf"perceptual={kind} .*\.\[{kind}\]"):
             made.stages()
     (tmp_path / "lpips/weights/v0.1").mkdir(parents=True)
     (tmp_path / "lpips/weights/v0.1/vgg.pth").write_bytes(b"")
