@@ -2,10 +2,11 @@
 
                          here (xs)                  paper (and sizes s, m)
 frames                   64x64 RGB                  64x64 RGB
-tokens a frame           4x4 of 512                 4x4 of 512
-their quantiser          finite scalar, 8x8x8       gradient codebook of width 512, commitment 1
+tokens a frame           4x4 of 1,024               4x4 of 512
+their quantiser          finite scalar, 4^5         gradient codebook of width 512, commitment 1
 tokenizer's network      patches of 8, 64 channels, 64 channels at every resolution: 4,027,523 parameters
-                         each place by itself
+                         each token's 16x16 pixels
+                         seen by themselves
 its loss                 squares, weighted by the   L1 + LPIPS; here, where its network is no part of the
                          distance to the background program, the weighted squares of xs (perceptual=lpips)
 its batch                64                         256
@@ -40,7 +41,8 @@ TOY = IrisConfig(
     batch_size=8, lr=1e-3,
 )  # fmt: skip
 FAST = IrisConfig(
-    code_width=64, halvings=1, blocks=1, attention=(), patch=8, local=True, quantizer="fsq", contrast=True,
+    codes=1024, code_width=64, halvings=1, blocks=1, attention=(), patch=8, local=True, quantizer="fsq",
+    levels=(4, 4, 4, 4, 4), contrast=True,
     tokenizer_updates=150, tokenizer_batch=64, tokenizer_lr=1e-3, steps=8, keep=4, width=128, layers=4, dropout=0.0,
     updates=300, batch_size=32, lr=5e-4,
 )  # fmt: skip

@@ -32,7 +32,7 @@ class VQTokenizerConfig:
     blocks: int = 2  # residual blocks a level; the decoder has one more
     attention: tuple[int, ...] = (2, 3)  # levels with self-attention after each block: at 16 x 16 and 8 x 8
     patch: int = 1  # pixels, both ways, that become the channels of one place before anything else
-    local: bool = False  # each place normalised by itself, the middle without attention: a token tells of its place
+    local: bool = False  # what becomes one token is encoded as a picture of its own, so that it tells of nothing else
     quantizer: QuantizerKind = "gradient"
     levels: tuple[int, ...] = (8, 8, 8)  # fsq only: of each dimension of a code; `width` is then of the networks alone
 
@@ -77,10 +77,12 @@ class VQTokenizer(nn.Module):
 
     def latent(self, frame: Tensor) -> Tensor:
         """What is quantised: (..., C, H, W) in [0, 1] -> (..., N, D)."""
-        lead = frame.shape[:-3]
-        pixels = F.pixel_unshuffle(2 * frame.reshape(-1, *self.frame) - 1, self.config.patch)
-        z = self.pre_quant_conv(self.encoder(pixels))
-        return rearrange(z, "b d h w -> b (h w) d").reshape(*lead, self.tokens, self.width)
+        lead, (height, width) = frame.shape[:-3], self.grid
+        pixels = 2 * frame.reshape(-1, *self.frame) - 1
+        if self.config.local:
+            pixels = rearrange(pixels, "b c (h y) (w x) -> (b h w) c y x", h=height, w=width)
+        z = self.pre_quant_conv(self.encoder(F.pixel_unshuffle(pixels, self.config.patch)))
+        return rearrange(z, "b d h w -> (b h w) d").reshape(*lead, self.tokens, self.width)
 
     def nearest(self, latent: Tensor) -> Tensor:
         """The token of the nearest code: (..., N, D) -> (..., N) int64."""
