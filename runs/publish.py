@@ -61,6 +61,9 @@ def tables(results: Path = RESULTS) -> str:
         columns = ("game", "recipe", "policy", "mean", "std", "median", "episodes", "steps", "hours", "on", "file")
         parts.append(_table(columns, scores))
     parts += [_table(("Pong's ball", "within 2 px", "within 1 px", "frames", "file"), balls)] if balls else []
+    ahead = [row for path, entry in entries if entry.get("what") == "foresight" for row in _foresight(path, entry)]
+    fields = ("dreamed under the real actions", "steps ahead", "codes right", "if nothing changed", "of those that changed")
+    parts += [_table((*fields, "ball within 2 px", "contexts", "file"), ahead)] if ahead else []
     pages = [row for path, entry in entries if entry.get("what") == "play" for row in _plays(path, entry)]
     fields = ("browser", "limit", "frames/s", "key to picture, median", "95 %", "model", "threads", "load", "file")
     parts += [_table(fields, pages)] if pages else []
@@ -98,6 +101,17 @@ def _score(path: Path, entry: dict[str, Any]) -> Sequence[str]:
 
 def _ball(path: Path, entry: dict[str, Any]) -> Sequence[str]:
     return (entry["env"], f"{entry['within_2px']:.1%}", f"{entry['within_1px']:.1%}", str(entry["frames"]), _link(path))
+
+
+def _foresight(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+    return [
+        (
+            f"{entry['env']}, `{entry['recipe']}` {entry['size']}", str(row["steps_ahead"]), f"{row['accuracy']:.1%}",
+            f"{row['accuracy_still']:.1%}", f"{row['accuracy_changed']:.1%}",
+            f"{row['ball_within_2px']:.1%}" if "ball_within_2px" in row else "-", str(row["contexts"]), _link(path),
+        )
+        for row in entry["rows"]
+    ]  # fmt: skip
 
 
 def _speed(path: Path, entry: dict[str, Any]) -> Sequence[str]:
