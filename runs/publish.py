@@ -62,8 +62,9 @@ def tables(results: Path = RESULTS) -> str:
         parts.append(_table(columns, scores))
     parts += [_table(("Pong's ball", "within 2 px", "within 1 px", "frames", "file"), balls)] if balls else []
     ahead = [row for path, entry in entries if entry.get("what") == "foresight" for row in _foresight(path, entry)]
-    fields = ("dreamed under the real actions", "steps ahead", "codes right", "if nothing changed", "of those that changed")
-    parts += [_table((*fields, "ball within 2 px", "contexts", "file"), ahead)] if ahead else []
+    ahead_of: tuple[str, ...] = ("dreamed under the real actions", "steps ahead", "codes right", "if nothing changed")
+    ahead_of += ("of those that changed", "ball within 2 px", "contexts", "file")
+    parts += [_table(ahead_of, ahead)] if ahead else []
     pages = [row for path, entry in entries if entry.get("what") == "play" for row in _plays(path, entry)]
     fields = ("browser", "limit", "frames/s", "key to picture, median", "95 %", "model", "threads", "load", "file")
     parts += [_table(fields, pages)] if pages else []
