@@ -54,11 +54,10 @@ class Loaded(NamedTuple):
 
     def world(self, *, many: bool = False) -> World:
         """What DreamEnv and, with `many`, DreamVectorEnv take."""
-        # A single dream spends in casting the weights to bfloat16 what it saves in multiplying with them.
-        autocast = (many or self.agent.device.type == "cuda") and mixed_precision(
-            self.agent.device, self.config.train.precision
-        )
-        return World(self.agent.world_model, self.starts, self.controls, autocast)
+        model, device = self.agent.world_model, self.agent.device
+        # Most single dreams spend in casting the weights to bfloat16 what they save in multiplying with them.
+        pays = many or model.heavy or device.type == "cuda"
+        return World(model, self.starts, self.controls, pays and mixed_precision(device, self.config.train.precision))
 
 
 class DreamPlayer:

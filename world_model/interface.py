@@ -108,6 +108,7 @@ class WorldModel(nn.Module, ABC):
     spec: Spec
     latent_shape: tuple[int, ...]
     feature_size: int
+    heavy: bool = False  # a single row, too, is faster in bfloat16 where the processor multiplies it natively
 
     @abstractmethod
     def encode(self, frame: Tensor) -> Tensor:

@@ -104,6 +104,7 @@ class Iris(WorldModel):
         self.transformer: GPT = config.transformer(self.tokenizer.tokens).build(spec.action_size)
         tokens = self.tokenizer.tokens
         self.latent_shape = (tokens,)
+        self.heavy = config.width >= 256  # weights that outgrow the cache, read once a token
         flat = spec.frame[0] * spec.frame[1] * spec.frame[2]
         self.feature_size = flat if config.view == "frame" else tokens * self.tokenizer.width + config.width
         self.register_buffer("background", torch.full(spec.frame, 0.5))
