@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from agent.replay import Replay
 from agent.replay_config import ReplayConfig
 from envs.errors import UserError
 from envs.games import Games
-from runs import build
+from runs import build, compose
+from runs.ball import NEAR
 from runs.guard import guarded
 from runs.machine import choose_device
 from runs.pong import SIZE, find_ball
@@ -34,7 +36,21 @@ from world_model.interface import Batch, WorldModel, to_unit
 
 EPISODES, CONTEXTS, PART = 8, 512, 64
 AHEAD = (1, 5, 10)  # steps
-NEAR = 2.0  # pixels, of the ball
+
+
+@dataclass(frozen=True)
+class ForesightConfig:
+    """What the command takes."""
+
+    run: str = ""
+    temperature: float = 0.0  # of the dream; 0 takes the most likely codes
+
+    def check(self) -> None:
+        """Raises UserError for a run that is not named and an impossible temperature."""
+        if not self.run:
+            raise UserError("Name one run: python -m runs.foresight run=NAME [temperature=0]")
+        if not self.temperature >= 0:
+            raise UserError(f"temperature must be at least 0, not {self.temperature}.")
 
 
 def measure(run: Run, *, contexts: int = CONTEXTS, temperature: float = 0.0, device: str = "cpu") -> dict[str, Any]:
@@ -133,17 +149,9 @@ def _row(ahead: int, told: dict[str, Tensor]) -> dict[str, Any]:
 
 def main(words: Sequence[str]) -> None:
     """Measures the run named by `run=` and prints what was found."""
-    asked = dict(word.split("=", 1) for word in words if "=" in word)
-    if len(asked) < len(words) or "run" not in asked or asked.keys() - {"run", "temperature"}:
-        raise UserError("Name one run: python -m runs.foresight run=NAME [temperature=0]")
-    try:
-        temperature = float(asked.get("temperature", 0))
-    except ValueError as problem:
-        raise UserError(f'temperature is a number, not "{asked["temperature"]}".') from problem
-    if not temperature >= 0:
-        raise UserError(f"temperature must be at least 0, not {asked['temperature']}.")
-    run = Run.open(asked["run"])
-    found = measure(run, temperature=temperature, device=choose_device(run.config.device))
+    asked = compose.changed(ForesightConfig(), words, list(ForesightConfig.__dataclass_fields__))
+    run = Run.open(asked.run)
+    found = measure(run, temperature=asked.temperature, device=choose_device(run.config.device))
     table = Table(title=f"{run.config.recipe} on {run.config.env}, {run.folder}, step {run.step:,}")
     for name in found["rows"][0]:
         table.add_column(name.replace("_", " "), justify="right")

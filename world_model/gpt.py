@@ -139,18 +139,23 @@ class GPT(nn.Module):
         return torch.stack(drawn, 1)
 
     @torch.no_grad()
-    def slide(self, memory: Tree, keep: int) -> Tree:
-        """Makes room in full rows: only their last `keep` steps remain, read anew from position 0.
+    def slide(self, memory: Tree, keep: int, ahead: int = 1) -> Tree:
+        """Makes room in rows that cannot take `ahead` steps more: their last `keep` remain, read anew from position 0.
 
         Absolute positions are part of every key, so the cache cannot simply roll. Rows with room stay as they are;
-        h stays too, as the output of the longer context. The published code forgets everything instead.
+        h stays too, as the output of the longer context. The published code forgets everything instead. Which rows
+        are full is asked of the device: once a frame, which is many passes through the transformer.
         """
-        if not 0 < keep < self.config.steps:
-            raise ValueError(f"between 1 and {self.config.steps - 1} steps can be kept, got {keep}")
-        rows = (memory["position"] + self.stride > self.window).nonzero().squeeze(1)
+        if not 0 < keep <= self.config.steps - ahead:
+            raise ValueError(f"between 1 and {self.config.steps - ahead} steps can be kept, got {keep}")
+        position, length = memory["position"], keep * self.stride
+        if position.is_meta:
+            return memory
+        rows = (position + ahead * self.stride > self.window).nonzero().squeeze(1)
         if not len(rows):
             return memory
-        late = memory["tokens"][rows, -keep * self.stride :]
+        slots = position[rows].unsqueeze(1) - length + torch.arange(length, device=rows.device)
+        late = memory["tokens"][rows].gather(1, slots)
         again = {**self.append(self.blank(len(rows)), late)[0], "h": memory["h"][rows]}
         return trees.map(lambda old, new: old.index_copy(0, rows, new), memory, again)
 

@@ -1,4 +1,4 @@
-"""Output distributions as objects with `loss`, `mean` and (where it is drawn from) `sample`."""
+"""Output distributions as objects with `loss`, `mean` and (where it is drawn from) `sample`, and a masked mean."""
 
 from __future__ import annotations
 
@@ -104,3 +104,8 @@ def draw(log_probs: Tensor) -> Tensor:
     bounds = log_probs.exp().cumsum(-1)
     uniform = torch.rand(log_probs.shape[:-1], device=log_probs.device).unsqueeze(-1)
     return (bounds < uniform * bounds[..., -1:]).sum(-1)
+
+
+def mean_where(value: Tensor, mask: Tensor) -> Tensor:
+    """The mean where a mask of the same shape is 1; 0 when it is nowhere."""
+    return (value * mask).sum() / mask.sum().clamp(min=1)

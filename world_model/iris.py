@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from envs.spec import Spec
 from world_model import perceptual, quantizers, trees
 from world_model.gpt import GPT, REWARDS, GPTConfig
+from world_model.heads import mean_where
 from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, to_unit
 from world_model.quantizers import MovingCodebook
 from world_model.trees import Tree
@@ -120,7 +121,9 @@ class Iris(WorldModel):
         return self.transformer.blank(batch_size)
 
     def advance(self, state: State, action: Tensor) -> Tree:
-        return self.transformer.append(self._with_room(state.memory), _in_a_row(state.latent, action))[0]
+        # Room for this frame and the one dreamed after it, which the window's last action was never taught to tell.
+        memory = self.transformer.slide(state.memory, self.config.keep, ahead=2)
+        return self.transformer.append(memory, _in_a_row(state.latent, action))[0]
 
     def sample(self, memory: Tree, temperature: float = 1.0) -> Tensor:
         return self.transformer.draw_frame(memory, temperature)
@@ -157,26 +160,8 @@ class Iris(WorldModel):
             memories.append(self.advance(State(latent[:, t], memories[-1]), action[:, t]))
         return State(latent, trees.map(lambda *leaves: torch.stack(leaves, 1), *memories))
 
-    def _with_room(self, memory: Tree) -> Tree:
-        """Room for one more frame and action, and for the frame that is dreamed after them.
-
-        Positions are absolute, so what remains is read anew from the first. Full rows alone are, which asks the host
-        once a frame; a frame is N passes through the transformer, beside which that is nothing.
-        """
-        gpt, keep = self.transformer, self.config.keep
-        last = self.config.steps - 1  # from here on nobody would have learned to tell the next frame
-        full = memory["position"] >= last * gpt.stride
-        if full.is_meta:
-            return memory
-        rows = full.nonzero().squeeze(1)
-        if not len(rows):
-            return memory
-        late = memory["tokens"][rows, (last - keep) * gpt.stride : last * gpt.stride]
-        again = gpt.append(gpt.blank(len(rows)), late)[0]
-        return trees.map(lambda old, new: old.index_copy(0, rows, new), memory, again)
-
     def _held(self, past: int) -> int:
-        """How many of so many steps `_with_room` leaves in the memory."""
+        """How many of so many steps `advance` leaves in the memory."""
         most, keep = self.config.steps - 1, self.config.keep
         return past if past <= most else keep + 1 + (past - most - 1) % (most - keep)
 
@@ -222,7 +207,7 @@ class Iris(WorldModel):
         shown, latent, quantized = self.tokenizer.reconstruct(self._contrast(target))
         error = self._picture(shown) - target
         l1 = 2 * error.abs().mean((-3, -2, -1))
-        terms, metrics = dict(quantized.terms), {"l1": _mean(l1.detach(), valid)}
+        terms, metrics = dict(quantized.terms), {"l1": mean_where(l1.detach(), valid)}
         if network is None:
             contrast = (target - self.background).abs().amax(-3, keepdim=True)
             emphasis = 1 + self.config.foreground * contrast
@@ -271,10 +256,6 @@ class Iris(WorldModel):
 def _in_a_row(latent: Tensor, action: Tensor) -> Tensor:
     """A frame's tokens (..., N) and its action (...), as the transformer reads them: (..., N + 1)."""
     return torch.cat([latent, action.unsqueeze(-1)], -1)
-
-
-def _mean(value: Tensor, mask: Tensor) -> Tensor:
-    return (value * mask).sum() / mask.sum().clamp(min=1)
 
 
 def _surprise(logits: Tensor, target: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from envs.spec import Spec
+from world_model.heads import mean_where
 from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, parameters_of, to_unit
 from world_model.mixture import Mixture, split
 from world_model.nets import mlp
@@ -215,7 +216,7 @@ class WorldModels(WorldModel):
             "fooling": F.softplus(-logit).sum(0) * valid,
         }
         pixels = (frame.detach() - target).square().sum((-3, -2, -1))
-        return self._with_kl(terms, {"pixels": _mean(pixels, valid)}, mean, log_var, valid)
+        return self._with_kl(terms, {"pixels": mean_where(pixels, valid)}, mean, log_var, valid)
 
     def _discriminator_loss(self, batch: Batch) -> Losses:
         """Binary cross-entropy on real, reconstructed and invented frames, (B, T) each; it learns until it has won."""
@@ -230,7 +231,7 @@ class WorldModels(WorldModel):
             "reconstructed": F.softplus(reconstructed) * valid,
             "invented": F.softplus(invented) * valid,
         }
-        learns = (_mean(torch.stack([*terms.values()]).mean(0).detach(), valid) > WON).float()
+        learns = (mean_where(torch.stack([*terms.values()]).mean(0).detach(), valid) > WON).float()
         return Losses({name: _pulled(term, learns) for name, term in terms.items()}, {"learns": learns})
 
     def _judge(self, frame: Tensor) -> tuple[Tensor, Tensor]:
@@ -245,7 +246,7 @@ class WorldModels(WorldModel):
     ) -> Losses:
         kl = kl_from_normal(mean, log_var).sum(-1)
         terms["kl"] = kl.clamp(min=self.config.free_nats * self.config.z) * valid
-        return Losses(terms, metrics | {"kl_nats": _mean(kl.detach(), valid)})
+        return Losses(terms, metrics | {"kl_nats": mean_where(kl.detach(), valid)})
 
     @torch.no_grad()
     def _seen(self, frame: Tensor) -> Tensor:
@@ -261,7 +262,7 @@ class WorldModels(WorldModel):
         h = self.lstm.outputs(self._input(z, batch.action)[:, :-1])  # (B, T - 1, H): awaiting z[:, 1:]
         arrived = (batch.valid[:, 1:] & batch.acted[:, :-1]).float()
         reward, cont = self._outcome(h, z[:, 1:])
-        square = _mean(batch.reward[:, :-1].square(), arrived).clamp(min=MIN_REWARD_SQUARE)
+        square = mean_where(batch.reward[:, :-1].square(), arrived).clamp(min=MIN_REWARD_SQUARE)
         # Only the pull is measured in the batch's rewards, not the term, which would otherwise tell of later ones.
         error = (_pulled(reward, 1 / square) - batch.reward[:, :-1]).square()
         terms = {
@@ -269,7 +270,7 @@ class WorldModels(WorldModel):
             "reward": error,
             "cont": F.binary_cross_entropy_with_logits(cont, 1.0 - batch.terminated[:, :-1].float(), reduction="none"),
         }
-        unexplained = _mean(error.detach(), arrived) / square
+        unexplained = mean_where(error.detach(), arrived) / square
         return Losses(
             {name: F.pad(term * arrived, (1, 0)) for name, term in terms.items()}, {"reward_unexplained": unexplained}
         )
@@ -287,11 +288,6 @@ class WorldModels(WorldModel):
         if self.spec.discrete:
             action = F.one_hot(action, self.spec.action_size)
         return torch.cat([latent, action.to(latent.dtype)], -1)
-
-
-def _mean(value: Tensor, mask: Tensor) -> Tensor:
-    """The mean where mask is 1; 0 when it is nowhere."""
-    return (value * mask).sum() / mask.sum().clamp(min=1)
 
 
 def _pulled(value: Tensor, factor: Tensor) -> Tensor:
