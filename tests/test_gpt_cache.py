@@ -14,8 +14,7 @@ from torch.testing import assert_close
 from envs.errors import UserError
 from envs.spec import Spec
 from runs import compose, iris_bench
-from world_model import gpt as module
-from world_model import trees
+from world_model import blocks, trees
 from world_model.gpt import GPT, GPTConfig
 from world_model.iris import IrisConfig
 from world_model.trees import Tree
@@ -119,6 +118,31 @@ def test_mixed_precision_is_near_and_keeps_the_memory_in_full(gpt: GPT, rows: in
     assert_close(out, whole, rtol=0, atol=0.1)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_weights_are_cast_anew_when_they_have_changed(gpt: GPT, rows: int) -> None:
+    """By an optimiser, in place, and by new tensors; and what inference mode has cast serves outside of it too."""
+    start, more = tokens_of(rows, 5), tokens_of(rows, 1)
+
+    def mixed() -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return gpt.append(gpt.append(gpt.blank(rows), start)[0], more)[1]
+
+    with torch.inference_mode():
+        inferred = mixed()
+    first = mixed()
+    assert torch.equal(first, inferred) and torch.equal(first, mixed())
+    optimizer = torch.optim.AdamW(gpt.parameters(), lr=0.1, fused=True)
+    for parameter in gpt.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    second = mixed()
+    gpt.load_state_dict({name: -tensor for name, tensor in gpt.state_dict().items()})
+    third = mixed()
+    for parameter in gpt.parameters():
+        parameter.data = parameter.data * 0.5
+    assert len({float(out.sum()) for out in (first, second, third, mixed())}) == 4
+
+
 def test_shapes_alone_are_enough() -> None:
     """`info` asks for the size of a memory without computing anything."""
     with torch.device("meta"):
@@ -130,20 +154,20 @@ def test_shapes_alone_are_enough() -> None:
 def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     x = torch.ones(500, 401, requires_grad=True)
-    dropped = module._drop(x, 0.3)
+    dropped = blocks.drop(x, 0.3)
     dropped.sum().backward()
     assert abs(float((dropped == 0).float().mean()) - 0.3) < 0.01
     assert_close(dropped[dropped != 0].unique(), torch.tensor([1 / 0.7]))
     assert x.grad is not None and torch.equal(x.grad, dropped.detach())
-    assert module._drop(x, 0.0) is x
+    assert blocks.drop(x, 0.0) is x
 
 
 def test_attention_is_torch_s(gpt: GPT) -> None:
     q, k, v = torch.randn(3, 6, 7, 8).unbind()
-    bias = module._bias(torch.arange(7), torch.arange(7).unsqueeze(1)).unsqueeze(0)
+    bias = blocks.hiding(torch.arange(7), torch.arange(7).unsqueeze(1)).unsqueeze(0)
     wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    assert_close(module._attend(q, k, v, bias), wanted, rtol=0, atol=1e-5)
-    last = module._attend(q[:, -1:], k, v, bias[:, -1:])
+    assert_close(blocks.attend(q, k, v, bias), wanted, rtol=0, atol=1e-5)
+    last = blocks.attend(q[:, -1:], k, v, bias[:, -1:])
     assert_close(last, wanted[:, -1:], rtol=0, atol=1e-5)
 
 

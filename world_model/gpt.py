@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from world_model import trees
+from world_model.blocks import Block, Layers, Pair, after_attention, attend, drop, hiding, mlp, norm, pair, to_qkv
 from world_model.heads import draw
 from world_model.trees import Tree
-
-_Linear = tuple[Tensor, Tensor]
 
 REWARDS = (-1.0, 0.0, 1.0)  # what the three classes of the reward head mean
 
@@ -72,7 +69,7 @@ class GPT(nn.Module):
         width = config.width
         self.embedding = nn.Embedding(config.codes + actions, width)  # the codes, then the actions
         self.position = nn.Parameter(torch.empty(self.window, width))
-        self.blocks = nn.ModuleList(_Block(width, config.heads) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(width) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.next_token = _head(width, config.codes)
         self.reward = _head(width, len(REWARDS))
@@ -80,6 +77,7 @@ class GPT(nn.Module):
         # By position: the row of the embedding where this kind of token begins.
         kinds = torch.tensor(([0] * config.tokens + [config.codes]) * config.steps)
         self.register_buffer("first", kinds, persistent=False)
+        self._casts: dict[torch.dtype, _Cast] = {}
         nn.init.normal_(self.position, std=0.02)
         self.apply(_begin)
 
@@ -90,14 +88,14 @@ class GPT(nn.Module):
             raise ValueError(f"the transformer sees at most {self.config.steps} steps, got {steps}")
         row = torch.cat([tokens, action.unsqueeze(-1)], -1).flatten(1)  # (B, M)
         slots = torch.arange(row.shape[1], device=row.device)
-        hidden_from = _bias(slots, slots.unsqueeze(1)).unsqueeze(0)  # (1, M, M)
+        bias = hiding(slots, slots.unsqueeze(1)).unsqueeze(0)  # (1, M, M)
         rate = self.config.dropout if self.training else 0.0
-        x = _drop(self._embed(row, slots), rate)
+        x = drop(self._embed(row, slots), rate).flatten(0, 1)  # (B M, D)
         for block in self.blocks:
-            weights = block.weights()  # type: ignore[operator]
-            q, k, v = block.to_qkv(x, weights)  # type: ignore[operator]
-            x = block(x, _attend(q, k, v, hidden_from, rate), weights, rate)
-        hidden = self.norm(x).unflatten(1, (steps, self.stride))  # (B, T, N + 1, D)
+            layers = block.layers()  # type: ignore[operator]
+            q, k, v = to_qkv(x, layers, len(row), self.config.heads)
+            x = after_attention(x, attend(q, k, v, bias, rate), layers, len(row), rate)
+        hidden = self.norm(x).view(len(row), steps, self.stride, -1)  # (B, T, N + 1, D)
         last = self.config.tokens - 1  # what follows a frame's last token is an action, and nobody predicts those
         ahead = torch.cat([hidden[:, :, :last], hidden[:, :, last + 1 :]], 2)
         acted = hidden[:, :, -1]
@@ -122,20 +120,21 @@ class GPT(nn.Module):
         Whether a token is an observation or an action follows from the row's position. A row without room for M
         more is an error (see `slide`).
         """
-        end = self._end(memory, tokens.shape[1])
-        return self._read(_own(memory, self.window), tokens, end, self._weights(tokens.numel()))
+        end, cast = self._end(memory, tokens.shape[1]), self._cast(tokens.numel())
+        with _in_full(tokens):
+            return self._read(_own(memory, self.window), tokens, end, cast.blocks)
 
     @torch.no_grad()
     def draw_frame(self, memory: Tree, temperature: float = 1.0) -> Tensor:
         """Dreams the next frame, token by token, after an action: (B, N). Temperature 0 takes the most likely ones."""
         further = self.config.tokens - 1
-        end = self._end(memory, further)
-        # One copy of either a frame, not one a token.
-        memory, weights = _own(memory, end), self._weights(len(memory["h"]))
-        drawn = [self._draw(memory["h"], temperature)]
-        for ahead in reversed(range(further)):
-            memory, hidden = self._read(memory, drawn[-1].unsqueeze(1), end - ahead, weights)
-            drawn.append(self._draw(hidden[:, 0], temperature))
+        end, cast = self._end(memory, further), self._cast(len(memory["h"]))
+        memory = _own(memory, end)  # one copy a frame, not one a token
+        with _in_full(memory["h"]):
+            drawn = [_drawn(mlp(memory["h"], *cast.head), temperature)]
+            for ahead in reversed(range(further)):
+                memory, hidden = self._read(memory, drawn[-1].unsqueeze(1), end - ahead, cast.blocks)
+                drawn.append(_drawn(mlp(hidden[:, 0], *cast.head), temperature))
         return torch.stack(drawn, 1)
 
     @torch.no_grad()
@@ -168,111 +167,64 @@ class GPT(nn.Module):
         position = memory["position"]
         return self.window if position.is_meta else int(position.max()) + more
 
-    def _weights(self, rows: int) -> list[_Weights]:
-        """All layers', cast once where autocast would do so at every token (and does in inference mode)."""
+    def _cast(self, rows: int) -> _Cast:
+        """The linear layers in the number format in which they multiply.
+
+        Autocast would cast them at every token (and does in inference mode); here once for as long as the parameters
+        stay what they are, of which torch itself keeps count.
+        """
         device, kind = self.position.device.type, self.position.dtype
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             # A single row costs what reading the weights costs, and only one of the halves has a product made for that.
             kind = torch.half if rows == 1 and device == "cpu" else torch.get_autocast_dtype(device)
-        return [block.weights(kind) for block in self.blocks]  # type: ignore[operator]
+        state = [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
+        if kind not in self._casts or self._casts[kind].state != state:
+            with torch.inference_mode(False):  # else nothing outside of it could use them
+                blocks = [block.layers(kind) for block in self.blocks]  # type: ignore[operator]
+                head = pair(self.next_token[0], kind), pair(self.next_token[2], kind)
+            self._casts[kind] = _Cast(state, blocks, head)
+        return self._casts[kind]
 
-    def _read(self, memory: Tree, tokens: Tensor, end: int, weights: list[_Weights]) -> tuple[Tree, Tensor]:
+    def _read(self, memory: Tree, tokens: Tensor, end: int, blocks: list[Layers]) -> tuple[Tree, Tensor]:
         """`append`, writing into the given memory's own tensors; its longest row is `end` tokens long then."""
-        heads, position = self.config.heads, memory["position"]
-        slots = position.unsqueeze(1) + torch.arange(tokens.shape[1], device=tokens.device)  # (B, M)
+        (rows, count), heads, position = tokens.shape, self.config.heads, memory["position"]
+        slots = position.unsqueeze(1) + torch.arange(count, device=tokens.device)  # (B, M)
         memory["tokens"].scatter_(1, slots, tokens)
-        x = self._embed(tokens, slots)
+        x = self._embed(tokens, slots).flatten(0, 1)  # (B M, D)
+        if blocks[0].qkv[0].dtype == torch.half:  # the sum of all layers fits into its ten bits, not into bfloat16's
+            x = x.half()
         by_head = slots.repeat_interleave(heads, 0).unsqueeze(-1)  # (B heads, M, 1)
-        hidden_from = _bias(torch.arange(end, device=tokens.device), by_head)  # (B heads, M, end)
+        bias = hiding(torch.arange(end, device=tokens.device), by_head)  # (B heads, M, end)
         by_head = by_head.expand(-1, -1, self.config.width // heads)
-        device = "cpu" if x.is_meta else x.device.type  # torch has no autocast for meta, nor one to be left
-        with torch.autocast(device, enabled=False):  # casting the caches would cost more than it saves
-            for block, layers, *caches in zip(self.blocks, weights, memory["k"], memory["v"], strict=True):
-                keys, values = (cache.view(-1, *cache.shape[2:]) for cache in caches)  # (B heads, S, d)
-                q, k, v = block.to_qkv(x, layers).to(keys.dtype)  # type: ignore[operator]
-                keys.scatter_(1, by_head, k)
-                values.scatter_(1, by_head, v)
-                x = block(x, _attend(q, keys[:, :end], values[:, :end], hidden_from), layers)
-            hidden = self.norm(x)
-        return {**memory, "h": hidden[:, -1], "position": position + tokens.shape[1]}, hidden
+        for layers, keys, values in zip(blocks, memory["k"], memory["v"], strict=True):
+            keys, values = keys.flatten(0, 1), values.flatten(0, 1)  # (B heads, S, d), the same memory
+            q, k, v = to_qkv(x, layers, rows, heads, keys.dtype)
+            keys.scatter_(1, by_head, k)
+            values.scatter_(1, by_head, v)
+            x = after_attention(x, attend(q, keys[:, :end], values[:, :end], bias), layers, rows)
+        hidden = norm(x, pair(self.norm)).float().view(rows, count, -1)
+        return {**memory, "h": hidden[:, -1], "position": position + count}, hidden
 
     def _embed(self, tokens: Tensor, slots: Tensor) -> Tensor:
         return self.embedding(tokens + self.first[slots]) + self.position[slots]
 
-    def _draw(self, hidden: Tensor, temperature: float) -> Tensor:
-        logits = self.next_token(hidden).float()
-        return logits.argmax(-1) if temperature <= 0 else draw((logits / temperature).log_softmax(-1))
+
+class _Cast(NamedTuple):
+    """Linear layers in a number format, and the state of the parameters that they were cast from."""
+
+    state: list[tuple[int, int]]
+    blocks: list[Layers]
+    head: tuple[Pair, Pair]  # of the next token
 
 
-class _Weights(NamedTuple):
-    """A block's linear layers, weight and bias each, in the number format in which they multiply."""
-
-    qkv: _Linear
-    out: _Linear
-    up: _Linear
-    down: _Linear
+def _in_full(like: Tensor) -> torch.autocast:
+    """No autocast: casting the caches too would cost more than it saves."""
+    return torch.autocast("cpu" if like.is_meta else like.device.type, enabled=False)  # there is none for meta
 
 
-class _Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def weights(self, kind: torch.dtype | None = None) -> _Weights:
-        """The parameters themselves, or cast to `kind` if they are not of it."""
-        up, _, down = self.mlp
-        layers = (self.qkv, self.out, up, down)
-        return _Weights(
-            *((layer.get_parameter("weight").to(kind), layer.get_parameter("bias").to(kind)) for layer in layers)
-        )
-
-    def to_qkv(self, x: Tensor, weights: _Weights) -> Tensor:
-        """Query, key and value: (B, M, D) -> (3, B heads, M, d)."""
-        return rearrange(_linear(self.norm1(x), weights.qkv), "b m (part n d) -> part (b n) m d", part=3, n=self.heads)
-
-    def forward(self, x: Tensor, mixed: Tensor, weights: _Weights, rate: float = 0.0) -> Tensor:
-        """What follows attention: x (B, M, D), mixed (B heads, M, d), the rate of dropout."""
-        mixed = rearrange(mixed, "(b n) m d -> b m (n d)", n=self.heads)
-        x = x + _drop(_linear(mixed, weights.out), rate)
-        return x + _drop(_linear(F.gelu(_linear(self.norm2(x), weights.up)), weights.down), rate)
-
-
-def _linear(x: Tensor, layer: _Linear) -> Tensor:
-    return F.linear(x.to(layer[0].dtype), *layer)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, rate: float = 0.0) -> Tensor:
-    """Attention written out: q (R, M, d), k and v (R, S, d), bias (1 or R, M, S) -> (R, M, d).
-
-    torch's own takes three times as long on a CPU, both for one query and many rows and, with dropout, in bf16.
-    """
-    scale = q.shape[-1] ** -0.5
-    if q.shape[1] == 1:  # the same numbers; so the keys are read in the order in which they lie
-        scores = torch.baddbmm(bias.transpose(1, 2), k, q.transpose(1, 2), alpha=scale).transpose(1, 2)
-    else:
-        scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
-    weights = scores.softmax(-1)
-    return torch.bmm(_drop(weights.to(v.dtype), rate), v)
-
-
-def _bias(key: Tensor, query: Tensor) -> Tensor:
-    """What hides later positions from earlier ones: 0, or -inf where key > query, as they broadcast."""
-    return torch.zeros((), device=key.device).masked_fill(key > query, float("-inf"))
-
-
-def _drop(x: Tensor, rate: float) -> Tensor:
-    """Dropout. From 16 random bits an element on a CPU, where torch's own takes five times as long."""
-    if not rate:
-        return x
-    if not x.is_cpu:
-        return F.dropout(x, rate)
-    bits = torch.empty(x.numel() // 4 + 1, dtype=torch.long).random_(-(2**63), None).view(torch.int16)
-    kept = bits[: x.numel()].view(x.shape) >= round(rate * 2**16) - 2**15
-    return x * kept.to(x.dtype).div_(1 - rate)
+def _drawn(logits: Tensor, temperature: float) -> Tensor:
+    logits = logits.float()
+    return logits.argmax(-1) if temperature <= 0 else draw((logits / temperature).log_softmax(-1))
 
 
 def _own(memory: Tree, end: int) -> Tree:
