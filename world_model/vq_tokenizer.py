@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from world_model import quantizers
+from world_model.blocks import attend
 from world_model.nets import ChannelNorm
 from world_model.quantizers import Quantized, Quantizer
 
@@ -125,9 +126,9 @@ class PlaceAttention(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        places = rearrange(self.qkv(self.norm(x)), "b (part c) h w -> part b 1 (h w) c", part=3)
-        mixed = F.scaled_dot_product_attention(places[0], places[1], places[2])
-        return x + self.proj_out(rearrange(mixed, "b 1 (h w) c -> b c h w", h=x.shape[-2]))
+        q, k, v = rearrange(self.qkv(self.norm(x)), "b (part c) h w -> part b (h w) c", part=3)
+        mixed = attend(q, k, v, q.new_zeros(1, 1, 1))
+        return x + self.proj_out(rearrange(mixed, "b (h w) c -> b c h w", h=x.shape[-2]))
 
 
 class Halve(nn.Module):
@@ -200,10 +201,13 @@ def _end(config: VQTokenizerConfig, outputs: int) -> dict[str, nn.Module]:
 
 
 class _Norm(nn.GroupNorm):
-    """In full precision: on a CPU its bfloat16 form takes eight times as long, and more than all convolutions."""
+    """In full precision: on a CPU its bfloat16 form takes eight times as long, and more than all convolutions.
+
+    What it gives is of the input's precision again, so that what follows has half as much to read.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float())
+        return super().forward(x.float()).to(x.dtype)
 
 
 def _norm(channels: int, local: bool) -> nn.Module:
