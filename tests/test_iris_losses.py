@@ -86,7 +86,7 @@ def test_every_tokenizer_learns_pictures(quantizer: dict[str, Any]) -> None:
     losses = [trainer.update(objective, batch) for _ in range(80)]
     first, last = (loss.terms["weighted_pixels"].mean().item() for loss in (losses[0], losses[-1]))
     assert last < 0.5 * first
-    assert losses[-1].metrics["perplexity"] > 4, "several codes are in use"
+    assert losses[-1].metrics["perplexity"] > 3, "several codes are in use"
     book = made.tokenizer.embedding
     assert {"commitment", "codebook"} & losses[0].terms.keys() == set(book.terms)
 
