@@ -5,13 +5,15 @@ Shapes: C H W picture, F features; B is 1 everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from envs.controls import Action
 from envs.games import Transition
-from play.moment import Mind, Parts, Side
+from play.moment import Mind, Moment, Parts, Side
 from world_model.dream import Thinker
 from world_model.interface import State, to_pixels, to_unit
 from world_model.trees import Tree
@@ -23,6 +25,7 @@ class Dreamer(Thinker):
     def __init__(self, parts: Parts, seed: int) -> None:
         super().__init__(parts.world, seed)
         self.parts, self.model, self.policy = parts, parts.world.model, parts.learner.policy
+        self._decoded_last: tuple[State | None, Tensor] = None, torch.empty(0)  # what is shown is seen right after
 
     def from_start(self, start: int) -> Side:
         """A dream that goes on from one of the world's starts."""
@@ -63,16 +66,33 @@ class Dreamer(Thinker):
 
     def look(self, side: Side) -> tuple[Tensor, Mind]:
         """What the policy sees (1, F), and what it makes of it."""
-        view = self.model.features(side.state)
+        known = self.model.sees_frames and side.state is self._decoded_last[0]
+        view = self._decoded_last[1].flatten(1) if known else self.model.features(side.state)
         value, chances = self.parts.learner.value(view), self.policy.probabilities(view)
         listed = None if chances is None else chances[0].float().tolist()
         return view, Mind(None if value is None else float(value), listed)
+
+    def condensed(self, moment: Moment) -> Moment:
+        """A moment to be kept beside hundreds."""
+        return self._remembering(moment, self.model.condense)
+
+    def recalled(self, moment: Moment) -> Moment:
+        """A condensed moment again."""
+        return self._remembering(moment, self.model.recall)
+
+    @staticmethod
+    def _remembering(moment: Moment, change: Callable[[Tree], Tree]) -> Moment:
+        def changed(side: Side | None) -> Side | None:
+            return side and side._replace(state=side.state._replace(memory=change(side.state.memory)))
+
+        return moment._replace(dream=changed(moment.dream), real=changed(moment.real))
 
     def _plain(self, action: Tensor) -> Action:
         return int(action[0]) if self.model.spec.discrete else tuple(action[0].tolist())
 
     def _decoded(self, state: State) -> np.ndarray:
-        return np.asarray(to_pixels(self.model.decode(state.latent).float())[0])
+        self._decoded_last = state, self.model.decode(state.latent).float()
+        return np.asarray(to_pixels(self._decoded_last[1])[0])
 
     def _unit(self, frame: np.ndarray) -> Tensor:
         return to_unit(torch.from_numpy(frame).to(self.device).unsqueeze(0))

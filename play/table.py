@@ -43,7 +43,7 @@ class Table:
         self.episodes: list[Episode] = []
         self._piece: Recording | None = None
         self._real: Real | None = None
-        self._past: deque[Moment] = deque()
+        self._past: deque[Moment] = deque()  # condensed
         self._kept: Moment | None = None
         self._times: deque[float] = deque(maxlen=240)  # ms
         self.now = self._dream_from(seed, None)
@@ -88,7 +88,9 @@ class Table:
         if count:
             for _ in range(count - 1):
                 self._past.pop()
-            self._return_to(self._past.pop())
+            with self.dreamer.thinking():
+                moment = self.dreamer.recalled(self._past.pop())
+            self._return_to(moment)
         return count > 0
 
     def reset(self, start: int | None = None, seed: int | None = None) -> None:
@@ -106,7 +108,7 @@ class Table:
         """Goes back to the kept moment; the rewind can undo it."""
         if self._kept is None:
             raise UserError("No moment has been kept yet.")
-        self._past.append(self.now)
+        self._past.append(self.dreamer.condensed(self.now))
         self._return_to(self._kept)
 
     def sync(self) -> None:
@@ -246,7 +248,7 @@ class Table:
 
     # ---- moments ----
     def _arrive(self, moment: Moment) -> None:
-        self._past.append(self.now)
+        self._past.append(self.dreamer.condensed(self.now))
         while len(self._past) > max(KEPT, SECONDS * self.fps):
             self._past.popleft()
         self.now = moment

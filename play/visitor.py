@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from envs.errors import UserError
@@ -38,15 +39,22 @@ Result = TypeVar("Result")
 
 @dataclass
 class House:
-    """What the visitors share: the parts, the places for recordings, and the one thread that computes."""
+    """What the visitors share: the parts, the places for recordings, and the one thread that computes.
+
+    That thread uses `threads` of torch. They pay only where no other thread of the process has ever used several:
+    OpenMP lets the helpers of a second thread sleep after each call, which then takes three times as long.
+    """
 
     parts: Parts
     about: dict[str, Any]  # of the run, for the page
     videos: Path
     episodes: Path | None
     table: Callable[[], Table]  # makes a visitor's table
+    threads: int = 1
     visitors: set[Visitor] = field(default_factory=set)
-    work: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "table"))
+
+    def __post_init__(self) -> None:
+        self.work = ThreadPoolExecutor(1, "table", torch.set_num_threads, (self.threads,))
 
     async def run(self, function: Callable[..., Result], *given: Any) -> Result:
         """Calls a function in the computing thread, one after the other."""

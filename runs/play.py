@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from agent.trainer import lower
 from envs.errors import UserError
 from envs.games import Games
 from play.moment import MODES, PLAYERS, Parts
 from play.table import HOTTEST, MOST_FPS, Table
 from runs import compose
 from runs.dreams import Loaded, load_parts
-from runs.machine import keep_freed_memory
+from runs.machine import cores, keep_freed_memory
 from runs.recipes import choice
 from runs.run import OUT
 
@@ -45,7 +46,7 @@ class PlayConfig:
     record: str | None = None  # a video file, made without any display
     steps: int = 600  # of that video
     device: str = "auto"
-    threads: int = 1  # of torch; one frame is too little work for more, and the browser wants a core
+    threads: int = 0  # of torch; 0: two for a model whose frames are work enough, else one
 
     def check(self) -> None:
         """Raises UserError naming the first value that is out of range."""
@@ -54,7 +55,7 @@ class PlayConfig:
             choice("player", self.player, PLAYERS)
         bounds = {
             "seed": (0, 2**31 - 1), "start": (0, 2**31 - 1), "temperature": (0, HOTTEST), "fps": (1, MOST_FPS),
-            "port": (0, 65535), "steps": (1, 10**7), "threads": (1, 1024),
+            "port": (0, 65535), "steps": (1, 10**7), "threads": (0, 1024),
         }  # fmt: skip
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
@@ -74,9 +75,12 @@ def play(words: Sequence[str]) -> None:
     """
     asked = compose.changed(PlayConfig(), words, [field.name for field in fields(PlayConfig)])
     _need("imageio_ffmpeg")
-    torch.set_num_threads(asked.threads)
     keep_freed_memory()
+    torch.set_num_threads(1)  # see House
     loaded = load_parts(asked.run, asked.device)
+    threads = threads_for(loaded, asked.threads)
+    if asked.record is not None or asked.window:
+        torch.set_num_threads(threads)
     if asked.record is not None:
         _film(asked, loaded, Path(asked.record))
     elif asked.window:
@@ -85,13 +89,20 @@ def play(words: Sequence[str]) -> None:
 
         show(table(asked, loaded), videos_folder(loaded), episodes_folder(loaded))
     else:
-        _serve(asked, loaded)
+        _serve(asked, loaded, threads)
+
+
+def threads_for(loaded: Loaded, asked: int) -> int:
+    """As many of torch's as asked for, or as pay; 0: as pay. The browser wants a core too."""
+    return asked or (min(2, cores()) if loaded.agent.world_model.heavy else 1)
 
 
 def parts(loaded: Loaded) -> Parts:
     """What the tables need of a loaded model."""
-    config = loaded.config
-    return Parts(config.env, loaded.world(), loaded.agent.learner, partial(_game, loaded), config.replay.human_weight)
+    config, world = loaded.config, loaded.world()
+    if world.autocast:
+        lower(loaded.agent.world_model, loaded.agent.learner)
+    return Parts(config.env, world, loaded.agent.learner, partial(_game, loaded), config.replay.human_weight)
 
 
 def table(asked: PlayConfig, loaded: Loaded) -> Table:
@@ -126,7 +137,7 @@ def _game(loaded: Loaded) -> Games:
     return loaded.config.game.build(loaded.config.env, num=1)
 
 
-def _serve(asked: PlayConfig, loaded: Loaded) -> None:
+def _serve(asked: PlayConfig, loaded: Loaded, threads: int) -> None:
     _need("starlette", "uvicorn", "websockets")
     from play import server
     from play.visitor import House
@@ -134,8 +145,9 @@ def _serve(asked: PlayConfig, loaded: Loaded) -> None:
     table(asked, loaded).close()  # what is wrong with the request is said here and not on the page
     at = server.listen(asked.host, asked.port)
     house = House(
-        parts(loaded), about(loaded), videos_folder(loaded), episodes_folder(loaded), partial(table, asked, loaded)
-    )
+        parts(loaded), about(loaded), videos_folder(loaded), episodes_folder(loaded), partial(table, asked, loaded),
+        threads,
+    )  # fmt: skip
     server.serve(house, at, partial(_started, asked, loaded))
 
 

@@ -26,7 +26,7 @@ from envs.errors import UserError
 from play.visitor import House
 from runs import browser, compose, files, machine
 from runs.dreams import Loaded, load_parts
-from runs.play import PlayConfig, about, parts, table
+from runs.play import PlayConfig, about, parts, table, threads_for
 from runs.run import keep
 
 PRESSES = 120
@@ -40,20 +40,21 @@ class BenchConfig:
     run: str | None = None
     seconds: float = 20.0  # of each case
     fps: float = 120.0  # limit: more than a screen shows
-    threads: int = 1
+    threads: int = 0  # as `play` takes it
     device: str = "auto"
 
     def check(self) -> None:
         """Raises UserError for values out of range."""
-        if not (1 <= self.seconds <= 3600 and 1 <= self.fps <= 240 and self.threads >= 1):
-            raise UserError("seconds must be between 1 and 3600, fps between 1 and 240, threads at least 1.")
+        if not (1 <= self.seconds <= 3600 and 1 <= self.fps <= 240 and self.threads >= 0):
+            raise UserError("seconds must be between 1 and 3600, fps between 1 and 240, threads at least 0.")
 
 
 def measure(loaded: Loaded, asked: BenchConfig, folder: Path) -> tuple[list[dict[str, Any]], bytes]:
     """One row for each case, and the page as a PNG; `folder` is for nothing that lasts."""
     rows = []
     settings = PlayConfig(run=asked.run, fps=asked.fps, player="agent")
-    house = House(parts(loaded), about(loaded), folder, None, partial(table, settings, loaded))
+    seat = partial(table, settings, loaded)
+    house = House(parts(loaded), about(loaded), folder, None, seat, threads_for(loaded, asked.threads))
     with browser.served(house) as url, browser.chromium() as chromium:
         page = chromium.new_page(viewport={"width": 1280, "height": 860})
         page.set_default_timeout(600_000)
@@ -110,13 +111,13 @@ def _latency(page: Any) -> dict[str, float]:
 def main(words: Sequence[str]) -> None:
     """Measures and prints; raises UserError for a run without a model or a machine without a browser."""
     asked = compose.changed(BenchConfig(), words, list(BenchConfig.__dataclass_fields__))
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(1)  # see House
     before = os.getloadavg()
     loaded = load_parts(asked.run, asked.device)
     rows, picture = measure(loaded, asked, Path("/nonexistent"))
     peak = int(1024 * machine.memory_gb())
     found = {
-        "threads": asked.threads,
+        "threads": threads_for(loaded, asked.threads),
         "load_before": [round(load, 2) for load in before],
         "peak_mb": peak,
         "rows": rows,

@@ -102,6 +102,43 @@ def test_only_full_rows_slide(gpt: GPT) -> None:
         assert all(torch.equal(a, b) for a, b in zip(trees.leaves(kept), trees.leaves(young), strict=True))
 
 
+def test_what_was_read_while_it_was_drawn_is_not_read_again(gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = together([gpt.append(gpt.blank(1), tokens_of(1, age))[0] for age in (15, 5, 10)])
+    memory = trees.map(torch.clone, plain)
+    drawn = gpt.dream_frame(memory, temperature=0)
+    assert torch.equal(drawn, gpt.draw_frame(plain, temperature=0))
+    step = torch.cat([drawn, torch.tensor([[2], [0], [1]])], 1)
+    other = torch.cat([(drawn + 1) % 3, step[:, -1:]], 1)
+    lengths: list[int] = []
+    append = gpt.append
+
+    def counted(memory: Tree, tokens: Tensor) -> tuple[Tree, Tensor]:
+        lengths.append(tokens.shape[1])
+        return append(memory, tokens)
+
+    monkeypatch.setattr(gpt, "append", counted)
+    for tokens, read in ((step, 2), (other, 5)):
+        quick, whole = gpt.append_step(memory, tokens), append(plain, tokens)[0]
+        assert lengths.pop() == read
+        assert torch.equal(quick["tokens"], whole["tokens"]) and torch.equal(quick["position"], whole["position"])
+        assert_close(quick["h"], whole["h"], rtol=0, atol=1e-5)
+        assert torch.equal(gpt.draw_frame(quick, temperature=0), gpt.draw_frame(whole, temperature=0))
+
+
+def test_a_condensed_memory_comes_back(gpt: GPT) -> None:
+    """Rows of all ages, one that has read nothing among them; and what was only drawn is forgotten."""
+    memory = together([*one_each(gpt), gpt.blank(1)])
+    kept = gpt.condense(memory)
+    assert trees.size_bytes(kept) < trees.size_bytes(memory) / 5
+    gpt.dream_frame(trees.map(torch.clone, memory))
+    back = gpt.recall(kept)
+    assert all(torch.equal(back[name], memory[name]) for name in kept)
+    more = tokens_of(4, 5)
+    assert_close(gpt.append(back, more)[1], gpt.append(memory, more)[1], rtol=0, atol=1e-5)
+    empty = gpt.recall(gpt.condense(gpt.blank(2)))
+    assert all(torch.equal(a, b) for a, b in zip(trees.leaves(empty), trees.leaves(gpt.blank(2)), strict=True))
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("inference", [False, True], ids=["no_grad", "inference"])
 def test_mixed_precision_is_near_and_keeps_the_memory_in_full(gpt: GPT, rows: int, inference: bool) -> None:

@@ -54,7 +54,7 @@ class GPT(nn.Module):
 
     Memory: each layer's keys and values (B, heads, S, d), the tokens read (B, S), the output at the last of them
     h (B, D), and each row's own position (B,), so that rows of different ages stand in one batch. It begins with a
-    frame's first token.
+    frame's first token. A slot at or beyond a row's position is free: its token is -1, or that of `dream_frame`.
     """
 
     first: Tensor
@@ -108,7 +108,7 @@ class GPT(nn.Module):
         # A tensor a layer, and not one for all: above 32 MB the C library returns each to the system, to fault anew.
         shape = (batch_size, config.heads, self.window, config.width // config.heads)
         keys, values = (tuple(like.new_zeros(shape) for _ in self.blocks) for _ in "kv")
-        tokens = torch.zeros(batch_size, self.window, dtype=torch.long, device=like.device)
+        tokens = torch.full((batch_size, self.window), -1, device=like.device)
         h = like.new_zeros(batch_size, config.width)
         position = torch.zeros(batch_size, dtype=torch.long, device=like.device)
         return {"k": keys, "v": values, "tokens": tokens, "h": h, "position": position}
@@ -125,15 +125,28 @@ class GPT(nn.Module):
             return self._read(_own(memory, self.window), tokens, end, cast.blocks)
 
     @torch.no_grad()
+    def append_step(self, memory: Tree, tokens: Tensor) -> Tree:
+        """Reads a frame and its action (B, N + 1); what `dream_frame` has read of it is not read again."""
+        drawn, position = self.config.tokens - 1, memory["position"]
+        if not position.is_meta:
+            slots = position.unsqueeze(1) + torch.arange(drawn, device=position.device)
+            if torch.equal(memory["tokens"].gather(1, slots), tokens[:, :drawn]):
+                memory, tokens = {**memory, "position": position + drawn}, tokens[:, drawn:]
+        return self.append(memory, tokens)[0]
+
     def draw_frame(self, memory: Tree, temperature: float = 1.0) -> Tensor:
         """Dreams the next frame, token by token, after an action: (B, N). Temperature 0 takes the most likely ones."""
-        further = self.config.tokens - 1
+        return self.dream_frame(_own(memory, self._end(memory, self.config.tokens - 1)), temperature)
+
+    @torch.no_grad()
+    def dream_frame(self, memory: Tree, temperature: float = 1.0) -> Tensor:
+        """`draw_frame` that leaves what it reads in the free slots of a memory which is the caller's own."""
+        further, state = self.config.tokens - 1, memory
         end, cast = self._end(memory, further), self._cast(len(memory["h"]))
-        memory = _own(memory, end)  # one copy a frame, not one a token
         with _in_full(memory["h"]):
             drawn = [_drawn(mlp(memory["h"], *cast.head), temperature)]
             for ahead in reversed(range(further)):
-                memory, hidden = self._read(memory, drawn[-1].unsqueeze(1), end - ahead, cast.blocks)
+                state, hidden = self._read(state, drawn[-1].unsqueeze(1), end - ahead, cast.blocks)
                 drawn.append(_drawn(mlp(hidden[:, 0], *cast.head), temperature))
         return torch.stack(drawn, 1)
 
@@ -157,6 +170,19 @@ class GPT(nn.Module):
         late = memory["tokens"][rows].gather(1, slots)
         again = {**self.append(self.blank(len(rows)), late)[0], "h": memory["h"][rows]}
         return trees.map(lambda old, new: old.index_copy(0, rows, new), memory, again)
+
+    def condense(self, memory: Tree) -> Tree:
+        """The tokens and what they told, without keys and values: a thousandth of it."""
+        return {name: leaf for name, leaf in memory.items() if name not in ("k", "v")}
+
+    def recall(self, condensed: Tree) -> Tree:
+        """The memory again: its tokens are read once more, in one pass."""
+        tokens, position = condensed["tokens"], condensed["position"]
+        memory, oldest = self.blank(len(tokens)), int(position.max())
+        if oldest:
+            memory, _ = self.append(memory, tokens[:, :oldest].clamp(min=0))
+        free = torch.arange(self.window, device=tokens.device) >= position.unsqueeze(1)
+        return {**memory, **condensed, "tokens": tokens.masked_fill(free, -1)}
 
     def _end(self, memory: Tree, more: int) -> int:
         """Where the longest row stands `more` tokens further: attention looks at no slot beyond it.

@@ -109,6 +109,7 @@ class WorldModel(nn.Module, ABC):
     latent_shape: tuple[int, ...]
     feature_size: int
     heavy: bool = False  # a single row, too, is faster in bfloat16 where the processor multiplies it natively
+    sees_frames: bool = False  # the features are the decoded frame, flat
 
     @abstractmethod
     def encode(self, frame: Tensor) -> Tensor:
@@ -174,6 +175,14 @@ class WorldModel(nn.Module, ABC):
         latent = self.sample(memory, temperature) if frame is None else self.encode(frame)
         state = State(latent, memory)
         return Step(state, *self.outcome(state))
+
+    def condense(self, memory: Tree) -> Tree:
+        """As little of a memory as `recall` needs, for those who keep many."""
+        return memory
+
+    def recall(self, condensed: Tree) -> Tree:
+        """The memory again."""
+        return condensed
 
     def reset_rows(self, state: State, mask: Tensor) -> State:
         """Forgets the rows where mask (B,) is True; their latents stay as they are."""

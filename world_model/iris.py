@@ -20,7 +20,7 @@ from envs.spec import Spec
 from world_model import perceptual, quantizers, trees
 from world_model.gpt import GPT, REWARDS, GPTConfig
 from world_model.heads import mean_where
-from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, to_unit
+from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, Step, WorldModel, to_unit
 from world_model.quantizers import MovingCodebook
 from world_model.trees import Tree
 from world_model.vq_tokenizer import QuantizerKind, VQTokenizer, VQTokenizerConfig
@@ -107,7 +107,8 @@ class Iris(WorldModel):
         self.latent_shape = (tokens,)
         self.heavy = config.width >= 256  # weights that outgrow the cache, read once a token
         flat = spec.frame[0] * spec.frame[1] * spec.frame[2]
-        self.feature_size = flat if config.view == "frame" else tokens * self.tokenizer.width + config.width
+        self.sees_frames = config.view == "frame"
+        self.feature_size = flat if self.sees_frames else tokens * self.tokenizer.width + config.width
         self.register_buffer("background", torch.full(spec.frame, 0.5))
 
     # ---- the six verbs ----
@@ -123,7 +124,21 @@ class Iris(WorldModel):
     def advance(self, state: State, action: Tensor) -> Tree:
         # Room for this frame and the one dreamed after it, which the window's last action was never taught to tell.
         memory = self.transformer.slide(state.memory, self.config.keep, ahead=2)
-        return self.transformer.append(memory, _in_a_row(state.latent, action))[0]
+        return self.transformer.append_step(memory, _in_a_row(state.latent, action))
+
+    def step(self, state: State, action: Tensor, frame: Tensor | None = None, temperature: float = 1.0) -> Step:
+        """A dreamed frame is read while it is drawn, into the memory that is new here and nobody else's."""
+        if frame is not None:
+            return super().step(state, action, frame)
+        memory = self.advance(state, action)
+        dreamed = State(self.transformer.dream_frame(memory, temperature), memory)
+        return Step(dreamed, *self.outcome(dreamed))
+
+    def condense(self, memory: Tree) -> Tree:
+        return self.transformer.condense(memory)
+
+    def recall(self, condensed: Tree) -> Tree:
+        return self.transformer.recall(condensed)
 
     def sample(self, memory: Tree, temperature: float = 1.0) -> Tensor:
         return self.transformer.draw_frame(memory, temperature)
@@ -136,7 +151,7 @@ class Iris(WorldModel):
         return reward.masked_fill(~begun, 0.0), cont.masked_fill(~begun, 1.0)
 
     def features(self, state: State) -> Tensor:
-        if self.config.view == "frame":
+        if self.sees_frames:
             return self.decode(state.latent).flatten(-3)
         return torch.cat([self.tokenizer.embedding(state.latent).flatten(-2), state.memory["h"]], -1)
 
