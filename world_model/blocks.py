@@ -11,18 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Pair = tuple[Tensor, Tensor]  # weight and bias
+
+class Affine(NamedTuple):
+    """What a linear layer or a norm multiplies with and adds; an int8 weight (K, D) has a scale (K,) a row."""
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None = None
 
 
 class Layers(NamedTuple):
     """All of a block, in the order in which it is used."""
 
-    norm1: Pair
-    qkv: Pair
-    out: Pair
-    norm2: Pair
-    up: Pair
-    down: Pair
+    norm1: Affine
+    qkv: Affine
+    out: Affine
+    norm2: Affine
+    up: Affine
+    down: Affine
 
 
 class Block(nn.Module):
@@ -37,13 +43,18 @@ class Block(nn.Module):
 
     def layers(self, kind: torch.dtype | None = None) -> Layers:
         """The parameters themselves, or the linear layers' cast to `kind` if they are not of it."""
-        qkv, out, up, down = (pair(layer, kind) for layer in (self.qkv, self.out, self.mlp[0], self.mlp[2]))
-        return Layers(pair(self.norm1), qkv, out, pair(self.norm2), up, down)
+        qkv, out, up, down = (affine(layer, kind) for layer in (self.qkv, self.out, self.mlp[0], self.mlp[2]))
+        return Layers(affine(self.norm1), qkv, out, affine(self.norm2), up, down)
 
 
-def pair(layer: nn.Module, kind: torch.dtype | None = None) -> Pair:
-    """A layer's weight and bias, cast to `kind`."""
-    return layer.get_parameter("weight").to(kind), layer.get_parameter("bias").to(kind)
+def affine(layer: nn.Module, kind: torch.dtype | None = None) -> Affine:
+    """A layer's weight and bias, cast to `kind`; with int8 the rows of the weight are rounded to 255 steps each."""
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+    if kind != torch.int8:
+        return Affine(weight.to(kind), bias.to(kind))
+    scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+    whole = (weight / scale).round().to(torch.int8)
+    return Affine(whole, bias.to(torch.bfloat16), scale.squeeze(1).to(torch.bfloat16))
 
 
 # A token costs as many of these calls at width 256 as it costs arithmetic: plain views, and neither modules nor einops.
@@ -75,19 +86,21 @@ def after_attention(x: Tensor, mixed: Tensor, layers: Layers, rows: int, rate: f
     return x + drop(linear(F.gelu(linear(norm(x, layers.norm2), layers.up)), layers.down), rate)
 
 
-def mlp(x: Tensor, hidden: Pair, out: Pair) -> Tensor:
+def mlp(x: Tensor, hidden: Affine, out: Affine) -> Tensor:
     """A head: (..., D) -> (..., K)."""
     return linear(F.relu(linear(x, hidden)), out)
 
 
-def norm(x: Tensor, layer: Pair) -> Tensor:
+def norm(x: Tensor, layer: Affine) -> Tensor:
     """LayerNorm."""
-    return torch.layer_norm(x, x.shape[-1:], *layer)
+    return torch.layer_norm(x, x.shape[-1:], layer.weight, layer.bias)
 
 
-def linear(x: Tensor, layer: Pair) -> Tensor:
-    """In the weights' number format."""
-    return F.linear(x.to(layer[0].dtype), *layer)
+def linear(x: Tensor, layer: Affine) -> Tensor:
+    """In the weights' number format; with int8 (M, D) in bfloat16."""
+    if layer.scale is None:
+        return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
+    return torch._weight_int8pack_mm(x.to(torch.bfloat16), layer.weight, layer.scale).add_(layer.bias)
 
 
 def hiding(key: Tensor, query: Tensor) -> Tensor:
