@@ -93,9 +93,8 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(objective.params, optim.clip, foreach=True)
-        if self.updates[name] <= optim.warmup:
-            for group in optimizer.param_groups:
-                group["lr"] = optim.lr * min(1.0, (self.updates[name] + 1) / max(1, optim.warmup))
+        for group in optimizer.param_groups:  # always: a resumed run may have another
+            group["lr"] = optim.lr * min(1.0, (self.updates[name] + 1) / max(1, optim.warmup))
         optimizer.step()
         if objective.after is not None:
             objective.after(losses.learned)

@@ -63,7 +63,7 @@ def measure(run: Run, *, contexts: int = CONTEXTS, temperature: float = 0.0, dev
     try:
         agent = build.agent(config, games.spec, device)
         agent.load_state_dict(run.load_checkpoint(device)["agent"])
-        codes(agent.world_model, torch.zeros(1, *agent.world_model.latent_shape, device=device))
+        codes(agent.world_model, agent.world_model.encode(torch.zeros(1, *games.spec.frame, device=device)))
         batch = play(agent, games, contexts, config.train.burn_in + 1 + AHEAD[-1], seed=config.seed)
     finally:
         games.close()
