@@ -18,6 +18,7 @@ from runs import build
 from runs.recipes import preset
 from world_model.dream import Starts, World
 from world_model.interface import WorldModel
+from world_model.iris import Iris
 
 CONTEXT = 4  # frames of a start
 WAYS: tuple[list[str], ...] = (
@@ -46,14 +47,14 @@ def follow(made: Table, ways: tuple[list[str], ...] = WAYS) -> list[list[np.ndar
     return shown
 
 
-def game(env: str) -> Games:
+def game(env: str, recipe: str = "reverie") -> Games:
     """One copy of a tiny game, as the recipe sees it."""
-    return preset("reverie", "toy").game.build(env, num=1)
+    return preset(recipe, "toy").game.build(env, num=1)
 
 
-def played(env: str, steps: int, seed: int = 0) -> Episode:
+def played(env: str, steps: int, seed: int = 0, recipe: str = "reverie") -> Episode:
     """A random game of so many steps."""
-    games, rng = game(env), np.random.default_rng(seed)
+    games, rng = game(env, recipe), np.random.default_rng(seed)
     recording = Recording(games.spec, games.reset([seed])[0], seed=seed)
     for _ in range(steps):
         if games.spec.discrete:
@@ -65,33 +66,36 @@ def played(env: str, steps: int, seed: int = 0) -> Episode:
     return recording.finish()
 
 
-def parts(env: str = "Catch-v0", *, starts: int = 3) -> Parts:
+def parts(env: str = "Catch-v0", *, starts: int = 3, recipe: str = "reverie") -> Parts:
     """An untrained model of the game, with noise on every parameter so that nothing it says is 0."""
-    games = game(env)
-    agent = build.agent(preset("reverie", "toy"), games.spec)
+    games = game(env, recipe)
+    agent = build.agent(preset(recipe, "toy"), games.spec)
     with torch.no_grad():
         for parameter in agent.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     sooner(agent.world_model, -20)  # else its dreams would end at once
-    whole = played(env, 40)
+    whole = played(env, 40, recipe=recipe)
     cuts = range(0, 4 * starts, 4)
     frame = torch.from_numpy(np.stack([whole.frame[at : at + CONTEXT] for at in cuts]))
     action = torch.from_numpy(np.stack([whole.action[at : at + CONTEXT - 1] for at in cuts]))
     controls = Controls.of(games)
     games.close()
     world = World(agent.world_model, Starts(frame, action), controls)
-    return Parts(env, world, agent.learner, partial(game, env))
+    return Parts(env, world, agent.learner, partial(game, env, recipe))
 
 
 def sooner(model: WorldModel, by: float) -> None:
     """Makes dreams end sooner, by so many logits a step."""
-    head: Any = model.cont
+    made: Any = model
     with torch.no_grad():
-        head[-1].bias -= by
+        if isinstance(model, Iris):
+            made.transformer.end[-1].bias[1] += by
+        else:
+            made.cont[-1].bias -= by
 
 
-def table(mode: str = "dream", env: str = "Catch-v0", seed: int = 0) -> Table:
+def table(mode: str = "dream", env: str = "Catch-v0", seed: int = 0, recipe: str = "reverie") -> Table:
     """A table of a model made for it."""
-    made = Table(parts(env), seed=seed)
+    made = Table(parts(env, recipe=recipe), seed=seed)
     made.set_mode(mode)
     return made

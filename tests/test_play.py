@@ -69,10 +69,11 @@ def test_seed_and_keys_determine_everything(mode: str) -> None:
     assert not same(first, follow(other))
 
 
+@pytest.mark.parametrize("recipe", ["reverie", "iris", "iris_ac"])
 @pytest.mark.parametrize("mode", ["dream", "real", "both"])
-def test_rewind_and_keep(mode: str) -> None:
+def test_rewind_and_keep(mode: str, recipe: str) -> None:
     """Going back and doing the same brings the same; doing something else does not touch what was kept."""
-    made = tables.table(mode)
+    made = tables.table(mode, recipe=recipe)
     follow(made)
     made.save()
     ahead = follow(made)
@@ -84,6 +85,17 @@ def test_rewind_and_keep(mode: str) -> None:
     assert made.now.step == len(WAYS)
     assert same(follow(made), ahead)
     made.close()
+
+
+def test_what_the_policy_sees_is_what_is_shown() -> None:
+    """A policy that looks at decoded frames sees the one that was decoded for the screen."""
+    made = tables.table(recipe="iris")
+    follow(made, WAYS[:3])
+    dream = made.now.dream
+    assert dream is not None
+    with made.dreamer.thinking():
+        assert torch.equal(made.now.view, made.dreamer.model.features(dream.state))
+    assert np.array_equal(to_pixels(made.now.view.view(3, 64, 64)), dream.picture)
 
 
 def test_rewind_ends_at_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,14 @@ import json
 import struct
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from play.table import Table
 from tests import tables
@@ -95,6 +97,12 @@ def client(house: House) -> Iterator[TestClient]:
     with TestClient(server.app(house)) as made:
         yield made
     house.work.shutdown()
+
+
+def test_the_computing_thread_has_its_own_number_of_torch_threads(house: House) -> None:
+    before, wide = torch.get_num_threads(), replace(house, threads=3)
+    assert wide.work.submit(torch.get_num_threads).result() == 3 and torch.get_num_threads() == before
+    wide.work.shutdown()
 
 
 def test_hello_and_pictures(client: TestClient) -> None:

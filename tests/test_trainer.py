@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from agent.trainer import NonFiniteLoss, Trainer, mixed_precision, reduce
+from agent.trainer import NonFiniteLoss, Trainer, lower, mixed_precision, reduce
 from world_model.interface import Losses, Objective, Optim
 
 CPU = torch.device("cpu")
@@ -207,3 +207,20 @@ def test_updates_inside_an_outer_autocast_see_the_new_weights() -> None:
     one, two = inside.trainer(precision="bf16"), alone.trainer(precision="bf16")
     assert_close(several(one.update, inside, outer=one.mixed()), several(two.update, alone, outer=None), rtol=0, atol=0)
     assert_close(inside.weights(), alone.weights(), rtol=0, atol=0)
+
+
+def test_lowered_layers_say_what_autocast_would() -> None:
+    torch.manual_seed(0)
+    conv, lstm, linear = nn.Conv2d(3, 4, 3), nn.LSTM(5, 6), nn.Linear(7, 8)
+    parts = nn.ModuleList([conv, lstm, linear])
+    picture, row, flat = torch.randn(2, 3, 8, 8), torch.randn(4, 2, 5), torch.randn(3, 7)
+
+    def said() -> list[torch.Tensor]:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            return [conv(picture), lstm(row)[0], linear(flat)]
+
+    before = said()
+    lower(parts)
+    assert {part.weight.dtype for part in (conv, linear)} == {torch.bfloat16, torch.float32}
+    assert lstm.weight_hh_l0.dtype == torch.bfloat16
+    assert all(torch.equal(a, b) for a, b in zip(before, said(), strict=True))
