@@ -96,6 +96,7 @@ class Trainer:
         for group in optimizer.param_groups:  # always: a resumed run may have another
             group["lr"] = optim.lr * min(1.0, (self.updates[name] + 1) / max(1, optim.warmup))
         optimizer.step()
+        torch.autograd.graph.increment_version(objective.params)  # fused steps do not count themselves
         if objective.after is not None:
             objective.after(losses.learned)
         torch.clear_autocast_cache()  # within an outer `mixed()` the next update would read the weights from before

@@ -122,7 +122,7 @@ class GPT(nn.Module):
         Whether a token is an observation or an action follows from the row's position. A row without room for M
         more is an error (see `slide`).
         """
-        end, cast = self._end(memory, tokens.shape[1]), self._cast(tokens.numel())
+        end, cast = self._end(memory, tokens.shape[1]), self.cast(tokens.numel())
         with _without_autocast(tokens):
             return self._read(_own(memory, self.window), tokens, end, cast.blocks)
 
@@ -144,7 +144,7 @@ class GPT(nn.Module):
     def dream_frame(self, memory: Tree, temperature: float = 1.0) -> Tensor:
         """`draw_frame` that leaves what it reads in the free slots of a memory which is the caller's own."""
         further, state = self.config.tokens - 1, memory
-        end, cast = self._end(memory, further), self._cast(len(memory["h"]))
+        end, cast = self._end(memory, further), self.cast(len(memory["h"]))
         with _without_autocast(memory["h"]), _alone(cast):
             drawn = [_drawn(mlp(memory["h"], *cast.head), temperature)]
             for ahead in reversed(range(further)):
@@ -195,11 +195,12 @@ class GPT(nn.Module):
         position = memory["position"]
         return self.window if position.is_meta else int(position.max()) + more
 
-    def _cast(self, rows: int) -> _Cast:
+    def cast(self, rows: int) -> _Cast:
         """The linear layers in the number format in which they multiply.
 
         Autocast would cast them at every token (and does in inference mode); here once for as long as the parameters
-        stay what they are, of which torch itself keeps count.
+        stay what they are. Torch keeps count of their changes, but for those by a fused optimiser, whose user must say
+        so (`torch.autograd.graph.increment_version`), as `agent.trainer` does.
         """
         device, kind = self.position.device.type, self.position.dtype
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
