@@ -70,6 +70,12 @@ def tables(results: Path = RESULTS) -> str:
     parts += [_table(fields, pages)] if pages else []
     heading = ("speed", "world-model update", "policy update", "both", "dreaming", "games", "acting")
     parts += [_table((*heading, "threads", "load", "file"), speeds)] if speeds else []
+    costs = [row for path, entry in entries if entry.get("what") == "iris-speed" for row in _cost(path, entry)]
+    parts_of = ("IRIS at full size", "frames/s", "published code", "times", "processor time a frame", "GFLOP a frame")
+    parts += [_table((*parts_of, "of the matmul limit", "threads", "load", "file"), costs)] if costs else []
+    formats = [row for path, entry in entries if entry.get("what") == "precision" for row in _format(path, entry)]
+    moved = ("beside float32", "probability that moves", "KL", "same most likely token", "file")
+    parts += [_table(moved, formats)] if formats else []
     cars = [row for path, entry in entries if entry.get("what") == "car-racing" for row in _car(path, entry)]
     parts += [_table(("CarRacing", "game steps a core second", "times gymnasium", "file"), cars)] if cars else []
     return "\n\n".join(parts)
@@ -92,24 +98,51 @@ def _score(path: Path, entry: dict[str, Any]) -> Sequence[str]:
     steps = f"{entry['env_steps']:,}"
     if judged := entry.get("judged_in_real_game", {}).get("steps"):
         steps += f" and {judged:,} of evolution"
-    recipe = f"`{entry['recipe']}` {entry['size']}" + (f", {entry['variant']}" if "variant" in entry else "")
     return (
-        entry["env"], recipe, entry["policy"], f"**{entry['mean']:.2f}**",
+        entry["env"], _recipe(entry), entry["policy"], f"**{entry['mean']:.2f}**",
         f"{entry['std']:.2f}", f"{entry['median']:.1f}", str(entry["episodes"]), steps,
         f"{entry['hours']:.2f}", place, _link(path),
     )  # fmt: skip
 
 
+def _recipe(entry: dict[str, Any]) -> str:
+    return f"`{entry['recipe']}` {entry['size']}" + (f", {entry['variant']}" if "variant" in entry else "")
+
+
 def _ball(path: Path, entry: dict[str, Any]) -> Sequence[str]:
-    return (entry["env"], f"{entry['within_2px']:.1%}", f"{entry['within_1px']:.1%}", str(entry["frames"]), _link(path))
+    shares = f"{entry['within_2px']:.1%}", f"{entry['within_1px']:.1%}"
+    return (f"{entry['env']}, {_recipe(entry)}", *shares, str(entry["frames"]), _link(path))
 
 
 def _foresight(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     return [
         (
-            f"{entry['env']}, `{entry['recipe']}` {entry['size']}", str(row["steps_ahead"]), f"{row['accuracy']:.1%}",
+            f"{entry['env']}, {_recipe(entry)}", str(row["steps_ahead"]), f"{row['accuracy']:.1%}",
             f"{row['accuracy_still']:.1%}", f"{row['accuracy_changed']:.1%}",
             f"{row['ball_within_2px']:.1%}" if "ball_within_2px" in row else "-", str(row["contexts"]), _link(path),
+        )
+        for row in entry["rows"]
+    ]  # fmt: skip
+
+
+def _format(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+    return [
+        (
+            f"{_recipe(entry)}, {row['format']}", f"{row['total_variation']:.2%}", f"{row['kl_nats']:.1e} nats",
+            f"{row['same_most_likely']:.1%}", _link(path),
+        )
+        for row in entry["rows"]
+    ]  # fmt: skip
+
+
+def _cost(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+    return [
+        (
+            f"{row['name']}, {entry['precision']}", f"{row['frames_per_second']:g}",
+            f"{row['published_per_second']:g}" if "published_per_second" in row else "",
+            f"{row['times_published']:.1f}" if "times_published" in row else "",
+            f"{row['cpu_ms_a_frame']:g} ms", f"{row['gflop_a_frame']:g}", f"{row['share_of_matmul']:.1%}",
+            str(entry["threads"]), str(entry["load_before"][0]), _link(path),
         )
         for row in entry["rows"]
     ]  # fmt: skip
@@ -144,7 +177,7 @@ def _car(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
 def _plays(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     return [
         (
-            f"{entry['env']}, {row['mode']}", f"{row['limit']:g}", f"{row['frames_per_second']:.0f}",
+            f"{entry['env']}, {_recipe(entry)}, {row['mode']}", f"{row['limit']:g}", f"{row['frames_per_second']:.0f}",
             f"{row['input_to_picture_median_ms']:.0f} ms", f"{row['input_to_picture_p95_ms']:.0f} ms",
             f"{row['model_median_ms']:.1f} ms", str(entry["threads"]), str(entry["load_before"][0]), _link(path),
         )
