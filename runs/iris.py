@@ -15,9 +15,13 @@ its batch                32 x 8                     64 x 20
 policy (iris)            CNN-LSTM, a quarter as     CNN-LSTM: 3,218,983 parameters
                          wide
 dreams an update         64 x 15                    64 x 20
-agent steps a round      5,000                      200
-updates a round          150, 300, 60               200 of each
-agent steps              200,000                    100,000
+agent steps a round      8,000                      200
+updates a round          30, 800, 60                200 of each
+agent steps              300,000                    100,000
+
+At xs the tokenizer has learned nearly all it will before the first round. While it moves, the transformer learns a
+language that changes: with 400 updates of the tokenizer and 300 of the transformer a round the ball was within 2 pixels
+after one dreamed step in 57 % of the cases, and after 2,200 more of the transformer alone in 84 %.
 
 `iris_ac` puts the actor-critic of `reverie` in the policy's place. It sees the codes of a frame's tokens and the
 transformer's output instead of the decoded frame, so that nothing is decoded in a dream.
@@ -43,8 +47,8 @@ TOY = IrisConfig(
 FAST = IrisConfig(
     codes=1024, code_width=64, halvings=1, blocks=1, attention=(), patch=8, local=True, quantizer="fsq",
     levels=(4, 4, 4, 4, 4), contrast=True,
-    tokenizer_updates=150, tokenizer_batch=64, tokenizer_lr=1e-3, steps=8, keep=4, width=128, layers=4, dropout=0.0,
-    updates=300, batch_size=32, lr=5e-4,
+    tokenizer_updates=30, tokenizer_batch=64, tokenizer_lr=1e-3, steps=8, keep=4, width=128, layers=4, dropout=0.0,
+    updates=800, batch_size=32, lr=5e-4,
 )  # fmt: skip
 PAPER = IrisConfig()
 MODELS = {"toy": TOY, "xs": FAST, "s": PAPER, "m": PAPER}
@@ -56,18 +60,19 @@ POLICIES = {
 }
 ACTOR_CRITICS = {
     "toy": ActorCriticConfig(starts=8, horizon=8, hidden=32, updates=3),
-    "xs": ActorCriticConfig(starts=128, horizon=15, temperature=1.0, updates=60),
+    # Dreams are dear here, so the policy takes larger steps than reverie's.
+    "xs": ActorCriticConfig(starts=128, horizon=15, updates=60, actor_lr=5e-4, critic_lr=1e-3),
     "s": ActorCriticConfig(starts=512, horizon=15, temperature=1.0, hidden=384, updates=200),
     "m": ActorCriticConfig(starts=512, horizon=15, temperature=1.0, hidden=384, updates=200),
 }
 ROUNDS = TrainConfig(pretrain=0, burn_in=20, at_start=0.0, show_every=10)
 SCHEDULES = {
     "toy": replace(ROUNDS, prefill=400, steps_per_update=200, burn_in=4, show_every=1),
-    "xs": replace(ROUNDS, prefill=10_000, pretrain=3_000, steps_per_update=5_000, burn_in=6, show_every=1),
+    "xs": replace(ROUNDS, prefill=40_000, pretrain=6_000, steps_per_update=8_000, burn_in=6, show_every=1),
     "s": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_update=200),
     "m": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_update=200),
 }
-STEPS = {"toy": 600, "xs": 200_000, "s": 100_000, "m": 100_000}
+STEPS = {"toy": 600, "xs": 300_000, "s": 100_000, "m": 100_000}
 
 
 def iris(size: str) -> Config:
