@@ -2,8 +2,9 @@
 
 Random weights; the window is full and slides once in each measurement of a dream, as it does for as long as one dreams.
 Given are the clock and the processor time of all threads, of the best repetition: beside other work on the machine only
-the second means anything. The floating point operations of the products alone are counted and compared with what one
-large product of matrices reaches here, and the speed with IRIS's published code on two idle cores of such a machine.
+the second means anything. The floating point operations of the products alone (but those with int8 weights, of a single
+row) are counted and compared with what one large product of matrices reaches here, and the speed with IRIS's published
+code on two idle cores of such a machine.
 Writes runs/out/iris-speed.json.
 """
 
