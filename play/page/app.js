@@ -145,7 +145,7 @@ let figuresAt = 0;
 function refresh(now) {
   requestAnimationFrame(refresh);
   gamepads();
-  if (!dirty || now - figuresAt < 60) return;
+  if (!dirty || now - figuresAt < 150) return;
   dirty = false;
   figuresAt = now;
   const { told } = play;
