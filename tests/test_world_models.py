@@ -190,7 +190,8 @@ def test_a_step_with_a_frame_stands_in_that_frame(toy: Toy) -> None:
     model, state = toy.model, toy.state()
     step = model.step(state, toy.action[:, 2], toy.frame[:, 3])
     close(step.state.latent, model.encode(toy.frame[:, 3]))
-    close(step.state.memory, model.step(state, toy.action[:, 2]).state.memory)  # it is what awaited the frame
+    both = step.state.memory, model.step(state, toy.action[:, 2]).state.memory  # what awaited the frame
+    close(*(model.recall(model.condense(memory)) for memory in both))
     close(step.state.memory, model.advance(state, toy.action[:, 2]))
     close((step.reward, step.cont), model.outcome(step.state))
 
