@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from world_model.interface import Losses, Objective
+from world_model.interface import Losses, Objective, Optim
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Trainer:
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(objective.params, optim.clip, foreach=True)
         for group in optimizer.param_groups:  # always: a resumed run may have another
-            group["lr"] = optim.lr * min(1.0, (self.updates[name] + 1) / max(1, optim.warmup))
+            group["lr"] = rate(optim, self.updates[name] + 1)
         optimizer.step()
         torch.autograd.graph.increment_version(objective.params)  # fused steps do not count themselves
         if objective.after is not None:
@@ -152,6 +152,12 @@ class Trainer:
             optimizer.load_state_dict(state["optimizers"][name])
         self.updates = dict(state["updates"])
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+
+
+def rate(optim: Optim, update: int) -> float:
+    """The learning rate of the n-th update, from 1."""
+    risen = min(1.0, update / max(1, optim.warmup))
+    return optim.lr * risen * (min(1.0, optim.decay / update) if optim.decay else 1.0)
 
 
 def groups(objective: Objective) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from agent.player import Agent
 from envs.errors import UserError
 from envs.games import Games
 from world_model.interface import WorldModel
+from world_model.threads import torch_threads
 
 CHUNK = 16  # tasks a worker is given at a time: one candidate of the paper's 16 rollouts
 DEATHS = 3  # of workers, with no chunk finished between them, after which another one will not help
@@ -66,7 +67,7 @@ class Worker:
     """One agent and its games, in one process and on one torch thread: more would change sums in their last bits."""
 
     def __init__(self, make: Make) -> None:
-        with _one_thread():
+        with torch_threads(1):
             self.agent, self.games = make()
         self.version: int | None = None
 
@@ -76,7 +77,7 @@ class Worker:
             read = _read(weights) if isinstance(weights, Path) else weights
             self.agent.world_model.load_state_dict({name: torch.tensor(array) for name, array in read.items()})
             self.version = version
-        with _one_thread():
+        with torch_threads(1):
             return play_tasks(self.agent, self.games, *part)
 
 
@@ -278,16 +279,6 @@ def _without_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _read(path: Path) -> Weights:

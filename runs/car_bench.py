@@ -18,12 +18,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from envs.errors import UserError
 from envs.games import GameConfig, Games
 from envs.gym import GymGames
 from runs import compose
+from runs.progress import as_table
 from runs.run import keep
 
 ENV = "CarRacing-v3"
@@ -106,19 +106,14 @@ def measure(asked: BenchConfig) -> list[dict[str, Any]]:
 
 def main(words: Sequence[str]) -> None:
     """Measures, prints and writes; raises UserError without Box2D."""
-    asked = compose.changed(BenchConfig(), words, list(BenchConfig.__dataclass_fields__))
+    asked = compose.changed(BenchConfig(), words)
     GameConfig().build(ENV, 1).close()  # says in one sentence what is missing
     before = os.getloadavg()
     rows = measure(asked)
     found = {"threads": 1, "load_before": [round(load, 2) for load in before], "rows": rows}
     path = keep(None, "car-racing", {"env": ENV, "seed": asked.seed} | found)
-    table = Table(title=f"{ENV}, one copy, one core")
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "), justify="right")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
     console = Console(highlight=False)
-    console.print(table)
+    console.print(as_table(f"{ENV}, one copy, one core", rows))
     console.print(f"written to {path}", soft_wrap=True)
 
 

@@ -10,7 +10,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,7 +139,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 def parse(words: Sequence[str]) -> Settings:
     """The settings that key=value words name. Raises UserError for an unknown key or a value of a wrong kind."""
-    return compose.changed(Settings(), words, [field.name for field in fields(Settings)])
+    return compose.changed(Settings(), words)
 
 
 def main(words: Sequence[str]) -> None:

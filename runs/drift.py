@@ -119,7 +119,7 @@ def _strip(tops: list[np.ndarray], bottoms: list[np.ndarray]) -> np.ndarray:
 
 def main(words: Sequence[str]) -> None:
     """Measures, prints and writes."""
-    asked = compose.changed(DriftConfig(), words, list(DriftConfig.__dataclass_fields__))
+    asked = compose.changed(DriftConfig(), words)
     loaded = load_parts(asked.run, asked.device)
     found, strip = measure(loaded, asked)
     path = keep(loaded.run, "drift", {"env": loaded.config.env} | found)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from agent.collect import Collector
@@ -31,6 +30,7 @@ from runs.ball import NEAR
 from runs.guard import guarded
 from runs.machine import choose_device
 from runs.pong import SIZE, find_ball
+from runs.progress import as_table
 from runs.run import Run
 from world_model.interface import Batch, WorldModel, to_unit
 
@@ -149,15 +149,11 @@ def _row(ahead: int, told: dict[str, Tensor]) -> dict[str, Any]:
 
 def main(words: Sequence[str]) -> None:
     """Measures the run named by `run=` and prints what was found."""
-    asked = compose.changed(ForesightConfig(), words, list(ForesightConfig.__dataclass_fields__))
+    asked = compose.changed(ForesightConfig(), words)
     run = Run.open(asked.run)
     found = measure(run, temperature=asked.temperature, device=choose_device(run.config.device))
-    table = Table(title=f"{run.config.recipe} on {run.config.env}, {run.folder}, step {run.step:,}")
-    for name in found["rows"][0]:
-        table.add_column(name.replace("_", " "), justify="right")
-    for row in found["rows"]:
-        table.add_row(*map(str, row.values()))
-    Console(highlight=False).print(table)
+    title = f"{run.config.recipe} on {run.config.env}, {run.folder}, step {run.step:,}"
+    Console(highlight=False).print(as_table(title, found["rows"]))
 
 
 if __name__ == "__main__":

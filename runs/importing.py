@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -68,7 +68,7 @@ def import_run(words: Sequence[str]) -> None:
     Raises:
         UserError: an unknown key, format or game, a file that is no such checkpoint, another game's, a run that exists.
     """
-    asked = compose.changed(ImportConfig(), words, [field.name for field in fields(ImportConfig)])
+    asked = compose.changed(ImportConfig(), words)
     if asked.folder.exists():
         raise UserError(f"{asked.folder} already exists: choose another name with run=NAME.")
     FORMATS[asked.format](asked)

@@ -194,7 +194,7 @@ def measure(asked: BenchConfig, config: IrisConfig, spec: Spec) -> dict[str, Any
 
 def main(words: Sequence[str]) -> None:
     """Measures, prints and writes."""
-    asked = compose.changed(BenchConfig(), words, list(BenchConfig.__dataclass_fields__))
+    asked = compose.changed(BenchConfig(), words)
     torch.set_num_threads(asked.threads)
     keep_freed_memory()
     before = os.getloadavg()

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from envs.errors import UserError
 from runs import compose
 from runs.dreams import Loaded, load_parts
 from runs.guard import guarded
+from runs.progress import as_table
 from world_model.blocks import mlp
 from world_model.gpt import GPT
 from world_model.interface import to_unit
@@ -88,17 +88,13 @@ def foreseen(gpt: GPT, past: Tensor, now: Tensor, count: int) -> Tensor:
 
 def main(words: Sequence[str]) -> None:
     """Measures the run named by `run=`, prints and writes."""
-    asked = compose.changed(ErrorConfig(), words, list(ErrorConfig.__dataclass_fields__))
+    asked = compose.changed(ErrorConfig(), words)
     loaded = load_parts(asked.run, "cpu")
     rows = measure(loaded)
     assert loaded.run is not None
     loaded.run.result("precision", {"command": f"python -m runs.iris_error run={loaded.run.folder}", "rows": rows})
-    table = Table(title=f"{loaded.config.recipe} on {loaded.config.env}, {loaded.run.folder}, step {loaded.step:,}")
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "), justify="right")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console(highlight=False).print(table)
+    title = f"{loaded.config.recipe} on {loaded.config.env}, {loaded.run.folder}, step {loaded.step:,}"
+    Console(highlight=False).print(as_table(title, rows))
 
 
 if __name__ == "__main__":

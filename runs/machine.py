@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from envs.errors import UserError, nearest
+from world_model.threads import torch_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python", "opencv-python-headless", "hydra-core")
@@ -69,17 +70,13 @@ def choose_threads(seconds: float = 0.8) -> int:
     Measured and not derived from the core count: two threads beside another busy process can be slower than one.
     Leaves torch's own setting as it was.
     """
-    before = torch.get_num_threads()
     counts = sorted({1, cores(), *(2**power for power in range(1, 6) if 2**power < cores())})
     if len(counts) == 1:
         return 1
     speeds = {}
-    try:
-        for count in counts:
-            torch.set_num_threads(count)
+    for count in counts:
+        with torch_threads(count):
             speeds[count] = _products_per_second(seconds / len(counts))
-    finally:
-        torch.set_num_threads(before)
     best = max(speeds.values())
     # The smallest count that is nearly the fastest: a few percent are not worth a whole core.
     return next(count for count in counts if speeds[count] >= 0.9 * best)

@@ -7,7 +7,7 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def play(words: Sequence[str]) -> None:
     Raises:
         UserError: an unknown key or value, no such run, no model in it, no real game, no display, a port in use.
     """
-    asked = compose.changed(PlayConfig(), words, [field.name for field in fields(PlayConfig)])
+    asked = compose.changed(PlayConfig(), words)
     _need("imageio_ffmpeg")
     keep_freed_memory()
     torch.set_num_threads(1)  # see House
@@ -105,10 +105,13 @@ def parts(loaded: Loaded) -> Parts:
     return Parts(config.env, world, loaded.agent.learner, partial(_game, loaded), config.replay.human_weight)
 
 
-def table(asked: PlayConfig, loaded: Loaded) -> Table:
-    """A table as the command line wants it. Raises UserError for a start that is not there, or no real game."""
+def table(asked: PlayConfig, loaded: Loaded, shared: Parts | None = None) -> Table:
+    """A table as the command line wants it, with parts that others have too or its own.
+
+    Raises UserError for a start that is not there, or no real game.
+    """
     warmth = loaded.temperature(asked.temperature)
-    made = Table(parts(loaded), seed=asked.seed, temperature=warmth, fps=asked.fps)
+    made = Table(shared or parts(loaded), seed=asked.seed, temperature=warmth, fps=asked.fps)
     made.set_player(asked.player or ("agent" if asked.record else "human"))
     if asked.start is not None:
         made.reset(asked.start, asked.seed)
@@ -142,12 +145,11 @@ def _serve(asked: PlayConfig, loaded: Loaded, threads: int) -> None:
     from play import server
     from play.visitor import House
 
-    table(asked, loaded).close()  # what is wrong with the request is said here and not on the page
+    shared = parts(loaded)
+    seat = partial(table, asked, loaded, shared)
+    seat().close()  # what is wrong with the request is said here and not on the page
     at = server.listen(asked.host, asked.port)
-    house = House(
-        parts(loaded), about(loaded), videos_folder(loaded), episodes_folder(loaded), partial(table, asked, loaded),
-        threads,
-    )  # fmt: skip
+    house = House(shared, about(loaded), videos_folder(loaded), episodes_folder(loaded), seat, threads)
     server.serve(house, at, partial(_started, asked, loaded))
 
 

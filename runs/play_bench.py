@@ -53,8 +53,9 @@ def measure(loaded: Loaded, asked: BenchConfig, folder: Path) -> tuple[list[dict
     """One row for each case, and the page as a PNG; `folder` is for nothing that lasts."""
     rows = []
     settings = PlayConfig(run=asked.run, fps=asked.fps, player="agent")
-    seat = partial(table, settings, loaded)
-    house = House(parts(loaded), about(loaded), folder, None, seat, threads_for(loaded, asked.threads))
+    shared = parts(loaded)
+    seat = partial(table, settings, loaded, shared)
+    house = House(shared, about(loaded), folder, None, seat, threads_for(loaded, asked.threads))
     with browser.served(house) as url, browser.chromium() as chromium:
         page = chromium.new_page(viewport={"width": 1280, "height": 860})
         page.set_default_timeout(600_000)
@@ -110,7 +111,7 @@ def _latency(page: Any) -> dict[str, float]:
 
 def main(words: Sequence[str]) -> None:
     """Measures and prints; raises UserError for a run without a model or a machine without a browser."""
-    asked = compose.changed(BenchConfig(), words, list(BenchConfig.__dataclass_fields__))
+    asked = compose.changed(BenchConfig(), words)
     torch.set_num_threads(1)  # see House
     before = os.getloadavg()
     loaded = load_parts(asked.run, asked.device)

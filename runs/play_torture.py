@@ -159,7 +159,7 @@ def _slow(server: Victim, seconds: float) -> dict[str, Any]:
 
 def main(words: Sequence[str]) -> None:
     """Measures, prints and writes."""
-    asked = compose.changed(TortureConfig(), words, list(TortureConfig.__dataclass_fields__))
+    asked = compose.changed(TortureConfig(), words)
     if not sys.platform.startswith("linux"):
         raise UserError("Memory is read from /proc, which only Linux has.")
     run = None if asked.run is None else Run.open(asked.run)

@@ -1,11 +1,11 @@
-"""What a person sees while a run works: a live table on a terminal, a line every few seconds without one."""
+"""What a person sees while a run works: a live table on a terminal, a line every few seconds without one; tables."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -188,3 +188,13 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def as_table(title: str, rows: Sequence[Mapping[str, object]]) -> Table:
+    """Rows of the same keys, for a terminal."""
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    return table

@@ -31,10 +31,9 @@ if TYPE_CHECKING:
 
 OUT = Path("runs/out")
 EPISODES = "episodes"
-SCHEDULE = {  # how long, how fast and on how much is learned, which a resumed run may change
+SCHEDULE = {  # how long and on how much is learned, which a resumed run may change
     "generations", "real_generations", "rollouts", "real_rollouts", "where", "updates",
     "vision_updates", "memory_updates", "tokenizer_updates",
-    "lr", "tokenizer_lr", "actor_lr", "critic_lr",
 }  # fmt: skip
 GIF_FRAMES = 300  # TensorBoard keeps whole animations in memory
 

@@ -129,6 +129,15 @@ def test_the_learning_rate_warms_up() -> None:
     assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1, 0.1])
 
 
+def test_the_learning_rate_falls_when_it_shall() -> None:
+    toy = Toy(lr=0.1, warmup=2, decay=4)
+    trainer, rates = toy.trainer(), []
+    for x in data(8):
+        trainer.update(toy.objective, x)
+        rates.append(trainer.optimizers["toy"].param_groups[0]["lr"])
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.08, 0.1 * 4 / 6, 0.1 * 4 / 7, 0.05])
+
+
 def test_gradients_are_clipped_and_their_norm_is_reported_unclipped() -> None:
     toy = Toy(clip=0.01)
     trainer, (x, *_) = toy.trainer(), data(1)

@@ -10,8 +10,7 @@ for each head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from world_model import trees
 from world_model.blocks import Affine, Block, Layers, affine, after_attention, attend, drop, hiding, mlp, norm, to_qkv
 from world_model.heads import draw
+from world_model.threads import torch_threads
 from world_model.trees import Tree
 
 REWARDS = (-1.0, 0.0, 1.0)  # what the three classes of the reward head mean
@@ -250,18 +250,9 @@ def _without_autocast(like: Tensor) -> torch.autocast:
     return torch.autocast("cpu" if like.is_meta else like.device.type, enabled=False)  # there is none for meta
 
 
-@contextmanager
-def _alone(cast: _Cast) -> Iterator[None]:
+def _alone(cast: _Cast) -> AbstractContextManager[None]:
     """One thread for a single row in int8: a second takes longer to wake than it helps, and others want the core."""
-    if cast.head[0].scale is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return nullcontext() if cast.head[0].scale is None else torch_threads(1)
 
 
 def _drawn(logits: Tensor, temperature: float) -> Tensor:

@@ -70,7 +70,8 @@ class Optim:
     eps: float = 1e-8
     clip: float = 100.0
     weight_decay: float = 0.0
-    warmup: int = 200
+    warmup: int = 200  # updates until the rate is whole
+    decay: int = 0  # updates after which the n-th has decay / n of the rate; 0: always the whole
 
 
 @dataclass(frozen=True)
@@ -172,9 +173,13 @@ class WorldModel(nn.Module, ABC):
     def step(self, state: State, action: Tensor, frame: Tensor | None = None, temperature: float = 1.0) -> Step:
         """One action further: dreams the next latent, or follows the real game when its frame is given."""
         memory = self.advance(state, action)
-        latent = self.sample(memory, temperature) if frame is None else self.encode(frame)
+        latent = self.dream(memory, temperature) if frame is None else self.encode(frame)
         state = State(latent, memory)
         return Step(state, *self.outcome(state))
+
+    def dream(self, memory: Tree, temperature: float = 1.0) -> Tensor:
+        """`sample` for `step`, whose new memory is nobody else's yet: a model may note in it what it finds."""
+        return self.sample(memory, temperature)
 
     def condense(self, memory: Tree) -> Tree:
         """As little of a memory as `recall` needs, for those who keep many."""

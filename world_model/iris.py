@@ -20,7 +20,7 @@ from envs.spec import Spec
 from world_model import perceptual, quantizers, trees
 from world_model.gpt import GPT, REWARDS, GPTConfig
 from world_model.heads import mean_where
-from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, Step, WorldModel, to_unit
+from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, to_unit
 from world_model.quantizers import MovingCodebook
 from world_model.trees import Tree
 from world_model.vq_tokenizer import QuantizerKind, VQTokenizer, VQTokenizerConfig
@@ -50,6 +50,7 @@ class IrisConfig:
     tokenizer_updates: int = 200  # a round
     tokenizer_batch: int = 256  # frames
     tokenizer_lr: float = 1e-4
+    tokenizer_decay: int = 0  # updates after which the n-th has decay / n of the rate; 0: always the whole
     # The transformer; see GPTConfig.
     steps: int = 20
     keep: int = 10  # frames, with their actions, that remain when the window is full
@@ -126,13 +127,9 @@ class Iris(WorldModel):
         memory = self.transformer.slide(state.memory, self.config.keep, ahead=2)
         return self.transformer.append_step(memory, _in_a_row(state.latent, action))
 
-    def step(self, state: State, action: Tensor, frame: Tensor | None = None, temperature: float = 1.0) -> Step:
-        """A dreamed frame is read while it is drawn, into the memory that is new here and nobody else's."""
-        if frame is not None:
-            return super().step(state, action, frame)
-        memory = self.advance(state, action)
-        dreamed = State(self.transformer.dream_frame(memory, temperature), memory)
-        return Step(dreamed, *self.outcome(dreamed))
+    def dream(self, memory: Tree, temperature: float = 1.0) -> Tensor:
+        """A frame is read while it is drawn."""
+        return self.transformer.dream_frame(memory, temperature)
 
     def condense(self, memory: Tree) -> Tree:
         return self.transformer.condense(memory)
@@ -196,7 +193,8 @@ class Iris(WorldModel):
         scales |= ({} if network is None else {kind: 1.0}) | dict.fromkeys(book.terms, 1.0)
         tokenizer = Objective(
             "tokenizer", tuple(p for p in self.tokenizer.parameters() if p.requires_grad),
-            partial(self._tokenizer_loss, network), scales, Optim(lr=config.tokenizer_lr, clip=config.clip),
+            partial(self._tokenizer_loss, network), scales,
+            Optim(lr=config.tokenizer_lr, clip=config.clip, decay=config.tokenizer_decay),
             after=self._follow if isinstance(book, MovingCodebook) else None,
         )  # fmt: skip
         predicted = config.steps * self.tokenizer.tokens
