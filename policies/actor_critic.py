@@ -37,6 +37,8 @@ class ActorCriticConfig:
     lam: float = 0.95
     entropy: float = 1e-3
     minibatches: int = 4  # gradient steps an imagined batch is split into
+    passes: int = 1  # over an imagined batch; where dreams are dear several, by the clipped objective of PPO
+    ratio: float = 0.2  # in several passes: how far an action's probability may profitably move
     updates: int = 1  # a round
     actor_lr: float = 1e-4
     critic_lr: float = 3e-4
@@ -117,6 +119,7 @@ class Targets(NamedTuple):
     action: Tensor  # (B, H) or (B, H, A)
     returns: Tensor  # (B, H)
     advantage: Tensor  # (B, H), in units of the return scale
+    log_prob: Tensor  # (B, H) of the action when it was dreamed
     alive: Tensor  # (B, H) probability that the dream had not ended before
 
 
@@ -147,14 +150,15 @@ class ActorCritic(Learner):
         return (("dream", self.config.updates),)
 
     def improve(self, rollout: Rollout, update: Update) -> dict[str, Tensor]:
-        """Dreams once, computes returns once, then takes `minibatches` gradient steps, each dream used once."""
+        """Dreams once, computes returns once, then takes `minibatches` gradient steps a pass over the dreams."""
         dream = rollout(self.policy)
         targets = self._targets(dream)
-        for rows in torch.randperm(len(dream.reward), device=dream.reward.device).chunk(self.config.minibatches):
-            part = Targets(*(field[rows] for field in targets))
-            for objective in self.objectives():
-                update(objective, part)
-            self._follow()
+        for _ in range(self.config.passes):
+            for rows in torch.randperm(len(dream.reward), device=dream.reward.device).chunk(self.config.minibatches):
+                part = Targets(*(field[rows] for field in targets))
+                for objective in self.objectives():
+                    update(objective, part)
+                self._follow()
         return {
             "dream_reward": dream.reward.mean(),
             "dream_cont": dream.cont.mean(),
@@ -173,12 +177,20 @@ class ActorCritic(Learner):
         returns = lambda_returns(dream.reward, dream.cont, value, gamma=self.config.gamma, lam=self.config.lam)
         advantage = (returns - value[:, :-1]) / self.scale.update(returns)
         alive = torch.cat([torch.ones_like(dream.cont[:, :1]), dream.cont[:, :-1]], 1).cumprod(1)
-        return Targets(dream.view[:, :-1], dream.action, returns, advantage, alive)
+        log_prob, _ = self.policy.evaluate(dream.view[:, :-1], dream.action)
+        return Targets(dream.view[:, :-1], dream.action, returns, advantage, log_prob, alive)
 
     def _actor_loss(self, part: Targets) -> Losses:
         log_prob, entropy = self.policy.evaluate(part.view, part.action)
-        terms = {"policy": -log_prob * part.advantage * part.alive, "entropy": -entropy * part.alive}
+        terms = {"policy": -self._gain(log_prob, part) * part.alive, "entropy": -entropy * part.alive}
         return Losses(terms, {"entropy_nats": entropy.detach().mean()})
+
+    def _gain(self, log_prob: Tensor, part: Targets) -> Tensor:
+        """REINFORCE's; in several passes, in which the policy leaves the one that dreamed, PPO's (2017, equation 7)."""
+        if self.config.passes == 1:
+            return log_prob * part.advantage
+        ratio, near = (log_prob - part.log_prob).exp(), self.config.ratio
+        return torch.minimum(ratio * part.advantage, ratio.clamp(1 - near, 1 + near) * part.advantage)
 
     def _critic_loss(self, part: Targets) -> Losses:
         logits = self.critic(part.view)

@@ -16,7 +16,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 LEAST = {  # every other count of a model, policy or schedule is at least 0
     **{"steps": 1, "episodes": 1, "seed": 0, "threads": 0, "workers": 0},
     **{"train.steps_per_update": 1, "train.prefill": 1, "train.log_every": 1, "train.show_every": 1},
-    **{"model.batch_size": 1, "model.length": 2, "policy.horizon": 1, "policy.minibatches": 1},
+    **{"model.batch_size": 1, "model.length": 2, "policy.horizon": 1, "policy.minibatches": 1, "policy.passes": 1},
 }
 
 

@@ -62,8 +62,8 @@ POLICIES = {
 }
 ACTOR_CRITICS = {
     "toy": ActorCriticConfig(starts=8, horizon=8, hidden=32, updates=3),
-    # Dreams are dear here, so the policy takes larger steps than reverie's.
-    "xs": ActorCriticConfig(starts=128, horizon=15, updates=60, actor_lr=5e-4, critic_lr=1e-3),
+    # Dreams are dear here, so the policy takes more and larger steps on each than reverie's.
+    "xs": ActorCriticConfig(starts=128, horizon=15, updates=60, passes=4, actor_lr=5e-4, critic_lr=1e-3),
     "s": ActorCriticConfig(starts=512, horizon=15, temperature=1.0, hidden=384, updates=200),
     "m": ActorCriticConfig(starts=512, horizon=15, temperature=1.0, hidden=384, updates=200),
 }

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 OUT = Path("runs/out")
 EPISODES = "episodes"
 SCHEDULE = {  # how long and on how much is learned, which a resumed run may change
-    "generations", "real_generations", "rollouts", "real_rollouts", "where", "updates",
+    "generations", "real_generations", "rollouts", "real_rollouts", "where", "updates", "passes",
     "vision_updates", "memory_updates", "tokenizer_updates",
 }  # fmt: skip
 GIF_FRAMES = 300  # TensorBoard keeps whole animations in memory

@@ -116,6 +116,30 @@ def test_a_good_action_becomes_likelier_and_entropy_is_rewarded() -> None:
     assert_close(worse["policy"], 2 * log_prob)
 
 
+def test_in_several_passes_every_dream_is_used_as_often() -> None:
+    record = Recorder()
+    learner(passes=3).improve(lambda policy: dreams(), record)
+    used = [part.view[:, 0, 0].tolist() for name, part in record.given if name == "actor"]
+    assert len(used) == 12
+    for start in (0, 4, 8):
+        assert sorted(sum(used[start : start + 4], [])) == list(range(10))
+    assert used[:4] != used[4:8], "in another order"
+
+
+def test_several_passes_begin_as_one_and_stop_when_the_policy_has_gone_far() -> None:
+    several, one = learner(passes=2, entropy=0.0), learner(entropy=0.0)
+    targets = several._targets(dreams())
+    gradients = [
+        torch.autograd.grad(made.objectives()[0].loss(targets).terms["policy"].sum(), tuple(made.policy.parameters()))
+        for made in (several, one)
+    ]
+    assert_close(*gradients)
+    away = targets._replace(log_prob=targets.log_prob - 0.5)  # all actions have become 1.65 times as likely
+    for sign, moves in ((1.0, False), (-1.0, True)):
+        gain = several.objectives()[0].loss(away._replace(advantage=sign * torch.ones(10, 3))).terms["policy"].sum()
+        assert any(g.any() for g in torch.autograd.grad(gain, tuple(several.policy.parameters()))) == moves
+
+
 def test_the_slow_critic_follows_and_is_not_trained() -> None:
     made = learner(slow_rate=0.25)
     assert not any(p.requires_grad for p in made.slow_critic.parameters())
