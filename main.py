@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 RUN_KEYS = {  # what may differ from the run's own configuration
     "resume": ("steps", "episodes", "device", "threads", "workers", "cluster",
                "model.vision_updates", "model.memory_updates", "model.tokenizer_updates", "model.updates",
-               "policy.updates", "policy.where", "policy.generations", "policy.rollouts",
-               "policy.real_generations", "policy.real_rollouts", "model.lr", "model.tokenizer_lr", "policy.lr",
-               "policy.actor_lr", "policy.critic_lr"),
+               "policy.updates", "policy.passes", "policy.where", "policy.generations", "policy.rollouts",
+               "policy.real_generations", "policy.real_rollouts",
+               "model.lr", "model.tokenizer_lr", "policy.lr", "policy.actor_lr", "policy.critic_lr"),
     "evaluate": ("episodes", "seed", "device", "threads"),
 }  # fmt: skip
 OF_THE_MACHINE = ("device", "threads", "workers", "cluster")
