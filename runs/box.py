@@ -21,11 +21,11 @@ from envs.errors import UserError
 from runs.dreams import BOX, Loaded, load_parts
 from runs.files import write_atomic, write_json
 from runs.guard import guarded
-from runs.run import Run
+from runs.run import TRAINED, Run
 
 STARTS = 8
 SCORE = ("policy", "episodes", "mean", "std", "median", "env_steps", "hours", "command", "returns")
-TRAINING = ("command", "commit", "started", "threads", "device", "machine", "versions")
+TRAINING = (*TRAINED, "machine", "versions")
 
 
 def pack(run: Run, folder: Path) -> Path:
@@ -38,7 +38,7 @@ def pack(run: Run, folder: Path) -> Path:
     path, score = folder / BOX.name, _score(run, parts)
     told = {
         "what": "box", "env": parts.config.env, "seed": parts.config.seed, "step": parts.step,
-        "training": {key: run.meta.get(key) for key in TRAINING}, "score": score,
+        "training": {key: run.meta[key] for key in TRAINING if key in run.meta}, "score": score,
         "config": asdict(parts.config), "controls": parts.controls.to_dict(),
         "spec": asdict(parts.agent.world_model.spec),
     }  # fmt: skip

@@ -81,7 +81,7 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
                 progress.say(f"{taken} episodes of {config.experience}, {session.replay.steps:,} steps")
             if resumed:
                 session.load_state_dict(run.load_checkpoint(device, say=progress.say))
-                run.rewind()
+                run.rewind(threads=threads, device=device)
                 if taken := session.replay.take_in(run.human_folder):
                     progress.say(f"{taken} episodes that a person played join the replay")
                 progress.say(f"resumed at step {run.step:,}, update {session.updates:,}")

@@ -43,6 +43,11 @@ def facts() -> dict[str, Any]:
     }
 
 
+def clock() -> str:
+    """The date and time of day, with the time zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
 def commit() -> str | None:
     """The git commit of the code, with "-dirty" when tracked files were changed; None outside a repository."""
     head = _git("rev-parse", "HEAD")

@@ -22,7 +22,7 @@ import torch
 from envs.errors import UserError, nearest
 from runs import checkpoint, video
 from runs.files import plain, write_atomic, write_json
-from runs.machine import facts, memory_gb
+from runs.machine import clock, facts, memory_gb
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -35,6 +35,7 @@ SCHEDULE = {  # how long and on how much is learned, which a resumed run may cha
     "generations", "real_generations", "rollouts", "real_rollouts", "where", "updates", "passes",
     "vision_updates", "memory_updates", "tokenizer_updates",
 }  # fmt: skip
+TRAINED = ("command", "commit", "started", "threads", "device", "resumed")  # of meta.json, beside every result
 GIF_FRAMES = 300  # TensorBoard keeps whole animations in memory
 
 
@@ -73,7 +74,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as problem:
             raise UserError(f"{folder} cannot be made a run folder: {problem.strerror}.") from problem
-        known = facts() | {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | meta
+        known = facts() | {"started": clock()} | meta
         if command is not None:
             known["command"] = command
         write_json(folder / "meta.json", known)
@@ -177,8 +178,14 @@ class Run:
             say(sentence)
         return dict(content["state"])
 
-    def rewind(self) -> None:
-        """Forgets what came after the loaded checkpoint: metrics, TensorBoard points and unreadable checkpoints."""
+    def rewind(self, **how: Any) -> None:
+        """Goes on from the loaded checkpoint, which is written down with the command, the code and further facts.
+
+        What came after it is forgotten: metrics, TensorBoard points and unreadable checkpoints.
+        """
+        now = {key: value for key, value in facts().items() if key in TRAINED}
+        how = {"step": self.step, "started": clock()} | now | how
+        self.note(resumed=[*self.meta.get("resumed", []), how])
         self.close()
         lines = [json.dumps(line) + "\n" for line in self.metrics()[: self._lines] if line["step"] <= self.step]
         write_atomic(self.folder / "metrics.jsonl", lambda file: file.write("".join(lines).encode()))
@@ -191,7 +198,7 @@ class Run:
         about = {key: getattr(config, key) for key in ("recipe", "env", "protocol", "size", "seed")}
         trained = {"hours": round(self._hours_saved, 4), "env_steps": self.step}  # of the checkpoint
         now = facts()  # the code and machine that made this result, which need not be those that trained
-        about["training"] = {key: self.meta.get(key) for key in ("command", "commit", "started", "threads", "device")}
+        about["training"] = {key: self.meta[key] for key in TRAINED if key in self.meta}
         path = self.folder / "results" / f"{name}.json"
         write_json(path, {"what": name} | about | now | trained | dict(values))
         return path

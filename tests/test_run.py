@@ -195,9 +195,12 @@ def test_resuming_cuts_what_came_after_the_checkpoint_and_goes_on_with_the_hours
     again = Run.open(run.folder)
     again.load_checkpoint()
     assert [line["step"] for line in again.metrics()] == [1, 2, 3, 4]  # looking at a run changes nothing
-    again.rewind()
+    again.rewind(threads=3)
     again.log(3, {"loss": 30})
     again.close()
+    (resumed,) = Run.open(run.folder).meta["resumed"]
+    assert resumed["step"] == 2 and resumed["threads"] == 3 and {"command", "commit", "started"} < resumed.keys()
+    assert "resumed" in json.loads(again.result("anything", {}).read_text())["training"]
     assert [(line["step"], line["loss"]) for line in again.metrics()] == [(1, 1), (2, 2), (3, 30)]
     assert 1 <= again.metrics()[-1]["hours"] < 1.1
 
