@@ -119,7 +119,7 @@ class Targets(NamedTuple):
     action: Tensor  # (B, H) or (B, H, A)
     returns: Tensor  # (B, H)
     advantage: Tensor  # (B, H), in units of the return scale
-    log_prob: Tensor  # (B, H) of the action when it was dreamed
+    log_prob: Tensor  # (B, H) of the action when it was dreamed; zeros for a single pass
     alive: Tensor  # (B, H) probability that the dream had not ended before
 
 
@@ -177,7 +177,9 @@ class ActorCritic(Learner):
         returns = lambda_returns(dream.reward, dream.cont, value, gamma=self.config.gamma, lam=self.config.lam)
         advantage = (returns - value[:, :-1]) / self.scale.update(returns)
         alive = torch.cat([torch.ones_like(dream.cont[:, :1]), dream.cont[:, :-1]], 1).cumprod(1)
-        log_prob, _ = self.policy.evaluate(dream.view[:, :-1], dream.action)
+        log_prob = torch.zeros_like(returns)  # one pass compares with nothing
+        if self.config.passes > 1:
+            log_prob, _ = self.policy.evaluate(dream.view[:, :-1], dream.action)
         return Targets(dream.view[:, :-1], dream.action, returns, advantage, log_prob, alive)
 
     def _actor_loss(self, part: Targets) -> Losses:
