@@ -14,14 +14,6 @@ from runs.guard import guarded
 if TYPE_CHECKING:
     from runs.run import Run
 
-RUN_KEYS = {  # what may differ from the run's own configuration
-    "resume": ("steps", "episodes", "device", "threads", "workers", "cluster",
-               "model.vision_updates", "model.memory_updates", "model.tokenizer_updates", "model.updates",
-               "policy.updates", "policy.passes", "policy.where", "policy.generations", "policy.rollouts",
-               "policy.real_generations", "policy.real_rollouts",
-               "model.lr", "model.tokenizer_lr", "policy.lr", "policy.actor_lr", "policy.critic_lr"),
-    "evaluate": ("episodes", "seed", "device", "threads"),
-}  # fmt: skip
 OF_THE_MACHINE = ("device", "threads", "workers", "cluster")
 COMMANDS = ("train", "resume", "evaluate", "play", "import", "info", "benchmark")
 
@@ -142,13 +134,15 @@ def _task(composed: object) -> None:
 def _open(command: str, words: list[str]) -> Run:
     """The run that `run=` names, with what else the command line says."""
     from runs import compose, run
+    from runs.config import RESUMABLE
 
     named = [word.removeprefix("run=") for word in words if word.startswith("run=")]
     if len(named) != 1 or not named[0]:
         raise UserError(f"{command} needs one run=FOLDER. {run.newest()}".strip())
     opened = run.Run.open(named[0])
     others = [word for word in words if not word.startswith("run=")]
-    config = compose.changed(opened.config, others, RUN_KEYS[command])
+    allowed = RESUMABLE if command == "resume" else ("episodes", "seed", "device", "threads")
+    config = compose.changed(opened.config, others, allowed)
     if command == "resume":
         here = {key: getattr(opened.config, key) for key in OF_THE_MACHINE}
         opened.change(replace(config, **here))  # what a run was asked for last is what it goes on with

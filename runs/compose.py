@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields
-from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
+from dataclasses import asdict
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -33,8 +33,6 @@ from runs.typed import fill, keys, unknown_key
 
 class Checked(Protocol):
     """A frozen dataclass that can say what is wrong with its values."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def check(self) -> None: ...
 
@@ -135,7 +133,7 @@ def changed(config: Settings, words: Sequence[str], allowed: Sequence[str] | Non
     Raises:
         UserError: a key that is unknown or that the run fixed for good, a value of a wrong type or out of range.
     """
-    allowed = [field.name for field in fields(config)] if allowed is None else allowed
+    allowed = keys(config) if allowed is None else allowed
     values: dict[str, Any] = {}
     for override in _parsed(words):
         key = override.key_or_group

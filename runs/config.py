@@ -18,6 +18,13 @@ LEAST = {  # every other count of a model, policy or schedule is at least 0
     **{"train.steps_per_update": 1, "train.prefill": 1, "train.log_every": 1, "train.show_every": 1},
     **{"model.batch_size": 1, "model.length": 2, "policy.horizon": 1, "policy.minibatches": 1, "policy.passes": 1},
 }
+RESUMABLE = (  # what a resumed run may change: how long, how fast and on how much it learns, and where it works
+    "steps", "episodes", "device", "threads", "workers", "cluster",
+    "model.vision_updates", "model.memory_updates", "model.tokenizer_updates", "model.updates",
+    "policy.updates", "policy.passes", "policy.where", "policy.generations", "policy.rollouts",
+    "policy.real_generations", "policy.real_rollouts",
+    "model.lr", "model.tokenizer_lr", "policy.lr", "policy.actor_lr", "policy.critic_lr",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

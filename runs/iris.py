@@ -28,9 +28,8 @@ after 40,000 steps of random play, and in 93.5 % of those of a policy that had l
 
 `iris_ac` puts the actor-critic of `reverie` in the policy's place. It sees the codes of a frame's tokens and the
 transformer's output instead of the decoded frame, so that nothing is decoded in a dream. A dream of xs takes far longer
-than the gradient steps on it, so the policy passes over each four times: nine rounds of 60 dreams, passed over once,
-left its entropy at 1.6 of 1.8 nats and its games at -20.4, and six rounds of 120, passed over four times, brought it to
-1.0 and the games to -18.6.
+than the gradient steps on it, so the policy passes over each four times: in trials, nine rounds of 60 dreams, passed
+over once, left its entropy at 1.6 of 1.8 nats, and six rounds of 120, passed over four times, brought it to 1.0.
 """
 
 from __future__ import annotations

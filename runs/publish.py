@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,32 +53,35 @@ def _name(path: Path) -> str:
 def tables(results: Path = RESULTS) -> str:
     """The README's section: a row for each evaluation and each benchmark, as Markdown."""
     entries = [(path, json.loads(path.read_text())) for path in sorted(results.glob("*.json"))]
-    scores = [_score(path, entry) for path, entry in entries if "mean" in entry]
-    speeds = [_speed(path, entry) for path, entry in entries if entry.get("what") == "benchmark"]
-    balls = [_ball(path, entry) for path, entry in entries if entry.get("what") == "ball"]
-    parts = []
-    if scores:
-        columns = ("game", "recipe", "policy", "mean", "std", "median", "episodes", "steps", "hours", "on", "file")
-        parts.append(_table(columns, scores))
-    parts += [_table(("Pong's ball", "within 2 px", "within 1 px", "frames", "file"), balls)] if balls else []
-    ahead = [row for path, entry in entries if entry.get("what") == "foresight" for row in _foresight(path, entry)]
-    ahead_of: tuple[str, ...] = ("dreamed under the real actions", "steps ahead", "codes right", "if nothing changed")
-    ahead_of += ("of those that changed", "ball within 2 px", "contexts", "file")
-    parts += [_table(ahead_of, ahead)] if ahead else []
-    pages = [row for path, entry in entries if entry.get("what") == "play" for row in _plays(path, entry)]
-    fields = ("browser", "limit", "frames/s", "key to picture, median", "95 %", "model", "threads", "load", "file")
-    parts += [_table(fields, pages)] if pages else []
-    heading = ("speed", "world-model update", "policy update", "both", "dreaming", "games", "acting")
-    parts += [_table((*heading, "threads", "load", "file"), speeds)] if speeds else []
-    costs = [row for path, entry in entries if entry.get("what") == "iris-speed" for row in _cost(path, entry)]
-    parts_of = ("IRIS at full size", "frames/s", "published code", "times", "processor time a frame", "GFLOP a frame")
-    parts += [_table((*parts_of, "of the matmul limit", "threads", "load", "file"), costs)] if costs else []
-    formats = [row for path, entry in entries if entry.get("what") == "precision" for row in _format(path, entry)]
-    moved = ("beside float32", "probability that moves", "KL", "same most likely token", "file")
-    parts += [_table(moved, formats)] if formats else []
-    cars = [row for path, entry in entries if entry.get("what") == "car-racing" for row in _car(path, entry)]
-    parts += [_table(("CarRacing", "game steps a core second", "times gymnasium", "file"), cars)] if cars else []
-    return "\n\n".join(parts)
+
+    def rows(what: str, make: Callable[[Path, dict[str, Any]], list[Sequence[str]]]) -> list[Sequence[str]]:
+        kind = [(path, entry) for path, entry in entries if ("score" if "mean" in entry else entry.get("what")) == what]
+        return [row for path, entry in kind for row in make(path, entry)]
+
+    scores = ("game", "recipe", "policy", "mean", "std", "median", "episodes", "steps", "hours", "on")
+    balls = ("Pong's ball", "within 2 px", "within 1 px", "frames")
+    ahead = (
+        "dreamed under the real actions", "steps ahead", "codes right", "if nothing changed", "of those that changed",
+        "ball within 2 px", "contexts",
+    )  # fmt: skip
+    pages = ("browser", "limit", "frames/s", "key to picture, median", "95 %", "model", "threads", "load")
+    speeds = ("speed", "world-model update", "policy update", "both", "dreaming", "games", "acting", "threads", "load")
+    costs = (
+        "IRIS at full size", "frames/s", "published code", "times", "processor time a frame", "GFLOP a frame",
+        "of the matmul limit", "threads", "load",
+    )  # fmt: skip
+    formats = ("beside float32", "probability that moves", "KL", "same most likely token")
+    sections: list[tuple[tuple[str, ...], list[Sequence[str]]]] = [
+        (scores, rows("score", _score)),
+        (balls, rows("ball", _ball)),
+        (ahead, rows("foresight", _foresight)),
+        (pages, rows("play", _plays)),
+        (speeds, rows("benchmark", _speed)),
+        (costs, rows("iris-speed", _cost)),
+        (formats, rows("precision", _format)),
+        (("CarRacing", "game steps a core second", "times gymnasium"), rows("car-racing", _car)),
+    ]
+    return "\n\n".join(_table((*heading, "file"), lines) for heading, lines in sections if lines)
 
 
 def write_readme(readme: Path = ROOT / "README.md") -> None:
@@ -91,27 +94,27 @@ def write_readme(readme: Path = ROOT / "README.md") -> None:
     write_atomic(readme, lambda file: file.write(new.encode()))
 
 
-def _score(path: Path, entry: dict[str, Any]) -> Sequence[str]:
+def _score(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     machine, training = entry["machine"], entry.get("training", {})
     threads = training.get("threads") or machine["cores"]
     place = machine["gpu"] or f"{machine['cpu']}, {threads} thread{'s'[: threads > 1]}"
     steps = f"{entry['env_steps']:,}"
     if judged := entry.get("judged_in_real_game", {}).get("steps"):
         steps += f" and {judged:,} of evolution"
-    return (
+    return [(
         entry["env"], _recipe(entry), entry["policy"], f"**{entry['mean']:.2f}**",
         f"{entry['std']:.2f}", f"{entry['median']:.1f}", str(entry["episodes"]), steps,
         f"{entry['hours']:.2f}", place, _link(path),
-    )  # fmt: skip
+    )]  # fmt: skip
 
 
 def _recipe(entry: dict[str, Any]) -> str:
     return f"`{entry['recipe']}` {entry['size']}" + (f", {entry['variant']}" if "variant" in entry else "")
 
 
-def _ball(path: Path, entry: dict[str, Any]) -> Sequence[str]:
+def _ball(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     shares = f"{entry['within_2px']:.1%}", f"{entry['within_1px']:.1%}"
-    return (f"{entry['env']}, {_recipe(entry)}", *shares, str(entry["frames"]), _link(path))
+    return [(f"{entry['env']}, {_recipe(entry)}", *shares, str(entry["frames"]), _link(path))]
 
 
 def _foresight(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
@@ -148,7 +151,7 @@ def _cost(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     ]  # fmt: skip
 
 
-def _speed(path: Path, entry: dict[str, Any]) -> Sequence[str]:
+def _speed(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     rows = {row["name"]: row for row in entry["rows"]}
     stages = [name for name in rows if name.endswith(" update") and name != "policy update"]
     times = {name: f"{rows[name]['ms_median']:.0f} ms" for name in (*stages, "policy update")}
@@ -161,10 +164,10 @@ def _speed(path: Path, entry: dict[str, Any]) -> Sequence[str]:
     )
     rates = [f"{rows[name]['per_second']:,.0f} steps/s" for name in names]
     title = f"`{entry['recipe']}` {entry['size']}, {entry['device']}"
-    return (
+    return [(
         title, model, times["policy update"], whole, *rates, str(entry["threads"]), str(entry["load_before"][0]),
         _link(path),
-    )  # fmt: skip
+    )]  # fmt: skip
 
 
 def _car(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:

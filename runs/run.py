@@ -21,6 +21,7 @@ import torch
 
 from envs.errors import UserError, nearest
 from runs import checkpoint, video
+from runs.config import RESUMABLE
 from runs.files import plain, write_atomic, write_json
 from runs.machine import clock, facts, memory_gb
 
@@ -31,10 +32,7 @@ if TYPE_CHECKING:
 
 OUT = Path("runs/out")
 EPISODES = "episodes"
-SCHEDULE = {  # how long and on how much is learned, which a resumed run may change
-    "generations", "real_generations", "rollouts", "real_rollouts", "where", "updates", "passes",
-    "vision_updates", "memory_updates", "tokenizer_updates",
-}  # fmt: skip
+SCHEDULE = {key.rpartition(".")[2] for key in RESUMABLE}
 TRAINED = ("command", "commit", "started", "threads", "device", "resumed")  # of meta.json, beside every result
 GIF_FRAMES = 300  # TensorBoard keeps whole animations in memory
 
