@@ -2,8 +2,8 @@
 
                          here (xs)                  paper (and sizes s, m)
 frames                   64x64 RGB                  64x64 RGB
-tokens a frame           4x4 of 1,024               4x4 of 512
-their quantiser          finite scalar, 4^5         gradient codebook of width 512, commitment 1
+tokens a frame           4x4 of 4,096               4x4 of 512
+their quantiser          finite scalar, 8^4         gradient codebook of width 512, commitment 1
 tokenizer's network      patches of 8, 64 channels, 64 channels at every resolution: 4,027,523 parameters
                          each token's 16x16 pixels
                          seen by themselves
@@ -16,15 +16,17 @@ policy (iris)            CNN-LSTM, a quarter as     CNN-LSTM: 3,218,983 paramete
                          wide
 dreams an update         64 x 15                    64 x 20
 agent steps a round      8,000                      200
-updates a round          200, 800, 60               200 of each
+updates a round          400, 800, 60               200 of each
                          (iris_ac: 120)
-agent steps              160,000                    100,000
+agent steps              144,000                    100,000
 
 At xs the tokenizer has learned nearly all it will before the first round. While it moves, the transformer learns a
 language that changes: with 400 updates of the tokenizer and 300 of the transformer a round the ball was within 2 pixels
 after one dreamed step in 57 % of the cases, and after 2,200 more of the transformer alone in 84 %. So its rate falls as
-it goes on. It must not stand still either: with 30 updates a round it kept the ball in 96.6 % of the held-out frames
-after 40,000 steps of random play, and in 93.5 % of those of a policy that had learned to return it.
+it goes on. It must not stand still either: in a trial with 30 updates a round it kept the ball in 96.6 % of the
+held-out frames after 40,000 steps of random play, and in 93.5 % of those of a policy that had learned to return it.
+Few dimensions of many levels serve the ball better than many of few: of such a policy's frames, 2,250 updates from
+nothing kept it in 93 % with four dimensions of eight levels, in 87 % with five or six of four.
 
 `iris_ac` puts the actor-critic of `reverie` in the policy's place. It sees the codes of a frame's tokens and the
 transformer's output instead of the decoded frame, so that nothing is decoded in a dream. A dream of xs takes far longer
@@ -50,9 +52,9 @@ TOY = IrisConfig(
     batch_size=8, lr=1e-3,
 )  # fmt: skip
 FAST = IrisConfig(
-    codes=1024, code_width=64, halvings=1, blocks=1, attention=(), patch=8, local=True, quantizer="fsq",
-    levels=(4, 4, 4, 4, 4), contrast=True,
-    tokenizer_updates=200, tokenizer_batch=64, tokenizer_lr=1e-3, tokenizer_decay=2_000,
+    codes=4096, code_width=64, halvings=1, blocks=1, attention=(), patch=8, local=True, quantizer="fsq",
+    levels=(8, 8, 8, 8), contrast=True,
+    tokenizer_updates=400, tokenizer_batch=64, tokenizer_lr=1e-3, tokenizer_decay=2_000,
     steps=8, keep=4, width=128, layers=4, dropout=0.0, updates=800, batch_size=32, lr=5e-4,
 )  # fmt: skip
 PAPER = IrisConfig()
@@ -73,11 +75,11 @@ ACTOR_CRITICS = {
 ROUNDS = TrainConfig(pretrain=0, burn_in=20, at_start=0.0, show_every=10)
 SCHEDULES = {
     "toy": replace(ROUNDS, prefill=400, steps_per_update=200, burn_in=4, show_every=1),
-    "xs": replace(ROUNDS, prefill=40_000, pretrain=8_000, steps_per_update=8_000, burn_in=6, show_every=1),
+    "xs": replace(ROUNDS, prefill=40_000, pretrain=10_000, steps_per_update=8_000, burn_in=6, show_every=1),
     "s": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_update=200),
     "m": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_update=200),
 }
-STEPS = {"toy": 600, "xs": 160_000, "s": 100_000, "m": 100_000}
+STEPS = {"toy": 600, "xs": 144_000, "s": 100_000, "m": 100_000}
 
 
 def iris(size: str) -> Config:
