@@ -23,7 +23,7 @@ PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python", "opencv-py
 DEVICES = ("auto", "cpu", "cuda")
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def facts() -> dict[str, Any]:
@@ -143,11 +143,13 @@ def keep_freed_memory() -> None:
     """Tells glibc to keep freed memory for the next tensor instead of giving it back to the system.
 
     A training step frees and takes tens of megabytes; handing them back costs a page fault for each 4 kB, which took
-    a third of a world-model update here. Elsewhere than on glibc nothing is changed.
+    a third of a world-model update here. That includes blocks of more than 32 MB, which would else come from the system
+    and go back to it each time: IRIS has them (half of an update with 4,096 codes). Elsewhere than on glibc nothing is
+    changed.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest value it takes
+    mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, 1 << 30)
