@@ -148,7 +148,8 @@ class Progress:
 
     def _left(self) -> str:
         rate = self._rate()
-        left = duration((self.total - self.step) / rate) if rate > 0 else "?"
+        # all games play whole steps, and a round of updates follows the last one: then nobody knows
+        left = duration((self.total - self.step) / rate) if rate > 0 and self.step <= self.total else "?"
         return f"{duration(time.monotonic() - self._began)} gone, {left} left"
 
     def _mean_return(self) -> float:

@@ -51,6 +51,18 @@ def test_without_a_terminal_a_line_comes_by_the_clock_even_when_nothing_is_calle
     assert shown.getvalue() == ended  # nothing after the end
 
 
+def test_no_time_is_left_that_is_less_than_none() -> None:
+    shown = io.StringIO()
+    with Progress(Console(file=shown, force_terminal=False, width=400), every=0.05) as progress:
+        progress.start(100, 50)
+        wait_for(shown.getvalue, "left")
+        time.sleep(0.6)
+        progress.update(99)
+        assert progress.line().endswith(" 0 s left")
+        progress.update(130)  # eight games play whole steps, and a round may follow the last one
+        assert progress.line().endswith(" ? left")
+
+
 def test_on_a_terminal_there_is_a_live_table() -> None:
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=120)
