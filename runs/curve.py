@@ -19,6 +19,7 @@ from runs.run import Run
 
 PANELS = {  # what is drawn beside the returns: the first four that a run has
     "world_model/reward": "reward cross-entropy, nats",
+    "world_model/tokens": "surprise at the next token, nats",
     "world_model/kl": "KL: what the memory did not foresee, nats",
     "memory/nll": "latent not foreseen, nats a dimension",
     "memory/reward_unexplained": "share of the reward not foreseen",
