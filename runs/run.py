@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 OUT = Path("runs/out")
 EPISODES = "episodes"
-SCHEDULE = {key.rpartition(".")[2] for key in RESUMABLE}
 TRAINED = ("command", "commit", "started", "threads", "device", "resumed")  # of meta.json, beside every result
 GIF_FRAMES = 300  # TensorBoard keeps whole animations in memory
 
@@ -238,10 +237,10 @@ class Run:
         own = plain(asdict(self.config))
         kept = {key: (saved[key], own[key]) for key in ("recipe", "size")}
         for part in ("model", "policy"):
-            common = (saved[part].keys() & own[part].keys()) - SCHEDULE if saved["recipe"] == own["recipe"] else ()
+            common = saved[part].keys() & own[part].keys() if saved["recipe"] == own["recipe"] else ()
             kept |= {f"{part}.{key}": (saved[part][key], own[part][key]) for key in sorted(common)}
         for key, (was, now) in kept.items():
-            if was != now and not isinstance(was, float):
+            if was != now and key not in RESUMABLE and not isinstance(was, float):
                 raise UserError(f"The checkpoint in {self.folder} is of {key} {was}, its config.json says {now}.")
 
 

@@ -160,6 +160,19 @@ def test_another_recipes_checkpoint_is_refused(run: Run, key: str, value: Any) -
         Run.open(run.folder).load_checkpoint()
 
 
+def test_what_a_resumed_run_may_change_is_no_licence_for_a_namesake(tmp_path: Path) -> None:
+    made = Run.create(preset("iris", "toy"), tmp_path / "iris")
+    path = made.save_checkpoint(STATE, 1)
+    content = torch.load(path, weights_only=True)
+    content["config"]["model"]["updates"] += 1  # how much it learns
+    torch.save(content, path)
+    Run.open(made.folder).load_checkpoint()
+    content["config"]["model"]["steps"] += 1  # the transformer's window; the run's own `steps` is how long it learns
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"is of model\.steps 9, its config\.json says 8"):
+        Run.open(made.folder).load_checkpoint()
+
+
 def test_a_full_disk_leaves_the_checkpoints_as_they_were(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in (1, 2):
         run.save_checkpoint(STATE, step)
