@@ -48,6 +48,7 @@ class CnnLstmPolicy(Policy):
     """
 
     remembers = True
+    signs = True  # the published agent never learns how large a reward is
 
     def __init__(self, config: CnnLstmConfig, frame: tuple[int, int, int], actions: int) -> None:
         super().__init__()

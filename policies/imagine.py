@@ -29,7 +29,7 @@ def imagine(
         state = step.state
         views = [*(views if keep_views else ()), world_model.features(state)]
         actions = [*(actions if keep_views else ()), action]
-        rewards.append(step.reward)
+        rewards.append(world_model.reward_sign(state) if policy.signs else step.reward)
         conts.append(step.cont)
     view, action, reward, cont = (torch.stack(each, 1) for each in (views, actions, rewards, conts))
     return Dream(view, action, reward, cont, before)

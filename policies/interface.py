@@ -20,7 +20,7 @@ class Dream(NamedTuple):
 
     view: Tensor  # (B, H + 1, F) what the policy saw; the last one has no action
     action: Tensor  # (B, H) int64 or (B, H, A) float in [-1, 1]
-    reward: Tensor  # (B, H) what action[:, t] brought
+    reward: Tensor  # (B, H) what action[:, t] brought, in the game's units or, for a policy of `signs`, in [-1, 1]
     cont: Tensor  # (B, H) probability that the episode went on after action[:, t]
     memory: Tree = ()  # the policy's, before view[:, 0]
 
@@ -29,6 +29,7 @@ class Policy(nn.Module, ABC):
     """Chooses actions. State goes in and comes out, as in the world model."""
 
     copies: int = 1  # candidates side by side, each of which plays every start once; rows go candidate by candidate
+    signs: bool = False  # learns from the signs of rewards alone, as its paper does: a dream then tells those
     remembers: bool = False  # whether there is a memory; a dream then begins where it has followed a real context
 
     def blank(self, batch_size: int) -> Tree:

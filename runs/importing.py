@@ -116,6 +116,9 @@ def _write(asked: ImportConfig, config: Config, games: Games, fill: Callable[[Ag
         progress.start(PLAYED, 0)
         while session.replay.steps < PLAYED:
             session.collect(games.num, progress)
+        assert isinstance(session.agent.world_model, Iris)
+        for episode in session.replay.memory():  # the checkpoint knows the signs of rewards alone
+            session.agent.world_model.reward.note(torch.from_numpy(episode.reward))
         session.updates = 1  # the round of those who trained it: the next one begins by playing
         session.save(run)
         run.close()

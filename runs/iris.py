@@ -28,7 +28,8 @@ made; these have not been run as they stand.
 
 `iris_ac` puts the actor-critic of `reverie` in the policy's place. It sees the codes of a frame's tokens and the
 transformer's output instead of the decoded frame, so that nothing is decoded in a dream. A dream of xs takes far longer
-than the gradient steps on it, so the policy passes over each four times.
+than the gradient steps on it, so the policy passes over each four times. It learns from rewards in the game's units,
+the CNN-LSTM from their signs, as published.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, OneHotCategorical, kl_divergence
 from torch.testing import assert_close
 
-from world_model.heads import Categoricals, TwoHot, draw, symexp, symlog
+from world_model.heads import Categoricals, SignedReward, TwoHot, draw, symexp, symlog
 
 VALUES = [0.0, 1.0, -1.0, 0.3, -0.02, 7.5, -21.0, 500.0, 1e6, -1e6, 1e-6]
 
@@ -166,3 +166,44 @@ def test_draw_is_categorical_and_never_out_of_bounds(monkeypatch: pytest.MonkeyP
         with monkeypatch.context() as patch:
             patch.setattr(torch, "rand", lambda shape, value=uniform, **_: torch.full(shape, value))
             assert set(draw(thirds).tolist()) == {0 if uniform == 0 else 6}
+
+
+# ---- signs, and what they are worth ----
+def test_a_reward_by_its_sign_is_told_in_the_game_s_units() -> None:
+    head, logits = SignedReward(), torch.tensor([0.1, 0.3, 0.6]).log()
+    assert_close(head.mean(logits), torch.tensor(0.5))  # 1 and 1 until something was seen
+    head.note(torch.zeros(100))
+    assert_close(head.mean(logits), torch.tensor(0.5))
+    head.note(torch.tensor([5.0, 0.0, -20.0, 0.0]))
+    assert_close((head.mean(logits), head.sign(logits)), (torch.tensor(-20 * 0.1 + 5 * 0.6), torch.tensor(0.5)))
+    head.note(torch.tensor([2.0, 2.0]))
+    assert_close(head.worth, torch.tensor([-20.0, 0.0, 3.0]))  # the plain mean of the few that were seen
+    assert head.target(torch.tensor([-20.0, 0.0, 0.1])).tolist() == [0, 1, 2]
+
+
+def test_rewards_of_size_1_leave_it_exactly_as_it_was() -> None:
+    head = SignedReward()
+    for seed in range(50):
+        head.note(torch.randint(-1, 2, (97,), generator=torch.Generator().manual_seed(seed)).float())
+    assert torch.equal(head.worth, SignedReward().worth)
+
+
+def test_what_a_sign_is_worth_follows_an_agent_that_meets_larger_rewards() -> None:
+    head = SignedReward()
+    for reward in (1.0, 9.0):
+        for _ in range(10):
+            head.note(torch.full((SignedReward.RECENT,), reward))  # as many at once as are remembered
+        assert head.worth.tolist() == [-1, 0, reward]
+    head.note(torch.full((SignedReward.RECENT // 10,), 19.0))
+    assert_close(head.worth[2], torch.tensor(10.0))
+
+
+def test_a_checkpoint_from_before_loads_with_signs_worth_1() -> None:
+    head, part = SignedReward(), torch.nn.Module()
+    part.reward = head
+    assert not any(part.load_state_dict({}))
+    assert head.worth.tolist() == [-1, 0, 1]
+    head.note(torch.tensor([4.0]))
+    again = SignedReward()
+    again.load_state_dict(head.state_dict())
+    assert torch.equal(again.worth, head.worth) and torch.equal(again.seen, head.seen)

@@ -118,6 +118,7 @@ def test_a_published_checkpoint_becomes_a_run(capsys: pytest.CaptureFixture[str]
     assert torch.equal(agent.world_model.transformer.position, state["world_model.pos_emb.weight"])
     assert torch.equal(agent.world_model.tokenizer.embedding.weight, state["tokenizer.embedding.weight"])
     assert starts.frame.shape[1:] == (9, 3, 16, 16) and len(starts.frame) > 16
+    assert agent.world_model.reward.seen.sum() == importing.PLAYED  # what signs are worth, the real game has told
     began = agent.world_model.start(starts.frame / 255, starts.action)
     assert agent.world_model.step(began, starts.action[:, 0]).reward.isfinite().all()
 

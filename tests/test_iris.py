@@ -13,9 +13,12 @@ import torch
 from torch.testing import assert_close
 
 from envs.spec import Spec
+from policies.imagine import imagine
 from tests.iris_toys import SPEC, TOY, model, whole
+from tests.tables import parts
+from world_model.engine import DreamEnv
 from world_model.interface import State, to_unit
-from world_model.iris import IrisConfig
+from world_model.iris import Iris, IrisConfig
 
 WINDOW: dict[str, Any] = {"steps": 4, "keep": 1}
 
@@ -148,6 +151,11 @@ def test_rewards_are_means_and_nothing_is_said_before_the_first_action() -> None
     said = made.transformer(state.latent.unsqueeze(1), batch.action[:, :1])
     share = said.reward[:, 0].softmax(-1)
     assert_close(step.reward, share[:, 2] - share[:, 0], rtol=0, atol=1e-5)
+    assert_close(made.reward_sign(step.state), step.reward)
+    made.reward.note(torch.tensor([-20.0, 0.0, 5.0]))
+    assert_close(made.outcome(step.state)[0], 5 * share[:, 2] - 20 * share[:, 0], rtol=0, atol=1e-4)
+    assert_close(made.reward_sign(step.state), step.reward)
+    assert_close((made.outcome(state)[0], made.reward_sign(state)), (torch.zeros(3), torch.zeros(3)), rtol=0, atol=0)
     assert_close(step.cont, said.end[:, 0].softmax(-1)[:, 0], rtol=0, atol=1e-5)
 
 
@@ -163,3 +171,19 @@ def test_what_a_policy_sees() -> None:
     assert seen.shape == (2, made.feature_size) == (2, 4 * TOY.code_width + TOY.width)
     assert_close(seen[:, : TOY.code_width], made.tokenizer.embedding(state.latent[:, 0]))
     assert_close(seen[:, -TOY.width :], state.memory["h"])
+
+
+@pytest.mark.parametrize(("recipe", "signs"), [("iris", True), ("iris_ac", False)])
+def test_the_published_policy_learns_from_signs_and_all_others_in_the_game_s_units(recipe: str, signs: bool) -> None:
+    made = parts(recipe=recipe)
+    model, policy = made.world.model, made.learner.policy
+    assert isinstance(model, Iris)
+    with torch.no_grad():
+        dict(model.named_parameters())["transformer.reward.2.bias"][0] += 20  # a punishment at every step
+    model.reward.note(torch.tensor([-20.0]))
+    state = model.start(to_unit(made.world.starts.frame), made.world.starts.action)
+    dream = imagine(model, policy, state, horizon=3)
+    assert_close(dream.reward, torch.full((3, 3), -1.0 if signs else -20.0))
+    env = DreamEnv(made.world)
+    env.reset(seed=0)
+    assert env.step(0)[1] == pytest.approx(-20)

@@ -23,7 +23,7 @@ from world_model.heads import draw
 from world_model.threads import torch_threads
 from world_model.trees import Tree
 
-REWARDS = (-1.0, 0.0, 1.0)  # what the three classes of the reward head mean
+REWARDS = (-1, 0, 1)  # the sign of the reward, by class of the reward head
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,6 +57,52 @@ class TwoHot(nn.Module):
     def mean(self, logits: Tensor) -> Tensor:
         """The value in the game's units: (..., bins) -> (...)."""
         return symexp((logits.float().softmax(-1) * self.bins).sum(-1))
+
+
+class SignedReward(nn.Module):
+    """A reward as its sign (IRIS: three classes), and what each sign is worth: the mean of the rewards that had it.
+
+    The means are two numbers that follow the data, and no head: so the transformer, its optimiser and the checkpoints
+    of the published program stay what they are, and where every reward is -1 or 1 nothing changes. What is lost: of
+    several sizes with one sign the mean is told, also where the state would tell which. Before any reward of a sign
+    was seen it is worth 1.
+    """
+
+    worth: Tensor
+    seen: Tensor
+    RECENT = 10_000  # rewards of a sign that its mean is taken over, about: an agent that gets better meets others
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("worth", torch.tensor([-1.0, 0.0, 1.0]))
+        self.register_buffer("seen", torch.zeros(3))
+
+    def target(self, reward: Tensor) -> Tensor:
+        """The class of a reward in the game's units: (...) -> (...) int64."""
+        return reward.sign().long() + 1
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """The expected reward in the game's units: (..., 3) -> (...)."""
+        return (logits.float().softmax(-1) * self.worth).sum(-1)
+
+    def sign(self, logits: Tensor) -> Tensor:
+        """The expected sign: (..., 3) -> (...) in [-1, 1]."""
+        share = logits.float().softmax(-1)
+        return share[..., 2] - share[..., 0]
+
+    @torch.no_grad()
+    def note(self, reward: Tensor) -> None:
+        """Takes real rewards (M,), in the game's units, into the means."""
+        kind = F.one_hot(self.target(reward), 3).float()  # (M, 3)
+        count, total = kind.sum(0), (kind * reward.unsqueeze(-1)).sum(0)
+        self.seen.add_(count).clamp_(max=self.RECENT)
+        self.worth.add_((total - count * self.worth) / torch.maximum(self.seen, count).clamp(min=1))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Checkpoints from before the means were kept lack them: they stay as they are."""
+        for name, buffer in self.named_buffers():
+            state_dict.setdefault(prefix + name, buffer)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Categoricals:

@@ -136,6 +136,13 @@ class WorldModel(nn.Module, ABC):
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
         """Reward (B,) in the game's units and continuation probability (B,) of having arrived in this state."""
 
+    def reward_sign(self, state: State) -> Tensor:
+        """The expected sign (B,) of the reward of having arrived here, for policies that learn from signs alone.
+
+        Who does not tell signs apart from sizes clips the mean, as Atari's agents clip each reward.
+        """
+        return self.outcome(state)[0].clamp(-1, 1)
+
     @abstractmethod
     def features(self, state: State) -> Tensor:
         """What a policy sees: (B, F)."""

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from envs.spec import Spec
 from world_model import perceptual, quantizers, trees
-from world_model.gpt import GPT, REWARDS, GPTConfig
-from world_model.heads import mean_where
+from world_model.gpt import GPT, GPTConfig
+from world_model.heads import SignedReward, mean_where
 from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, to_unit
 from world_model.quantizers import MovingCodebook
 from world_model.trees import Tree
@@ -104,6 +104,7 @@ class Iris(WorldModel):
         self.config, self.spec = config, spec
         self.tokenizer: VQTokenizer = config.tokenizer.build(spec.frame)
         self.transformer: GPT = config.transformer(self.tokenizer.tokens).build(spec.action_size)
+        self.reward = SignedReward()
         tokens = self.tokenizer.tokens
         self.latent_shape = (tokens,)
         self.heavy = config.width >= 256  # weights that outgrow the cache, read once a token
@@ -141,11 +142,16 @@ class Iris(WorldModel):
         return self.transformer.draw_frame(memory, temperature)
 
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
-        """The mean over the three rewards -1, 0 and 1, and P(goes on); 0 and 1 where nothing has been done yet."""
+        """The mean over the three kinds of reward, and P(goes on); 0 and 1 where nothing has been done yet."""
         h, begun = state.memory["h"], state.memory["position"] > 0
-        reward = (self.transformer.reward(h).float().softmax(-1) * torch.tensor(REWARDS, device=h.device)).sum(-1)
+        reward = self.reward.mean(self.transformer.reward(h))
         cont = self.transformer.end(h).float().softmax(-1)[..., 0]
         return reward.masked_fill(~begun, 0.0), cont.masked_fill(~begun, 1.0)
+
+    def reward_sign(self, state: State) -> Tensor:
+        """What the reward head itself says, whatever a sign is worth."""
+        sign = self.reward.sign(self.transformer.reward(state.memory["h"]))
+        return sign.masked_fill(state.memory["position"] == 0, 0.0)
 
     def features(self, state: State) -> Tensor:
         if self.sees_frames:
@@ -203,7 +209,7 @@ class Iris(WorldModel):
             # The paper's mean is over all tokens that are predicted: a segment's first one is not.
             {"tokens": predicted / (predicted - 1), "reward": 1.0, "end": 1.0},
             Optim(lr=config.lr, clip=config.clip, weight_decay=config.weight_decay),
-            undecayed=_other_than_linear(self.transformer),
+            undecayed=_other_than_linear(self.transformer), after=self.reward.note,
         )  # fmt: skip
         return (
             Stage("tokenizer", (tokenizer,), config.tokenizer_batch, 1, config.tokenizer_updates),
@@ -260,10 +266,10 @@ class Iris(WorldModel):
         nats = F.pad(_surprise(logits, next_token), (1, 0)).view_as(tokens)  # nobody predicts the very first
         terms = {
             "tokens": nats.mean(-1) * valid,
-            "reward": _surprise(said.reward.float(), batch.reward.sign().long() + 1) * acted,
+            "reward": _surprise(said.reward.float(), self.reward.target(batch.reward)) * acted,
             "end": _surprise(said.end.float(), batch.terminated.long()) * acted,
         }
-        return Losses(terms, {})
+        return Losses(terms, {}, learned=batch.reward[batch.acted])
 
 
 def _in_a_row(latent: Tensor, action: Tensor) -> Tensor:
