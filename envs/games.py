@@ -18,7 +18,7 @@ from envs.spec import Spec
 # What protocol=... on the command line means for the fields of GameConfig.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "default": {},
-    "atari100k": {"sticky": 0.0, "noops": 30},
+    "atari100k": {"sticky": 0.0, "noops": 30, "life_loss": True},
 }
 
 

@@ -145,7 +145,7 @@ def _iris_config(env: str, published: Published) -> Config:
         model=model,
         policy=replace(base.policy, channels=tuple(layers), hidden=hidden),
         train=replace(base.train, prefill=PLAYED, pretrain=0),
-        game=replace(base.game, size=pixels, gray=colours == 1, action_repeat=4, life_loss=True, **atari),
+        game=replace(base.game, size=pixels, gray=colours == 1, action_repeat=4, **atari),
     )
 
 
