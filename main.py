@@ -78,7 +78,8 @@ def _dispatch(words: list[str]) -> None:
     if flags.help:
         print(_help())
     elif command == "train":
-        _train(words, flags.overrides, multirun=flags.multirun, plain=not (flags.hydra_help or flags.shell_completion))
+        plain = not (flags.hydra_help or flags.shell_completion)
+        _train(words, flags.overrides, multirun=flags.multirun, plain=plain, quiet=flags.cfg or flags.info)
     elif len(words) != len(flags.overrides):
         raise UserError(f"{command} takes no flags; -m and --cfg are for train.")
     elif command == "play":
@@ -99,13 +100,16 @@ def _dispatch(words: list[str]) -> None:
         getattr(commands, command)(config)
 
 
-def _train(words: list[str], overrides: list[str], *, multirun: bool, plain: bool) -> None:
+def _train(words: list[str], overrides: list[str], *, multirun: bool, plain: bool, quiet: bool) -> None:
     from runs import compose
 
     if plain:
         sized = compose.with_size(overrides)
         compose.check(sized, multirun=multirun)
-        words = words + sized[len(overrides) :]
+        chosen = sized[len(overrides) :]
+        words = words + chosen
+        if chosen and not quiet:  # the device must not decide unheard what is learned
+            print(f"{chosen[0]} was chosen by the device, as no size= was given; the published results are of size=xs.")
     before = sys.argv
     sys.argv = [before[0], *words]  # where Hydra reads them
     try:

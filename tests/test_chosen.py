@@ -1,4 +1,4 @@
-"""What is decided for a person who did not say: endings by the protocol."""
+"""What is decided for a person who did not say: the size by the device, endings by the protocol."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agent.collect import Collector
 from agent.evaluate import watch
 from agent.replay import Replay, ReplayConfig
 from envs import PROTOCOLS, GameConfig
-from runs import commands
+from runs import commands, compose
 from runs.config import Config
 from tests.opened import opened
 
@@ -25,6 +25,21 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(commands, "train", lambda config, folder: calls.append(config))
     return calls
+
+
+@pytest.mark.parametrize(("device", "size"), [("cpu", "xs"), ("cuda", "s")])
+def test_a_size_that_the_device_chose_is_said_in_one_line(
+    device: str, size: str, trained: list[Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compose, "choose_device", lambda name: device)
+    assert main.main(["env=Catch-v0"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and said.startswith(f"size={size} was chosen by the device")
+    assert "the published results are of size=xs" in said
+    assert main.main(["env=Catch-v0", "size=s"]) == 0
+    assert main.main(["--cfg", "job", "env=Catch-v0"]) == 0
+    assert "chosen by the device" not in capsys.readouterr().out, "what was given, and YAML that somebody may read on"
+    assert [config.size for config in trained] == [size, "s"]
 
 
 def test_atari100k_ends_at_a_lost_life_unless_a_person_says_otherwise(trained: list[Config]) -> None:
