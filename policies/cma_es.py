@@ -122,7 +122,11 @@ class Evolution(Learner):
         """
         if where == "dream" and self.config.restart:
             self.policy.load_flat(torch.zeros(self.policy.size))
-        self.where, self._fitness, self._strategy, self._asked = where, [], None, None
+        self.where = where
+        self._begin_around_mean()
+
+    def _begin_around_mean(self) -> None:
+        self._fitness, self._strategy, self._asked = [], None, None
         self._start = self.policy.flat().cpu().double()
         self._seed = int(torch.randint(2**62, ()))  # from the default generator, so that the run's seed decides
 
@@ -180,7 +184,7 @@ class Evolution(Learner):
                 # Another version of the package, or another processor's eigenvectors.
                 warnings.warn("The evolution cannot be rebuilt here as it was saved: it begins anew around its mean.",
                               stacklevel=2)  # fmt: skip
-                self.begin_phase(self.where)
+                self._begin_around_mean()
                 self._strategy = self._new()
         return self._strategy
 
