@@ -43,6 +43,20 @@ class Collector:
                 self._begin(np.flatnonzero(brought.over).tolist())
         return ended
 
+    def burn_in(self, length: int) -> None:
+        """The player follows the last `length` frames of the open episodes anew; see `Player.burn_in`."""
+        going = self.replay.open()
+        contexts = []
+        for row in range(self.games.num):
+            episode = going.get(row)
+            steps = min(length, len(episode)) if episode is not None else 0
+            if episode is None or not steps:
+                contexts.append((np.zeros((0, *self.games.spec.frame), np.uint8), np.zeros(0)))
+            else:
+                contexts.append((episode.frame[-steps - 1 : -1], episode.action[-steps:]))
+        if any(len(frames) for frames, _ in contexts):
+            self.player.burn_in(contexts)
+
     def _begin(self, rows: list[int]) -> None:
         seeds = [episode_seed(self.seed, self.begun + i) for i in range(len(rows))]
         self.begun += len(rows)

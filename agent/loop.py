@@ -92,6 +92,12 @@ class Session(Work):
         # The first round learns from the prefill.
         parts = -(-self.config.steps_per_update // PART) if self.updates or self.only else 0
         size = min(PART, self.config.steps_per_update)
+        # What the player remembers is told by weights that many updates have left behind: after the pretraining, and
+        # after every round of a system that learns in long ones. `reverie` takes one small step a round, and a
+        # burn-in would cost four times as much as the acting.
+        long = any(stage.updates > 1 for stage in self.stages)
+        if parts and not self.done and (long or self.updates == 1):
+            self.collector.burn_in(self.config.burn_in)
         if not self._repeat("collect", parts, lambda: self.collect(size, screen), desk):
             return
         for stage in self.stages:

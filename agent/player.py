@@ -5,6 +5,7 @@ Shapes: N rows, C H W picture, A action size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,40 @@ class Player:
         self.state = state
         self.action, self.policy_memory = policy.act(model.features(state), self.policy_memory, self.greedy)
         return self.action.cpu().numpy()
+
+    @torch.inference_mode()
+    def burn_in(self, contexts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Forgets everything and follows each row's context anew: what older weights remembered means nothing now.
+
+        A context is an episode's newest frames (T, C, H, W) but the present one, and the actions (T[, A]) taken on
+        them; rows may differ in T, which is 0 where an episode begins now. The next `act` gets the present frames.
+        """
+        longest = max((len(frames) for frames, _ in contexts), default=0)
+        self.state = self.action = None
+        self.policy_memory = ()
+        if not longest:
+            return
+        model, policy, rows = self.agent.world_model, self.agent.learner.policy, len(contexts)
+        spec, device = model.spec, self.agent.device
+        shape, kind = ((rows,), np.int64) if spec.discrete else ((rows, spec.action_size), np.float32)
+        state: State | None = None
+        memory, action = policy.blank(rows), torch.zeros(shape, dtype=torch.from_numpy(np.zeros(0, kind)).dtype)
+        for back in range(longest, 0, -1):  # rows whose context is shorter wait, and begin in time
+            now, taken = np.zeros((rows, *spec.frame), np.uint8), np.zeros(shape, kind)
+            for row, (frames, actions) in enumerate(contexts):
+                if len(frames) >= back:
+                    now[row], taken[row] = frames[-back], actions[-back]
+            latent = model.encode(to_unit(torch.from_numpy(now).to(device)))
+            begins = torch.tensor([len(frames) <= back for frames, _ in contexts], device=device)
+            if state is None:
+                state = State(latent, model.blank(rows))
+            else:
+                state = model.reset_rows(State(latent, model.advance(state, action)), begins)
+                memory = trees.where(begins, policy.blank(rows), memory)
+            if policy.remembers:
+                memory = policy.act(model.features(state), memory, greedy=True)[1]
+            action = torch.from_numpy(taken).to(device)
+        self.state, self.action, self.policy_memory = state, action, memory
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers, as tensors."""

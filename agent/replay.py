@@ -25,7 +25,8 @@ SUFFIX = ".npz"
 class Replay:
     """The memory of an agent that plays in several rows at once.
 
-    Episodes are numbered as they begin. Each tenth one (9, 19, ...) is for validation and never sampled for training.
+    Episodes are numbered as they begin. A share of them (`validation`: at a tenth 9, 19, ...) is never sampled for
+    training.
     Episodes in progress are sampled like finished ones.
     """
 
@@ -154,7 +155,7 @@ class Replay:
         self._kept_bytes += episode.nbytes
         self._lengths = np.append(self._lengths, len(episode.frame))
         self._weights = np.append(self._weights, episode.weight)
-        self._validation = np.append(self._validation, _is_validation(number))
+        self._validation = np.append(self._validation, self._is_validation(number))
 
     def _forget(self) -> None:
         """The oldest episodes leave memory until the bound holds; the newest finished one always stays."""
@@ -175,14 +176,24 @@ class Replay:
             [*self._kept, *(recording for _, recording in going)],
             np.append(self._lengths, [len(recording) + 1 for _, recording in going]).astype(np.int64),
             np.append(self._weights, np.ones(len(going))),
-            np.append(self._validation, [_is_validation(number) for number, _ in going]).astype(np.bool_),
+            np.append(self._validation, [self._is_validation(number) for number, _ in going]).astype(np.bool_),
         )
+
+    def _is_validation(self, number: int) -> bool:
+        before, after = (int(round(count * self.config.validation, 9)) for count in (number, number + 1))
+        return after > before
 
     # Sampling
 
-    def memory(self) -> list[Episode]:
-        """Every episode in memory, oldest first, those in progress last."""
-        return [_episode(entry) for entry in self._candidates()[0]]
+    def open(self) -> dict[int, Episode]:
+        """The episodes in progress, by the row that plays them."""
+        return {row: recording.view() for row, (_, recording) in self._open.items()}
+
+    def memory(self) -> dict[int, Episode]:
+        """Every episode in memory by its number: the finished ones as they finished, then those in progress."""
+        going = sorted(number for number, _ in self._open.values())
+        entries = self._candidates()[0]
+        return {number: _episode(entry) for number, entry in zip([*self._numbers, *going], entries, strict=True)}
 
     def sample(
         self, batch_size: int, length: int, *, split: Split = "train", first: bool = False,
@@ -292,7 +303,3 @@ class Replay:
 
 def _episode(entry: Episode | Recording) -> Episode:
     return entry.view() if isinstance(entry, Recording) else entry
-
-
-def _is_validation(number: int) -> bool:
-    return number % 10 == 9

@@ -59,14 +59,14 @@ def strip(seen: Comparison, row: int, count: int = 8, scale: int = 2) -> np.ndar
 def show_dream(model: WorldModel, replay: Replay, run: Run, *, context: int = 8, length: int = 72) -> None:
     """Writes a video and pictures of one segment, held out where there is one. Leaves every generator as it was."""
     split: Any = "validation" if replay.frames("validation") > length else "train"
-    before, rng = replay.rng.bit_generator.state, torch.get_rng_state()
-    device = next(model.parameters()).device
+    before, device = replay.rng.bit_generator.state, next(model.parameters()).device
     batch = replay.sample(1, length, split=split).to(device)
-    seen = compare(model, batch.frame, batch.action, context)
+    replay.rng.bit_generator.state = before
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seen = compare(model, batch.frame, batch.action, context)
+        real = slice(int(batch.valid.sum()))  # a short episode is padded
+        pictures = model.pictures(seen.real[:, real], batch.action[:, real])
     run.video(replay.steps, "dream", side_by_side(seen, 0))
     run.picture(replay.steps, "dream", strip(seen, 0))
-    real = slice(int(batch.valid.sum()))  # a short episode is padded
-    for name, image in model.pictures(seen.real[:, real], batch.action[:, real]).items():
+    for name, image in pictures.items():
         run.picture(replay.steps, name, image)
-    replay.rng.bit_generator.state = before
-    torch.set_rng_state(rng)

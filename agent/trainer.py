@@ -91,7 +91,8 @@ class Trainer:
             losses = loss(data)
             total = reduce(losses.terms, objective.scales)
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        with torch.autocast(self.device.type, enabled=False):  # a policy's update stands within a rollout's `mixed()`
+            total.backward()
         norm = torch.nn.utils.clip_grad_norm_(objective.params, optim.clip, foreach=True)
         for group in optimizer.param_groups:  # always: a resumed run may have another
             group["lr"] = rate(optim, self.updates[name] + 1)

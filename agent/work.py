@@ -6,6 +6,7 @@ Shapes: B segments, T indices, S states, N frames.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -62,6 +63,7 @@ class Work:
             device=agent.device, precision=config.precision, compile=config.compile,
         )  # fmt: skip
         self.returns: list[float] = []  # of episodes since the last log
+        self._codes: dict[str, tuple[tuple[int, ...], dict[int, np.ndarray]]] = {}  # see `encoded`
 
     def collect(self, steps: int, screen: Screen, *, at_random: bool = False) -> None:
         """Plays the real game."""
@@ -153,13 +155,23 @@ class Work:
         return trees.map(lambda leaf: leaf[:, self.config.burn_in :][usable], states)
 
     def encoded(self, stage: Stage) -> list[np.ndarray]:
-        """What a stage reads instead of the frames of each episode, if it does."""
+        """What a stage reads instead of the frames of each episode, if it does.
+
+        Kept by the episode's number for as long as the stages before, which train the encoder, take no further step:
+        then only frames that are new are encoded.
+        """
         if stage.encode is None:
             return []
-        device, found = self.agent.device, []
+        before = takewhile(lambda earlier: earlier.name != stage.name, self.stages)
+        version = tuple(self.trainer.updates[part.name] for earlier in before for part in earlier.objectives)
+        known = self._codes.get(stage.name, ((), {}))
+        codes = known[1] if known[0] == version else {}
+        found: dict[int, np.ndarray] = {}
         with torch.no_grad(), self.trainer.mixed():
-            for episode in self.replay.memory():
-                parts = torch.from_numpy(episode.frame).split(PART)
-                made = torch.cat([stage.encode(to_unit(part.to(device))) for part in parts])
-                found.append(made.float().cpu().numpy())
-        return found
+            for number, episode in self.replay.memory().items():
+                old = codes.get(number, np.zeros(0))
+                parts = torch.from_numpy(episode.frame[len(old) :]).split(PART) if len(old) < len(episode.frame) else ()
+                made = [stage.encode(to_unit(part.to(self.agent.device))).float().cpu().numpy() for part in parts]
+                found[number] = np.concatenate([*([old] if len(old) else []), *made]) if made else old
+        self._codes[stage.name] = version, found
+        return list(found.values())

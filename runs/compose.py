@@ -40,7 +40,8 @@ class Checked(Protocol):
 Settings = TypeVar("Settings", bound=Checked)
 NAME = "run"  # of the root configuration in Hydra's store
 GROUPS: dict[str, Sequence[str]] = {"recipe": tuple(RECIPES), "size": SIZES, "protocol": tuple(PROTOCOLS)}
-PROTOCOL_STEPS = {"atari100k": 100_000}  # beside what a protocol means for the game
+# What a protocol means beside the game. Atari 100k counts every step, so none is kept from training.
+PROTOCOL_KEYS: dict[str, dict[str, Any]] = {"atari100k": {"steps": 100_000, "replay": {"validation": 0.0}}}
 DEFAULT_RECIPE = "reverie"
 
 
@@ -55,8 +56,8 @@ def register() -> None:
     for size in SIZES:
         store.store(group="size", name=size, node={"size": size}, package="_global_")
     for word, game in PROTOCOLS.items():
-        steps = {"steps": PROTOCOL_STEPS[word]} if word in PROTOCOL_STEPS else {}
-        store.store(group="protocol", name=word, node={"protocol": word, "game": game} | steps, package="_global_")
+        node = {"protocol": word, "game": game} | PROTOCOL_KEYS.get(word, {})
+        store.store(group="protocol", name=word, node=node, package="_global_")
     store.store(name=NAME, node=_root())
 
 

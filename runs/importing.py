@@ -117,7 +117,7 @@ def _write(asked: ImportConfig, config: Config, games: Games, fill: Callable[[Ag
         while session.replay.steps < PLAYED:
             session.collect(games.num, progress)
         assert isinstance(session.agent.world_model, Iris)
-        for episode in session.replay.memory():  # the checkpoint knows the signs of rewards alone
+        for episode in session.replay.memory().values():  # the checkpoint knows the signs of rewards alone
             session.agent.world_model.reward.note(torch.from_numpy(episode.reward))
         session.updates = 1  # the round of those who trained it: the next one begins by playing
         session.save(run)
@@ -146,6 +146,7 @@ def _iris_config(env: str, published: Published) -> Config:
         policy=replace(base.policy, channels=tuple(layers), hidden=hidden),
         train=replace(base.train, prefill=PLAYED, pretrain=0),
         game=replace(base.game, size=pixels, gray=colours == 1, action_repeat=4, **atari),
+        replay=replace(base.replay, validation=0.0),
     )
 
 

@@ -65,6 +65,9 @@ class Mirror(WorldModel):
         count, total = state.memory["count"].unsqueeze(1), state.memory["sum"].unsqueeze(1)
         return state.latent.flatten(1) * 0.9**count + total / 100
 
+    def reward_sign(self, state: State) -> Tensor:
+        return self.outcome(state)[0]  # all of it, to be read below
+
     def observe(self, frame: Tensor, action: Tensor) -> State:
         raise AssertionError("nobody needs the states on the way")
 
@@ -106,7 +109,7 @@ def test_a_dream_begins_as_the_player_would_stand_there() -> None:
     made = work()
     dream, model = dreamed(made), made.agent.world_model
     known = torch.zeros(len(dream.view), dtype=torch.bool)
-    for episode in made.replay.memory():
+    for episode in made.replay.memory().values():
         for begin in range(len(episode.action) - 4):
             player = Player(made.agent)
             for t in range(begin, begin + 5):
@@ -121,6 +124,41 @@ def test_a_dream_begins_as_the_player_would_stand_there() -> None:
     assert known.all()
     assert dream.view.shape == (6, 4, SIZE) and dream.action.shape == (6, 3)
     assert dream.reward.eq(torch.tensor([5.0, 6.0, 7.0])).all(), "the world model has seen four actions"
+
+
+@pytest.mark.parametrize("length", [1, 3, 40])
+def test_the_player_follows_the_open_episodes_anew(length: int) -> None:
+    """As one who is at the controls since then, row by row, whatever it remembered before."""
+    made = work()
+    going = made.replay.open()
+    assert len({len(episode) for episode in going.values()} - {0}) == 1
+    made.collector.player.state = State(torch.full((4, 3, 16, 16), 9.0), {})
+    made.collector.burn_in(length)
+    player = made.collector.player
+    assert player.state is not None and player.action is not None
+    for row, episode in going.items():
+        alone, steps = Player(made.agent), min(length, len(episode))
+        for t in range(len(episode) - steps, len(episode)):
+            alone.act(episode.frame[t : t + 1], np.array([t == len(episode) - steps]))
+            alone.action = torch.from_numpy(episode.action[t : t + 1])
+        assert alone.state is not None
+        assert torch.equal(player.action[row : row + 1], torch.from_numpy(episode.action[-1:]))
+        assert_close(player.state.latent[row], alone.state.latent[0])
+        for key in ("count", "sum"):
+            assert_close(player.state.memory[key][row], alone.state.memory[key][0])
+        for key in ("h", "c"):
+            assert_close(player.policy_memory[key][row], alone.policy_memory[key][0], atol=1e-6, rtol=1e-5)
+
+
+def test_rows_whose_contexts_differ_in_length_begin_in_time() -> None:
+    made, episode = work(), next(iter(work().replay.memory().values()))
+    empty = np.zeros((0, *episode.frame.shape[1:]), np.uint8), np.zeros(0, np.int64)
+    player = Player(made.agent)
+    player.burn_in([(episode.frame[:5], episode.action[:5]), empty, (episode.frame[:2], episode.action[:2])])
+    assert player.state is not None
+    assert player.state.memory["count"].tolist()[::2] == [4, 1]
+    player.burn_in([empty])
+    assert player.state is None
 
 
 def test_the_memory_of_a_dream_is_a_real_one_and_its_actions_follow_from_it() -> None:

@@ -194,6 +194,7 @@ def test_a_protocol_is_a_word_and_single_keys_come_after_it(trained: list[tuple[
     assert main.main(["game.noops=5", "protocol=atari100k", "steps=70", "size=toy"]) == 0
     (first, _), (second, _) = trained
     assert (first.protocol, first.steps, first.game.sticky, first.game.noops) == ("atari100k", 100_000, 0.0, 30)
+    assert first.replay.validation == 0 and second.game.life_loss, "every one of its steps is trained on"
     assert (second.protocol, second.steps, second.game.sticky, second.game.noops) == ("atari100k", 70, 0.0, 5)
 
 

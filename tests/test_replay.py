@@ -162,6 +162,14 @@ def test_validation_is_one_in_ten_and_never_trained_on() -> None:
     assert 39 not in seeds(replay.sample(5_000, 3)) and 39 in seeds(replay.sample(500, 3, split="validation"))
 
 
+@pytest.mark.parametrize(("share", "held_out"), [(0.0, set()), (0.1, {9, 19, 29, 39}), (0.25, set(range(3, 40, 4)))])
+def test_the_share_of_validation(share: float, held_out: set[int]) -> None:
+    replay = fresh(validation=share)
+    fill(replay, [5] * 40)
+    assert set(seeds(replay.sample(5_000, 3))) == set(range(40)) - held_out
+    assert replay.frames("validation") == 6 * len(held_out)
+
+
 def test_recency_falls_back_when_all_that_is_recent_is_for_validation() -> None:
     replay = fresh(recency=1.0, recent_steps=5)
     fill(replay, [5] * 10)

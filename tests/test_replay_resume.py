@@ -147,5 +147,5 @@ def test_the_experience_of_another_replay_is_taken_over_whole(tmp_path: Path) ->
     assert second.take_over(tmp_path / "first") == 11
     assert second.steps == sum(5 + seed for seed in range(12) if seed != 3)
     assert len(second.skipped) == 1 and "000003.npz" in second.skipped[0]
-    assert [len(episode) for episode in second.memory()] == [5 + seed for seed in range(12) if seed != 3]
+    assert [len(episode) for episode in second.memory().values()] == [5 + seed for seed in range(12) if seed != 3]
     assert len(list((tmp_path / "second").glob("*.npz"))) == 11  # it does not need the other folder any more

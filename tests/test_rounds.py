@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from agent.collect import Collector
 from envs.errors import UserError
 from envs.spec import Spec
 from policies.cma_es import EvolutionConfig
@@ -17,6 +18,7 @@ from runs.config import Config
 from runs.progress import Progress
 from runs.run import Run
 from runs.world_models import world_models
+from tests import test_loop
 from tests.test_loop import begin, same
 from world_model.interface import Stage
 
@@ -93,6 +95,23 @@ def test_what_a_killed_run_logged_after_its_checkpoint_is_forgotten(tmp_path: Pa
     assert again.metrics() == before
 
 
+def test_the_player_burns_in_after_every_long_round_and_after_pretraining(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[int] = []
+    monkeypatch.setattr(Collector, "burn_in", lambda collector, length: rounds.append(session.updates))
+    config = quick("dream")
+    config = replace(config, steps=400)
+    session = begin(config, run := Run.create(config, tmp_path / "long"))
+    session.train(config.steps, run, Progress())
+    assert rounds == [1, 2]  # round 0 learns from the prefill
+    rounds.clear()
+    short = test_loop.quick("Catch-v0")
+    session = begin(short, run := Run.create(short, tmp_path / "short"))
+    session.train(300, run, Progress())
+    assert rounds == [1] and session.updates > 3, "small steps leave the memory what it is"
+
+
 def test_every_generation_is_logged_and_saved(tmp_path: Path) -> None:
     config = quick()
     run = Run.create(config, tmp_path / "run")
@@ -158,7 +177,15 @@ def test_a_stage_reads_what_was_encoded_once(tmp_path: Path) -> None:
 
     stage = Stage("bright", (), 16, 5, encode=brightness)
     encoded = session.encoded(stage)
-    assert sum(calls) == sum(len(episode.frame) for episode in session.replay.memory())
+    assert sum(calls) == sum(len(episode.frame) for episode in session.replay.memory().values())
+    calls.clear()
+    session.collect(8, Progress())  # the encoder is as it was: only what is new is encoded
+    grown = session.encoded(stage)
+    assert sum(calls) == sum(map(len, grown)) - sum(map(len, encoded)) > 0
+    session.trainer.updates["vision"] += 1
+    calls.clear()
+    encoded = session.encoded(stage)
+    assert sum(calls) == sum(map(len, grown)), "by an encoder that has learned, everything"
     before = session.replay.rng.bit_generator.state
     frames = session.replay.sample(16, 5)
     session.replay.rng.bit_generator.state = before

@@ -117,6 +117,33 @@ def test_an_update_goes_downhill_and_only_on_its_own_parameters() -> None:
     assert trainer.updates == {"toy": 50, "other": 0}
 
 
+class _Spy(torch.autograd.Function):
+    """Notes whether autocast is on while gradients flow."""
+
+    seen: list[bool] = []
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        _Spy.seen.append(torch.is_autocast_enabled("cpu"))
+        return gradient
+
+
+def test_gradients_flow_outside_of_autocast() -> None:
+    """A policy improves within the autocast of its rollouts, which PyTorch advises against for the backward pass."""
+    toy = Toy()
+    loss = lambda x: Losses({"size": _Spy.apply(toy.net(x)).abs()}, {})  # noqa: E731
+    trainer = Trainer([objective := Objective("toy", toy.objective.params, loss, {"size": 1.0})],
+                      device=CPU, precision="bf16")  # fmt: skip
+    _Spy.seen.clear()
+    with trainer.mixed():
+        trainer.update(objective, data(1)[0])
+    assert _Spy.seen == [False]
+
+
 def test_the_learning_rate_warms_up() -> None:
     toy = Toy(lr=0.1, warmup=4)
     trainer, rates = toy.trainer(), []
