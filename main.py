@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envs.errors import UserError, nearest
-from runs.guard import guarded
+from runs.cli.exit_codes import guarded
 
 if TYPE_CHECKING:
-    from runs.run import Run
+    from runs.folder.run import Run
 
 OF_THE_MACHINE = ("device", "threads", "workers", "cluster")
 COMMANDS = ("train", "resume", "evaluate", "play", "import", "info", "benchmark")
@@ -71,7 +71,7 @@ def _dispatch(words: list[str]) -> None:
             hint = nearest(command, COMMANDS)
             raise UserError(f'Unknown command "{command}": choose one of {", ".join(COMMANDS)}. {hint}'.strip())
     # Imported late: they bring torch, and a wrong command should not wait for it.
-    from runs import commands, compose
+    from runs.cli import commands, compose
 
     compose.register()
     flags = compose.parse(words)
@@ -83,11 +83,11 @@ def _dispatch(words: list[str]) -> None:
     elif len(words) != len(flags.overrides):
         raise UserError(f"{command} takes no flags; -m and --cfg are for train.")
     elif command == "play":
-        from runs.play import play
+        from runs.cli.play import play
 
         play(flags.overrides)
     elif command == "import":
-        from runs.importing import import_run
+        from runs.cli.import_checkpoint import import_run
 
         import_run(flags.overrides)
     elif command == "resume":
@@ -101,7 +101,7 @@ def _dispatch(words: list[str]) -> None:
 
 
 def _train(words: list[str], overrides: list[str], *, multirun: bool, plain: bool, quiet: bool) -> None:
-    from runs import compose
+    from runs.cli import compose
 
     if plain:
         sized = compose.with_size(overrides)
@@ -123,7 +123,8 @@ def _task(composed: object) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from runs import commands, recipes
+    from runs import recipes
+    from runs.cli import commands
 
     config = recipes.from_dict(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -137,8 +138,9 @@ def _task(composed: object) -> None:
 
 def _open(command: str, words: list[str]) -> Run:
     """The run that `run=` names, with what else the command line says."""
-    from runs import compose, run
+    from runs.cli import compose
     from runs.config import RESUMABLE
+    from runs.folder import run
 
     named = [word.removeprefix("run=") for word in words if word.startswith("run=")]
     if len(named) != 1 or not named[0]:

@@ -23,10 +23,10 @@ def cut(episodes: Sequence[Episode], starts: Sequence[int], length: int, *, spec
         action=torch.zeros(size, dtype=torch.int64) if spec.discrete else torch.zeros((*size, spec.action_size)),
         reward=torch.zeros(size),
         terminated=torch.zeros(size, dtype=torch.bool),
-        acted=torch.zeros(size, dtype=torch.bool),
+        has_action=torch.zeros(size, dtype=torch.bool),
         valid=torch.zeros(size, dtype=torch.bool),
     )
-    frame, action, reward, terminated, acted, valid = (tensor.numpy() for tensor in batch)
+    frame, action, reward, terminated, has_action, valid = (tensor.numpy() for tensor in batch)
     for b, (episode, start) in enumerate(zip(episodes, starts, strict=True)):
         frames, steps = min(length, len(episode.frame) - start), min(length, len(episode) - start)
         frame[b, :frames] = episode.frame[start : start + frames]
@@ -35,5 +35,5 @@ def cut(episodes: Sequence[Episode], starts: Sequence[int], length: int, *, spec
         action[b, :steps] = episode.action[start : start + steps]
         reward[b, :steps] = episode.reward[start : start + steps]
         terminated[b, :steps] = episode.terminated[start : start + steps]
-        acted[b, :steps] = True
+        has_action[b, :steps] = True
     return batch

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from agent.collect import episode_seed
+from agent.collector import episode_seed
 from agent.player import Agent, Player
 from envs.games import Games
 
@@ -33,7 +33,7 @@ class Evaluation(NamedTuple):
 class Acting(Protocol):
     """Whoever plays N games at once; `Player` is one."""
 
-    def act(self, frames: np.ndarray, fresh: np.ndarray) -> np.ndarray: ...
+    def act(self, frames: np.ndarray, is_first: np.ndarray) -> np.ndarray: ...
 
 
 def evaluate(
@@ -53,23 +53,23 @@ def watch(
     row_episode = list(range(games.num))  # the episode each row plays; past the last one it does not count
     begun, pictures, finished = games.num, [], list[float]()
     frames = games.reset([episode_seed(seed + EVALUATION_SEED, number) for number in row_episode])
-    fresh = np.ones(games.num, dtype=bool)
+    is_first = np.ones(games.num, dtype=bool)
     while len(finished) < episodes:
         if film and row_episode[0] == 0:
             pictures.append(games.render(0))
-        brought = games.step(player.act(frames, fresh))
-        frames, fresh = brought.frame, brought.over
+        brought = games.step(player.act(frames, is_first))
+        frames, is_first = brought.frame, brought.done
         for row, number in enumerate(row_episode):
             if number >= episodes:
                 continue
             returns[number] += float(brought.score[row])
             lengths[number] += 1
-            if brought.over[row]:
+            if brought.done[row]:
                 finished.append(returns[number])
         tell(len(finished), sum(finished) / len(finished) if finished else None)
-        over = np.flatnonzero(brought.over).tolist()
-        if over:
-            for row in over:
+        done = np.flatnonzero(brought.done).tolist()
+        if done:
+            for row in done:
                 row_episode[row], begun = begun, begun + 1
-            frames = games.reset([episode_seed(seed + EVALUATION_SEED, row_episode[row]) for row in over], over)
+            frames = games.reset([episode_seed(seed + EVALUATION_SEED, row_episode[row]) for row in done], done)
     return Evaluation(returns, lengths, np.array(pictures, np.uint8))

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from agent.desk import Desk, Dreams, Run, Screen
+from agent.context import Context, ImaginationConfig, Run, Screen
+from agent.dream_video import show_dream
 from agent.interrupt import deferred
 from agent.player import Agent
 from agent.real_game import RealGame
 from agent.replay import Replay
-from agent.show import show_dream
 from agent.trainer import TrainConfig
 from agent.work import PART, Work, starts
 from envs.errors import UserError
@@ -39,7 +39,7 @@ class Session(Work):
     """
 
     def __init__(
-        self, agent: Agent, games: Games, replay: Replay, *, config: TrainConfig, dreams: Dreams, seed: int,
+        self, agent: Agent, games: Games, replay: Replay, *, config: TrainConfig, dreams: ImaginationConfig, seed: int,
         real: RealGame | None = None,
     ) -> None:  # fmt: skip
         super().__init__(agent, games, replay, config=config, dreams=dreams, seed=seed, real=real)
@@ -61,7 +61,7 @@ class Session(Work):
         """
         self._choose(only)
         with deferred() as asked_to_stop:
-            desk = Desk(run, screen, asked_to_stop)
+            context = Context(run, screen, asked_to_stop)
             self._saved = time.monotonic()
             if self.real:
                 self.real.stop = asked_to_stop
@@ -69,7 +69,7 @@ class Session(Work):
             while not asked_to_stop() and (
                 self.only or not only and (self.done or not self.updates or self.replay.steps < steps)
             ):
-                self._round(steps, desk)
+                self._round(steps, context)
             screen.phase("checkpoint")
             self.save(run)
             if asked_to_stop():
@@ -85,9 +85,9 @@ class Session(Work):
             )
         self.only = only or self.only
 
-    def _round(self, steps: int, desk: Desk) -> None:
+    def _round(self, steps: int, context: Context) -> None:
         """One round, or what is left of one; returns early when asked to stop in the middle of a long part."""
-        states, screen = None, desk.screen
+        states, screen = None, context.screen
         screen.update(self.replay.steps, updates=self.updates)
         # The first round learns from the prefill.
         parts = -(-self.config.steps_per_update // PART) if self.updates or self.only else 0
@@ -98,7 +98,7 @@ class Session(Work):
         long = any(stage.updates > 1 for stage in self.stages)
         if parts and not self.done and (long or self.updates == 1):
             self.collector.burn_in(self.config.burn_in)
-        if not self._repeat("collect", parts, lambda: self.collect(size, screen), desk):
+        if not self._repeat("collect", parts, lambda: self.collect(size, screen), context):
             return
         for stage in self.stages:
             screen.phase(stage.name.replace("_", " "))
@@ -109,7 +109,7 @@ class Session(Work):
                 nonlocal states
                 states = self.train_world_model(stage, encoded)
 
-            if not self._repeat(stage.name, stage.updates, learn, desk):
+            if not self._repeat(stage.name, stage.updates, learn, context):
                 return
         for where, count in self.agent.learner.plan(last=self.replay.steps >= steps, only=self.only):
             screen.phase("policy" if where == "dream" else f"policy in the {where} game")
@@ -119,28 +119,28 @@ class Session(Work):
             def improve(where: str = where) -> None:
                 self.train_policy(states, where)
 
-            if not self._repeat(where, count, improve, desk):
+            if not self._repeat(where, count, improve, context):
                 return
         self.updates += not self.only
         self.done, self.only = {}, ""
-        self._tell(desk)
+        self._tell(context)
 
-    def _repeat(self, part: str, count: int, work: Callable[[], None], desk: Desk) -> bool:
+    def _repeat(self, part: str, count: int, work: Callable[[], None], context: Context) -> bool:
         """Works until this part of the round has been done `count` times; False when asked to stop before."""
         for done in range(self.done.get(part, 0), count if self.only in ("", part) else 0):
-            if count > 1 and desk.asked_to_stop():
+            if count > 1 and context.asked_to_stop():
                 return False
             work()
             self.done[part] = done + 1
             if count == 1 or part == "collect":
                 continue
-            desk.screen.update(self.replay.steps, **{part: f"{done + 1:,} of {count:,}"})
-            generation = part in PLACES and self.agent.learner.patient
+            context.screen.update(self.replay.steps, **{part: f"{done + 1:,} of {count:,}"})
+            generation = part in PLACES and self.agent.learner.logs_each_update
             if generation or (done + 1) % self.config.log_every == 0:
-                self._log(desk)
+                self._log(context)
             if generation or time.monotonic() - self._saved > self.config.save_every:
-                self._save(desk)
-        desk.screen.update(self.replay.steps, **{part: None})
+                self._save(context)
+        context.screen.update(self.replay.steps, **{part: None})
         return True
 
     def prefill(self, run: Run, screen: Screen, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
@@ -162,19 +162,19 @@ class Session(Work):
         screen.update(self.replay.steps, pretraining=None)
 
     # ---- telling ----
-    def _tell(self, desk: Desk) -> None:
+    def _tell(self, context: Context) -> None:
         """After a round: numbers, pictures and a checkpoint, each when it is due."""
         rounds_are_long = any(stage.updates > 1 for stage in self.stages)
         if rounds_are_long or self.updates % self.config.log_every == 0:
-            self._log(desk)
+            self._log(context)
         if self.updates % self.config.show_every == 0:
-            desk.screen.phase("pictures")
-            show_dream(self.agent.world_model, self.replay, desk.run)
+            context.screen.phase("pictures")
+            show_dream(self.agent.world_model, self.replay, context.run)
         if time.monotonic() - self._saved > self.config.save_every:
-            desk.screen.phase("checkpoint")
-            self._save(desk)
+            context.screen.phase("checkpoint")
+            self._save(context)
 
-    def _log(self, desk: Desk) -> None:
+    def _log(self, context: Context) -> None:
         scalars = self.trainer.report()
         if self.returns:
             scalars["episode/return"] = sum(self.returns) / len(self.returns)
@@ -182,12 +182,12 @@ class Session(Work):
         scalars["updates"] = self.updates
         if self.real:
             scalars |= {f"real/{name}": count for name, count in self.real.state_dict().items()}
-        desk.run.log(self.replay.steps, scalars)
+        context.run.log(self.replay.steps, scalars)
         shown = {name: scalars[key] for name, key in SHOWN.items() if key in scalars}
-        desk.screen.update(self.replay.steps, **shown)
+        context.screen.update(self.replay.steps, **shown)
 
-    def _save(self, desk: Desk) -> None:
-        self.save(desk.run)
+    def _save(self, context: Context) -> None:
+        self.save(context.run)
         self._saved = time.monotonic()
 
     # ---- saving ----

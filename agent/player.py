@@ -40,19 +40,19 @@ class Player:
         self.policy_memory: Tree = ()
 
     @torch.inference_mode()
-    def act(self, frames: np.ndarray, fresh: np.ndarray) -> np.ndarray:
+    def act(self, frames: np.ndarray, is_first: np.ndarray) -> np.ndarray:
         """Frames (N, C, H, W) uint8; fresh (N,) bool: an episode begins -> actions (N,) int64 or (N, A) float32."""
         model, policy = self.agent.world_model, self.agent.learner.policy
         latent = model.encode(to_unit(torch.from_numpy(frames).to(self.agent.device)))
         if self.state is None or self.action is None:
-            state = State(latent, model.blank(len(frames)))
-            self.policy_memory = policy.blank(len(frames))
+            state = State(latent, model.initial(len(frames)))
+            self.policy_memory = policy.initial(len(frames))
         else:
             state = State(latent, model.advance(self.state, self.action))
-            if fresh.any():
-                mask = torch.from_numpy(fresh).to(self.agent.device)
+            if is_first.any():
+                mask = torch.from_numpy(is_first).to(self.agent.device)
                 state = model.reset_rows(state, mask)
-                self.policy_memory = trees.where(mask, policy.blank(len(frames)), self.policy_memory)
+                self.policy_memory = trees.where(mask, policy.initial(len(frames)), self.policy_memory)
         self.state = state
         self.action, self.policy_memory = policy.act(model.features(state), self.policy_memory, self.greedy)
         return self.action.cpu().numpy()
@@ -73,7 +73,7 @@ class Player:
         spec, device = model.spec, self.agent.device
         shape, kind = ((rows,), np.int64) if spec.discrete else ((rows, spec.action_size), np.float32)
         state: State | None = None
-        memory, action = policy.blank(rows), torch.zeros(shape, dtype=torch.from_numpy(np.zeros(0, kind)).dtype)
+        memory, action = policy.initial(rows), torch.zeros(shape, dtype=torch.from_numpy(np.zeros(0, kind)).dtype)
         for back in range(longest, 0, -1):  # rows whose context is shorter wait, and begin in time
             now, taken = np.zeros((rows, *spec.frame), np.uint8), np.zeros(shape, kind)
             for row, (frames, actions) in enumerate(contexts):
@@ -82,11 +82,11 @@ class Player:
             latent = model.encode(to_unit(torch.from_numpy(now).to(device)))
             begins = torch.tensor([len(frames) <= back for frames, _ in contexts], device=device)
             if state is None:
-                state = State(latent, model.blank(rows))
+                state = State(latent, model.initial(rows))
             else:
                 state = model.reset_rows(State(latent, model.advance(state, action)), begins)
-                memory = trees.where(begins, policy.blank(rows), memory)
-            if policy.remembers:
+                memory = trees.where(begins, policy.initial(rows), memory)
+            if policy.is_recurrent:
                 memory = policy.act(model.features(state), memory, greedy=True)[1]
             action = torch.from_numpy(taken).to(device)
         self.state, self.action, self.policy_memory = state, action, memory

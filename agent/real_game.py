@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from agent.candidates import Played, Task, rollout
-from agent.collect import episode_seed
+from agent.collector import episode_seed
 from agent.player import Agent
-from agent.workers import Crew, weights_of
+from agent.population import Played, Task, rollout
+from agent.workers import EvaluationPool, weights_of
 from policies.interface import Rollout
 
 TRACK_SEED = 20_000_000  # added to the run's, so that no track of a generation is one of an evaluation
@@ -21,7 +21,7 @@ class RealGame:
     `episodes` and `steps` count what was played for it: none of it goes into the replay.
     """
 
-    def __init__(self, crew: Crew, *, rollouts: int, seed: int) -> None:
+    def __init__(self, crew: EvaluationPool, *, rollouts: int, seed: int) -> None:
         self.crew, self.rollouts, self.seed = crew, rollouts, seed
         self.generations = self.episodes = self.steps = 0
         self.stop: Callable[[], bool] = lambda: False

@@ -11,16 +11,16 @@ from itertools import takewhile
 import numpy as np
 import torch
 
-from agent.collect import Collector
-from agent.desk import Dreams, Screen
+from agent.collector import Collector
+from agent.context import ImaginationConfig, Screen
 from agent.player import Agent, Player
 from agent.real_game import RealGame
 from agent.replay import Replay
 from agent.trainer import TrainConfig, Trainer
 from envs.errors import UserError
 from envs.games import Games
-from policies.imagine import imagine
-from policies.interface import Dream, Policy, Rollout
+from policies.imagination import imagine
+from policies.interface import Policy, Rollout, Trajectory
 from world_model import trees
 from world_model.interface import Batch, Stage, State, to_unit
 from world_model.trees import Tree
@@ -43,7 +43,7 @@ def starts(replay: Replay) -> dict[str, torch.Tensor]:
         batch = replay.sample(2 * STARTS, CONTEXT)
     finally:
         replay.rng = before
-    usable = batch.acted.all(1)  # no dream goes on from where a game has ended
+    usable = batch.has_action.all(1)  # no dream goes on from where a game has ended
     return {"frame": batch.frame[usable][:STARTS].clone(), "action": batch.action[usable, :-1][:STARTS].clone()}
 
 
@@ -51,7 +51,7 @@ class Work:
     """Everything that plays and trains; `agent.loop.Session` says when."""
 
     def __init__(
-        self, agent: Agent, games: Games, replay: Replay, *, config: TrainConfig, dreams: Dreams, seed: int,
+        self, agent: Agent, games: Games, replay: Replay, *, config: TrainConfig, dreams: ImaginationConfig, seed: int,
         real: RealGame | None = None,
     ) -> None:  # fmt: skip
         self.agent, self.replay, self.config, self.dreams, self.real = agent, replay, config, dreams, real
@@ -95,15 +95,17 @@ class Work:
     def _dream(self, states: State | None) -> Rollout:
         dreams, model, policy = self.dreams, self.agent.world_model, self.agent.learner.policy
         memory: Tree | None = None
-        if states is None or policy.remembers:  # what the policy remembers, only a context of its own can tell
+        if states is None or policy.is_recurrent:  # what the policy remembers, only a context of its own can tell
             states, known = self._begun(dreams.starts)
-            memory = known if policy.remembers else None
+            memory = known if policy.is_recurrent else None
         elif dreams.starts and dreams.starts < len(states.latent):
             states = trees.rows(states, torch.randperm(len(states.latent), device=self.agent.device)[: dreams.starts])
 
-        def rollout(policy: Policy) -> Dream:
-            every = trees.map(lambda leaf: leaf.repeat(policy.copies, *[1] * (leaf.dim() - 1)), states)
-            seen = policy.copies == 1  # a population's views would fill gigabytes, and it learns from returns alone
+        def rollout(policy: Policy) -> Trajectory:
+            every = trees.map(lambda leaf: leaf.repeat(policy.population_size, *[1] * (leaf.dim() - 1)), states)
+            seen = (
+                policy.population_size == 1
+            )  # a population's views would fill gigabytes, and it learns from returns alone
             return imagine(
                 model, policy, every, horizon=dreams.horizon, temperature=dreams.temperature, keep_views=seen,
                 memory=memory,
@@ -131,7 +133,7 @@ class Work:
             if count > first:
                 batch = self.replay.sample(max(FEWEST, count - first), length)
                 # No dream goes on from where a game has ended.
-                usable = batch.acted.all(1).nonzero()[: count - first, 0]
+                usable = batch.has_action.all(1).nonzero()[: count - first, 0]
                 if not len(usable):
                     raise UserError(f"No episode is longer than train.burn_in={length - 1}: no dream can begin.")
                 known = self._followed(Batch(*(leaf[usable] for leaf in batch)))
@@ -142,16 +144,16 @@ class Work:
         """The states (B, ...) at the end of real contexts, and the policy's memory before them; see `Player.act`."""
         model, policy, batch = self.agent.world_model, self.agent.learner.policy, batch.to(self.agent.device)
         frame = to_unit(batch.frame)
-        if not policy.remembers:
+        if not policy.is_recurrent:
             return model.start(frame, batch.action), ()
-        state, memory = model.start(frame[:, :1]), policy.blank(len(frame))
+        state, memory = model.start(frame[:, :1]), policy.initial(len(frame))
         for t in range(1, frame.shape[1]):
             memory = policy.act(model.features(state), memory, greedy=True)[1]
             state = model.step(state, batch.action[:, t - 1], frame[:, t]).state
         return state, memory
 
     def _usable(self, states: State, batch: Batch) -> State:
-        usable = batch.acted[:, self.config.burn_in :]  # no dream goes on from where a game has ended
+        usable = batch.has_action[:, self.config.burn_in :]  # no dream goes on from where a game has ended
         return trees.map(lambda leaf: leaf[:, self.config.burn_in :][usable], states)
 
     def encoded(self, stage: Stage) -> list[np.ndarray]:

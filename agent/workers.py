@@ -25,8 +25,8 @@ from typing import Self
 import numpy as np
 import torch
 
-from agent.candidates import Played, Task, play_tasks
 from agent.player import Agent
+from agent.population import Played, Task, play_tasks
 from envs.errors import UserError
 from envs.games import Games
 from world_model.interface import WorldModel
@@ -102,7 +102,7 @@ class Pool:
         self._far.close()
 
 
-class Crew(ABC):
+class EvaluationPool(ABC):
     """Whoever plays tasks for a population. A context manager that closes at its end."""
 
     @abstractmethod
@@ -125,7 +125,7 @@ class Crew(ABC):
         self.close()
 
 
-class Workers(Crew):
+class Workers(EvaluationPool):
     """Plays tasks in `count` processes of their own, or in this one when it is 0. A context manager.
 
     `make` is called once by every process. `say` hears what a person should know. Nothing starts before it is needed.

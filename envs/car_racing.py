@@ -1,4 +1,4 @@
-"""CarRacing as gymnasium plays it, several times as fast: see `envs.car_view` for how it is drawn."""
+"""CarRacing as gymnasium plays it, several times as fast: see `envs.car_rendering` for how it is drawn."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class CarRacingGames(GymGames):
     def __init__(self, env: str, num: int, *, config: GameConfig) -> None:
         super().__init__(env, num, config=config)
         # Only now: without Box2D the line above has already said so, and this module would not load.
-        from envs.car_view import Painter
+        from envs.car_rendering import Painter
 
         self._painter = Painter()
 
     def _open(self) -> gymnasium.Env[Any, Any]:
         unseen = copy.copy(find(self.env))  # the same limits and arguments
-        unseen.entry_point = "envs.car_view:UnseenCarRacing"
+        unseen.entry_point = "envs.car_rendering:UnseenCarRacing"
         return make(unseen)
 
     def _ending(self, terminated: bool, truncated: bool, info: dict[str, Any]) -> tuple[bool, bool]:

@@ -30,7 +30,7 @@ class Transition(NamedTuple):
     score: np.ndarray  # (N,) float32, in the game's own units
     terminated: np.ndarray  # (N,) bool, the target of the continuation head: game over, or a life lost with life_loss
     truncated: np.ndarray  # (N,) bool, a time limit, which is not an ending
-    over: np.ndarray  # (N,) bool, the row must be reset; a lost life alone is not over
+    done: np.ndarray  # (N,) bool, the row must be reset; a lost life alone is not over
 
 
 class Played(NamedTuple):

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from envs.controls import Action
 from envs.games import Transition
-from play.moment import Mind, Moment, Parts, Side
-from world_model.dream import Thinker
+from play.snapshot import Estimate, Parts, Snapshot, View
+from world_model.dream.batch import SeededModel
 from world_model.interface import State, to_pixels, to_unit
 from world_model.trees import Tree
 
 
-class Dreamer(Thinker):
+class Dreamer(SeededModel):
     """Sides from sides. Its only state is its luck; all but `seed` need `thinking`."""
 
     def __init__(self, parts: Parts, seed: int) -> None:
@@ -27,31 +27,31 @@ class Dreamer(Thinker):
         self.parts, self.model, self.policy = parts, parts.world.model, parts.learner.policy
         self._decoded_last: tuple[State | None, Tensor] = None, torch.empty(0)  # what is shown is seen right after
 
-    def from_start(self, start: int) -> Side:
+    def from_start(self, start: int) -> View:
         """A dream that goes on from one of the world's starts."""
         frame, action = (part[start : start + 1].to(self.device) for part in self.world.starts)
         return self.from_state(self.model.start(to_unit(frame), action))
 
-    def from_frame(self, frame: np.ndarray) -> Side:
+    def from_frame(self, frame: np.ndarray) -> View:
         """The real game at its first frame (C, H, W) uint8."""
-        return Side(State(self.model.encode(self._unit(frame)), self.model.blank(1)), _shown(frame), frame)
+        return View(State(self.model.encode(self._unit(frame)), self.model.initial(1)), _shown(frame), frame)
 
-    def from_state(self, state: State, total: float = 0.0) -> Side:
+    def from_state(self, state: State, total: float = 0.0) -> View:
         """A dream that begins at this state."""
-        return Side(state, self._decoded(state), total=total)
+        return View(state, self._decoded(state), total=total)
 
-    def follow(self, before: Side, action: Action, brought: Transition) -> Side:
+    def follow(self, before: View, action: Action, brought: Transition) -> View:
         """The real game one step on."""
         state, _, cont = self.model.step(before.state, self._tensor(action), frame=self._unit(brought.frame))
         score, frame = float(brought.score), brought.frame
-        return Side(state, _shown(frame), frame, score, before.total + score, float(cont), bool(brought.over))
+        return View(state, _shown(frame), frame, score, before.total + score, float(cont), bool(brought.done))
 
-    def dream(self, before: Side, action: Action, temperature: float) -> Side:
+    def dream(self, before: View, action: Action, temperature: float) -> View:
         """The dream one step on; whether it ends is drawn from its continuation."""
         state, reward, cont = self.model.step(before.state, self._tensor(action), temperature=temperature)
         gain, going = float(reward), float(cont)
-        over = before.over or float(torch.rand(())) >= going
-        return Side(state, self._decoded(state), None, gain, before.total + gain, going, over)
+        done = before.done or float(torch.rand(())) >= going
+        return View(state, self._decoded(state), None, gain, before.total + gain, going, done)
 
     def act(self, view: Tensor, memory: Tree) -> tuple[Action, Tree]:
         """The agent's choice."""
@@ -64,25 +64,25 @@ class Dreamer(Thinker):
         drawn = torch.randint(spec.action_size, (1,)) if spec.discrete else torch.rand(1, spec.action_size) * 2 - 1
         return self._plain(drawn)
 
-    def look(self, side: Side) -> tuple[Tensor, Mind]:
+    def look(self, side: View) -> tuple[Tensor, Estimate]:
         """What the policy sees (1, F), and what it makes of it."""
         known = self.model.sees_frames and side.state is self._decoded_last[0]
         view = self._decoded_last[1].flatten(1) if known else self.model.features(side.state)
         value, chances = self.parts.learner.value(view), self.policy.probabilities(view)
         listed = None if chances is None else chances[0].float().tolist()
-        return view, Mind(None if value is None else float(value), listed)
+        return view, Estimate(None if value is None else float(value), listed)
 
-    def condensed(self, moment: Moment) -> Moment:
+    def condensed(self, moment: Snapshot) -> Snapshot:
         """A moment to be kept beside hundreds."""
         return self._remembering(moment, self.model.condense)
 
-    def recalled(self, moment: Moment) -> Moment:
+    def recalled(self, moment: Snapshot) -> Snapshot:
         """A condensed moment again."""
         return self._remembering(moment, self.model.recall)
 
     @staticmethod
-    def _remembering(moment: Moment, change: Callable[[Tree], Tree]) -> Moment:
-        def changed(side: Side | None) -> Side | None:
+    def _remembering(moment: Snapshot, change: Callable[[Tree], Tree]) -> Snapshot:
+        def changed(side: View | None) -> View | None:
             return side and side._replace(state=side.state._replace(memory=change(side.state.memory)))
 
         return moment._replace(dream=changed(moment.dream), real=changed(moment.real))

@@ -12,7 +12,7 @@ from typing import Any
 import imageio_ffmpeg
 import numpy as np
 
-from play.table import Table
+from play.session import GameSession
 
 HEIGHT, GAP = 256, 8  # pixels of a picture on film, and between two
 BACKDROP = 16  # gray value
@@ -83,7 +83,7 @@ class Film:
 class Recorder:
     """What a visitor records: videos of all that is shown, and the real game as a person played it."""
 
-    def __init__(self, table: Table, videos: Path, episodes: Path | None) -> None:
+    def __init__(self, table: GameSession, videos: Path, episodes: Path | None) -> None:
         """`videos` and `episodes` are folders; without the latter no episode is kept."""
         self.table, self.videos, self.episodes = table, videos, episodes
         self._film: Film | None = None
@@ -146,7 +146,7 @@ def even(picture: np.ndarray) -> np.ndarray:
     return np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), mode="edge")
 
 
-def film(table: Table, path: Path, steps: int, tell: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
+def film(table: GameSession, path: Path, steps: int, tell: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
     """Plays `steps` steps without a display and films them; returns what happened, as plain JSON values."""
     video, began = Film(path, table.fps), time.perf_counter()
     total, games, side = 0.0, 1, "dream" if table.now.real is None else "real"
@@ -156,7 +156,7 @@ def film(table: Table, path: Path, steps: int, tell: Callable[[int], None] = lam
             table.step()
             video.add(panel(table.now.pictures()))
             if table.now.step:
-                total += table.told()["sides"][side]["reward"] or 0.0
+                total += table.to_dict()["sides"][side]["reward"] or 0.0
             else:
                 games += 1
             tell(done + 1)

@@ -15,14 +15,14 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
 from envs.errors import UserError
-from play.visitor import House, Visitor
+from play.connection import Connection, ServerState
 
 PAGE = Path(__file__).parent / "page"
 VISITORS = 16  # each holds a game and some tens of megabytes to rewind through
 LARGEST = 16_384  # bytes of a message
 
 
-def app(house: House) -> Starlette:
+def app(server_state: ServerState) -> Starlette:
     """The page at /, its websocket at /play, recordings at /recordings/."""
 
     async def play(socket: WebSocket) -> None:
@@ -31,18 +31,18 @@ def app(house: House) -> Starlette:
             await socket.close(1008)  # a page from elsewhere must not play here
             return
         await socket.accept()
-        if len(house.visitors) >= VISITORS:
+        if len(server_state.connections) >= VISITORS:
             await socket.send_json({"error": f"All {VISITORS} tables are taken: close another tab and try again."})
             await socket.close(1013)
             return
-        visitor = Visitor(socket, house)
-        house.visitors.add(visitor)
+        connection = Connection(socket, server_state)
+        server_state.connections.add(connection)
         try:
-            await visitor.stay()
+            await connection.stay()
         finally:
-            house.visitors.discard(visitor)
+            server_state.connections.discard(connection)
 
-    recordings = StaticFiles(directory=house.videos, check_dir=False)
+    recordings = StaticFiles(directory=server_state.videos, check_dir=False)
     return Starlette(routes=[
         WebSocketRoute("/play", play),
         Mount("/recordings", recordings),
@@ -65,21 +65,21 @@ def listen(host: str, port: int) -> socket.socket:
     return made
 
 
-def made(house: House) -> uvicorn.Server:
+def made(server_state: ServerState) -> uvicorn.Server:
     """The server, to be run on a socket of `listen`."""
     return uvicorn.Server(
         uvicorn.Config(
-            app(house), log_level="warning", ws_max_size=LARGEST, timeout_graceful_shutdown=1, lifespan="off"
+            app(server_state), log_level="warning", ws_max_size=LARGEST, timeout_graceful_shutdown=1, lifespan="off"
         )
     )
 
 
-def serve(house: House, at: socket.socket, started: Callable[[str], None] = lambda url: None) -> None:
+def serve(server_state: ServerState, at: socket.socket, started: Callable[[str], None] = lambda url: None) -> None:
     """Serves until Ctrl-C; calls `started` with the page's address when it can be opened."""
     host, port = at.getsockname()[:2]
     at.listen()  # from here on the page can be asked for, and waits until the server answers
     started(f"http://{'[' + host + ']' if ':' in host else host}:{port}/")
     try:
-        made(house).run(sockets=[at])
+        made(server_state).run(sockets=[at])
     finally:
-        house.work.shutdown()  # once every visitor's recording is complete
+        server_state.work.shutdown()  # once every visitor's recording is complete

@@ -10,9 +10,9 @@ import pygame
 from envs.errors import UserError
 from play import keys
 from play.film import Recorder, panel
-from play.moment import MODES, PLAYERS
-from play.table import HOTTEST, MOST_FPS, Table
-from world_model.engine import open_window
+from play.session import HOTTEST, MOST_FPS, GameSession
+from play.snapshot import MODES, PLAYERS
+from world_model.dream.envs import open_window
 
 LINE, MARGIN, SCALES = 20, 12, (2, 3, 1)
 BACK, TEXT, DIM = (13, 15, 19), (217, 221, 230), (139, 147, 163)
@@ -22,7 +22,7 @@ NAMES = {"return": "enter"}  # pygame's names that differ from ours
 class Window:
     """The table's pictures, what is told about them, and the keyboard."""
 
-    def __init__(self, table: Table, recorder: Recorder) -> None:
+    def __init__(self, table: GameSession, recorder: Recorder) -> None:
         """Raises UserError where there is no display."""
         self.table, self.recorder = table, recorder
         controls = table.parts.world.controls
@@ -124,7 +124,7 @@ class Window:
 
     def lines(self) -> list[str]:
         """What the display says."""
-        told = self.table.told()
+        told = self.table.to_dict()
         sides = [
             f"{name}: return {side['return']}, reward {side['reward']}, goes on {side['cont']}"
             for name, side in told["sides"].items()
@@ -140,7 +140,7 @@ class Window:
         ]
 
 
-def show(table: Table, videos: Path, episodes: Path | None) -> None:
+def show(table: GameSession, videos: Path, episodes: Path | None) -> None:
     """Opens the window and plays until it is closed. Raises UserError where there is no display."""
     recorder = Recorder(table, videos, episodes)
     try:

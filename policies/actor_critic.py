@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from envs.spec import Spec
-from policies.interface import Dream, Learner, Policy, Rollout, Update
+from policies.interface import Learner, Policy, Rollout, Trajectory, Update
 from policies.returns import ReturnScale, lambda_returns
-from world_model.heads import TwoHot, draw
 from world_model.interface import Losses, Objective, Optim
-from world_model.nets import mlp
+from world_model.parts.heads import TwoHot, draw
+from world_model.parts.nets import mlp
 from world_model.trees import Tree
 
 
@@ -37,8 +37,8 @@ class ActorCriticConfig:
     lam: float = 0.95
     entropy: float = 1e-3
     minibatches: int = 4  # gradient steps an imagined batch is split into
-    passes: int = 1  # over an imagined batch; where dreams are dear several, by the clipped objective of PPO
-    ratio: float = 0.2  # in several passes: how far an action's probability may profitably move
+    epochs: int = 1  # over an imagined batch; where dreams are dear several, by the clipped objective of PPO
+    clip_ratio: float = 0.2  # in several passes: how far an action's probability may profitably move
     updates: int = 1  # a round
     actor_lr: float = 1e-4
     critic_lr: float = 3e-4
@@ -153,7 +153,7 @@ class ActorCritic(Learner):
         """Dreams once, computes returns once, then takes `minibatches` gradient steps a pass over the dreams."""
         dream = rollout(self.policy)
         targets = self._targets(dream)
-        for _ in range(self.config.passes):
+        for _ in range(self.config.epochs):
             for rows in torch.randperm(len(dream.reward), device=dream.reward.device).chunk(self.config.minibatches):
                 part = Targets(*(field[rows] for field in targets))
                 for objective in self.objectives():
@@ -172,13 +172,13 @@ class ActorCritic(Learner):
         return self.twohot.mean(self.critic(view))
 
     @torch.no_grad()
-    def _targets(self, dream: Dream) -> Targets:
+    def _targets(self, dream: Trajectory) -> Targets:
         value = self.value(dream.view)  # (B, H + 1)
         returns = lambda_returns(dream.reward, dream.cont, value, gamma=self.config.gamma, lam=self.config.lam)
         advantage = (returns - value[:, :-1]) / self.scale.update(returns)
         alive = torch.cat([torch.ones_like(dream.cont[:, :1]), dream.cont[:, :-1]], 1).cumprod(1)
         log_prob = torch.zeros_like(returns)  # one pass compares with nothing
-        if self.config.passes > 1:
+        if self.config.epochs > 1:
             log_prob, _ = self.policy.evaluate(dream.view[:, :-1], dream.action)
         return Targets(dream.view[:, :-1], dream.action, returns, advantage, log_prob, alive)
 
@@ -189,10 +189,10 @@ class ActorCritic(Learner):
 
     def _gain(self, log_prob: Tensor, part: Targets) -> Tensor:
         """REINFORCE's; in several passes, in which the policy leaves the one that dreamed, PPO's (2017, equation 7)."""
-        if self.config.passes == 1:
+        if self.config.epochs == 1:
             return log_prob * part.advantage
-        ratio, near = (log_prob - part.log_prob).exp(), self.config.ratio
-        return torch.minimum(ratio * part.advantage, ratio.clamp(1 - near, 1 + near) * part.advantage)
+        clip_ratio, near = (log_prob - part.log_prob).exp(), self.config.clip_ratio
+        return torch.minimum(clip_ratio * part.advantage, clip_ratio.clamp(1 - near, 1 + near) * part.advantage)
 
     def _critic_loss(self, part: Targets) -> Losses:
         logits = self.critic(part.view)

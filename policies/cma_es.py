@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from envs.spec import Spec
-from policies.interface import Dream, Learner, Rollout, Update
+from policies.interface import Learner, Rollout, Trajectory, Update
 from policies.linear import Linear, Population
 from world_model.interface import Objective
 
@@ -85,7 +85,7 @@ class Evolution(Learner):
     fitness of every candidate since. Asking and telling again leads to the same bits, in plain tensors.
     """
 
-    patient = True
+    logs_each_update = True
 
     def __init__(self, config: EvolutionConfig, features: int, spec: Spec) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class Evolution(Learner):
         strategy.tell(candidates, (-fitness).tolist())  # the package minimises
 
 
-def total_rewards(dream: Dream) -> Tensor:
+def total_rewards(dream: Trajectory) -> Tensor:
     """The expected sum of rewards of each row, (B, H) -> (B,) float64: what follows a likely end counts less."""
     cont = dream.cont.double()
     alive = torch.cat([torch.ones_like(cont[:, :1]), cont[:, :-1]], 1).cumprod(1)

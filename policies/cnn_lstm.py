@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.spec import Spec
-from policies.interface import Dream, Learner, Policy, Rollout, Update
+from policies.interface import Learner, Policy, Rollout, Trajectory, Update
 from policies.returns import lambda_returns
-from world_model.heads import draw
 from world_model.interface import Losses, Objective, Optim
+from world_model.parts.heads import draw
 from world_model.trees import Tree
 
 
@@ -47,7 +47,7 @@ class CnnLstmPolicy(Policy):
     The network itself sees frames in [-1, 1], as the published one does.
     """
 
-    remembers = True
+    is_recurrent = True
     signs = True  # the published agent never learns how large a reward is
 
     def __init__(self, config: CnnLstmConfig, frame: tuple[int, int, int], actions: int) -> None:
@@ -60,12 +60,12 @@ class CnnLstmPolicy(Policy):
         self.lstm = nn.LSTM(sizes[-1] * places, config.hidden, batch_first=True)
         self.actor = nn.Linear(config.hidden, actions)
 
-    def blank(self, batch_size: int) -> Tree:
+    def initial(self, batch_size: int) -> Tree:
         zeros = self.actor.weight.new_zeros(batch_size, self.lstm.hidden_size)
         return {"h": zeros, "c": zeros.clone()}
 
     def act(self, view: Tensor, memory: Tree = (), greedy: bool = False) -> tuple[Tensor, Tree]:
-        hidden, memory = self.follow(view.unsqueeze(1), memory or self.blank(len(view)))
+        hidden, memory = self.follow(view.unsqueeze(1), memory or self.initial(len(view)))
         log_probs = self.log_probs(hidden[:, 0])
         return (log_probs.argmax(-1) if greedy else draw(log_probs)), memory
 
@@ -124,12 +124,12 @@ class CnnLstm(Learner):
         told = {"dream_reward": dream.reward.mean(), "dream_cont": dream.cont.mean()}
         return told if losses is None else told | {"return": losses.metrics["return"]}
 
-    def _loss(self, dream: Dream) -> Losses:
+    def _loss(self, dream: Trajectory) -> Losses:
         """Terms (B, H). The views are gone through once more, with gradients, from the memory before them.
 
         A dream in the real game begins without a memory.
         """
-        hidden, _ = self.policy.follow(dream.view, dream.memory or self.policy.blank(len(dream.view)))
+        hidden, _ = self.policy.follow(dream.view, dream.memory or self.policy.initial(len(dream.view)))
         log_probs = self.policy.log_probs(hidden[:, :-1])  # (B, H, A)
         value = self.critic(hidden).float().squeeze(-1)  # (B, H + 1)
         with torch.no_grad():

@@ -15,7 +15,7 @@ from world_model.interface import Losses, Objective
 from world_model.trees import Tree
 
 
-class Dream(NamedTuple):
+class Trajectory(NamedTuple):
     """What happened to a policy, in imagination or in the real game; gradient-free data."""
 
     view: Tensor  # (B, H + 1, F) what the policy saw; the last one has no action
@@ -28,11 +28,13 @@ class Dream(NamedTuple):
 class Policy(nn.Module, ABC):
     """Chooses actions. State goes in and comes out, as in the world model."""
 
-    copies: int = 1  # candidates side by side, each of which plays every start once; rows go candidate by candidate
+    population_size: int = (
+        1  # candidates side by side, each of which plays every start once; rows go candidate by candidate
+    )
     signs: bool = False  # learns from the signs of rewards alone, as its paper does: a dream then tells those
-    remembers: bool = False  # whether there is a memory; a dream then begins where it has followed a real context
+    is_recurrent: bool = False  # whether there is a memory; a dream then begins where it has followed a real context
 
-    def blank(self, batch_size: int) -> Tree:
+    def initial(self, batch_size: int) -> Tree:
         """The memory of a policy that has seen nothing; most have none."""
         return ()
 
@@ -45,7 +47,7 @@ class Policy(nn.Module, ABC):
         return None
 
 
-Rollout = Callable[[Policy], Dream]
+Rollout = Callable[[Policy], Trajectory]
 # One optimiser step of the one trainer, on whatever the loss reads; what the loss said, from those that tell.
 Update = Callable[[Objective, Any], Losses | None]
 
@@ -54,7 +56,7 @@ class Learner(nn.Module, ABC):
     """Improves a policy from rollouts, which may come from the dream or from the real game."""
 
     policy: Policy
-    patient: bool = False  # an improvement takes seconds, so that each is told and saved
+    logs_each_update: bool = False  # an improvement takes seconds, so that each is told and saved
 
     @abstractmethod
     def objectives(self) -> tuple[Objective, ...]:

@@ -76,17 +76,17 @@ class Population(Policy):
         """Controllers of the kind of `like`, on its device, from vectors (P, n)."""
         super().__init__()
         self.like = (like.features, like.actions)
-        self.size, self.discrete, self.copies = like.size, like.discrete, len(vectors)
+        self.size, self.discrete, self.population_size = like.size, like.discrete, len(vectors)
         weight, bias = split(vectors.to(like.weight), like)
         self.register_buffer("weight", weight.clone())  # (P, A, F)
         self.register_buffer("bias", bias.clone())  # (P, A)
 
     def act(self, view: Tensor, memory: Tree = (), greedy: bool = False) -> tuple[Tensor, Tree]:
         rows, features = view.shape
-        if rows % self.copies:
-            raise ValueError(f"{self.copies} candidates cannot share {rows} rows evenly")
+        if rows % self.population_size:
+            raise ValueError(f"{self.population_size} candidates cannot share {rows} rows evenly")
         with torch.autocast(view.device.type, enabled=False):
-            grouped = view.float().view(self.copies, -1, features)  # (P, R, F)
+            grouped = view.float().view(self.population_size, -1, features)  # (P, R, F)
             scores = torch.baddbmm(self.bias.unsqueeze(1), grouped, self.weight.mT)  # (P, R, A)
         return decide(scores.flatten(0, 1), self.discrete), memory
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import torch
 
-from agent.cluster import Cluster
 from agent.loop import Session
 from agent.player import Agent
+from agent.ray_pool import Cluster
 from agent.real_game import RealGame
 from agent.replay import Replay
-from agent.workers import CHUNK, Crew, Workers
+from agent.workers import CHUNK, EvaluationPool, Workers
 from envs.errors import UserError
 from envs.games import Games
 from envs.spec import Spec
 from policies.cma_es import Evolution
 from runs.config import Config
-from runs.machine import cores
+from runs.folder.system import cores
 
 
 def agent(config: Config, spec: Spec, device: str | torch.device = "cpu") -> Agent:
@@ -53,7 +53,7 @@ def _real_game(config: Config, made: Agent) -> RealGame | None:
     if not isinstance(made.learner, Evolution):
         return None
     make = partial(agent_and_games, config)
-    crew: Crew
+    crew: EvaluationPool
     if config.cluster:
         crew = Cluster(make, config.workers or None, address=None if config.cluster == "local" else config.cluster)
     else:

@@ -9,7 +9,7 @@ from agent.replay import ReplayConfig
 from agent.trainer import TrainConfig
 from envs.errors import UserError, nearest
 from envs.games import GameConfig
-from runs.typed import values
+from runs.config_types import values
 
 SIZES = ("toy", "xs", "s", "m")
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -43,7 +43,7 @@ class Config:
     episodes: int = 100  # of an evaluation
     device: str = "auto"
     threads: int = 0  # of torch; 0 measures at the start how many are fastest
-    experience: str = ""  # another run, whose episodes come before the first step
+    init_replay: str = ""  # another run, whose episodes come before the first step
     workers: int = 0  # processes that play the real game for a population; 0: one a core, none of their own on one core
     cluster: str = ""  # a Ray cluster that plays it instead: "local", "auto" or an address
     game: GameConfig = field(default_factory=GameConfig)

@@ -29,12 +29,12 @@ from envs.errors import UserError
 from envs.spec import Spec
 from runs import build
 from runs.config import Config
-from runs.machine import choose_device
+from runs.folder.run import Run, newest
+from runs.folder.system import choose_device
 from runs.recipes import from_dict
-from runs.run import Run, newest
-from world_model.engine import DreamEnv, DreamVectorEnv, Starts, World
+from world_model.dream.envs import DreamEnv, DreamVectorEnv, Starts, World
 
-BOX = Path(__file__).parent / "box" / "pong.safetensors"
+PRETRAINED = Path(__file__).parent / "box" / "pong.safetensors"
 LATEST = 16  # episodes of an older run that starts are taken from
 
 
@@ -80,7 +80,7 @@ class DreamPlayer:
 
     def reset(self) -> None:
         """Forgets what was seen: the next frame begins an episode."""
-        self._player, self._fresh = Player(self.parts.agent, greedy=self.greedy), True
+        self._player, self._is_first = Player(self.parts.agent, greedy=self.greedy), True
 
     def act(self, frame: np.ndarray) -> Any:
         """A frame of the game or the dream, (H, W, C) or (C, H, W) uint8 -> the action as the environment takes it.
@@ -95,8 +95,8 @@ class DreamPlayer:
                 picture = picture[:1]
         if picture.dtype != np.uint8 or picture.shape != spec.frame:
             raise ValueError(f"a frame is {picture.dtype} {picture.shape} and should be uint8 {spec.frame}")
-        action = self._player.act(np.ascontiguousarray(picture)[None], np.array([self._fresh]))[0]
-        self._fresh = False
+        action = self._player.act(np.ascontiguousarray(picture)[None], np.array([self._is_first]))[0]
+        self._is_first = False
         return self.parts.controls.native(int(action) if spec.discrete else tuple(action.tolist()))
 
 
@@ -140,8 +140,8 @@ def load_parts(run: str | Path | None = None, device: str = "auto") -> Loaded:
     """
     device = choose_device(device)
     with torch.random.fork_rng():  # building a model seeds it
-        if run is None or Path(run).suffix == BOX.suffix:
-            loaded = _from_box(BOX if run is None else Path(run), device)
+        if run is None or Path(run).suffix == PRETRAINED.suffix:
+            loaded = _from_box(PRETRAINED if run is None else Path(run), device)
         else:
             loaded = _from_run(Run.open(run), device)
     loaded.agent.eval().requires_grad_(False)
@@ -212,7 +212,7 @@ def _from_episodes(run: Run, spec: Spec) -> Starts:
 
 
 def _from_box(path: Path, device: str) -> Loaded:
-    """What `runs.box` wrote: tensors in one file, everything else as JSON beside it."""
+    """What `runs.folder.pretrained` wrote: tensors in one file, everything else as JSON beside it."""
     about = path.with_suffix(".json")
     if not path.is_file() or not about.is_file():
         missing = path if not path.is_file() else about

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from envs.spec import Spec
-from runs.iris import MODELS
+from runs.recipes.iris import MODELS
 from tests.toys import segments
 from world_model.interface import Batch, Objective, to_unit
 from world_model.iris import Iris

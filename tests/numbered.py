@@ -37,10 +37,10 @@ def reward(seed: int, t: int) -> float:
     return seed * 1000 + t + 0.5
 
 
-def step(seed: int, t: int, over: bool, spec: Spec = DISCRETE) -> Transition:
+def step(seed: int, t: int, done: bool, spec: Spec = DISCRETE) -> Transition:
     """What the action at step `t` brings: one row's values. A life is lost every third step; a time limit ends it."""
-    brought, lost = np.float32(reward(seed, t)), t % 3 == 2 and not over
-    return Transition(frame(seed, t + 1, spec), *map(np.asarray, (brought, 2 * brought, lost, over, over)))
+    brought, lost = np.float32(reward(seed, t)), t % 3 == 2 and not done
+    return Transition(frame(seed, t + 1, spec), *map(np.asarray, (brought, 2 * brought, lost, done, done)))
 
 
 def episode(seed: int, steps: int, spec: Spec = DISCRETE, weight: float = 1.0) -> Episode:

@@ -12,11 +12,11 @@ import envs  # noqa: F401  makes Catch known
 from envs.controls import Controls
 from envs.episode import Episode, Recording
 from envs.games import Games, Transition
-from play.moment import Parts
-from play.table import Table
+from play.session import GameSession
+from play.snapshot import Parts
 from runs import build
 from runs.recipes import preset
-from world_model.dream import Starts, World
+from world_model.dream.batch import Starts, World
 from world_model.interface import WorldModel
 from world_model.iris import Iris
 
@@ -33,12 +33,12 @@ WAYS: tuple[list[str], ...] = (
 )  # keys held, step by step
 
 
-def seen(made: Table) -> list[np.ndarray]:
+def seen(made: GameSession) -> list[np.ndarray]:
     """What is shown now."""
     return list(made.now.pictures().values())
 
 
-def follow(made: Table, ways: tuple[list[str], ...] = WAYS) -> list[list[np.ndarray]]:
+def follow(made: GameSession, ways: tuple[list[str], ...] = WAYS) -> list[list[np.ndarray]]:
     """The pictures after each step."""
     shown = []
     for held in ways:
@@ -94,8 +94,8 @@ def sooner(model: WorldModel, by: float) -> None:
             made.cont[-1].bias -= by
 
 
-def table(mode: str = "dream", env: str = "Catch-v0", seed: int = 0, recipe: str = "reverie") -> Table:
+def table(mode: str = "dream", env: str = "Catch-v0", seed: int = 0, recipe: str = "reverie") -> GameSession:
     """A table of a model made for it."""
-    made = Table(parts(env, recipe=recipe), seed=seed)
+    made = GameSession(parts(env, recipe=recipe), seed=seed)
     made.set_mode(mode)
     return made

@@ -1,4 +1,4 @@
-"""The code itself: imports point left, files stay readable, what is imported is declared, linters agree."""
+"""The code itself: imports point left, functions stay readable, what is imported is declared, linters agree."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "hydra": "hydra-core",
 DISTRIBUTIONS |= {"pygame": "pygame-ce"}
 FILES = sorted(path for folder in ORDER for path in [*ROOT.glob(f"{folder}/**/*.py"), *ROOT.glob(f"{folder}.py")])
 SOURCES = [path for path in FILES if "out" not in path.relative_to(ROOT).parts]
-MAX_LINES, MAX_FUNCTION = 300, 60
+MAX_FUNCTION = 60
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -51,11 +51,10 @@ def test_sources_are_found() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_module(path: Path) -> None:
-    """Imports point left; the file and its functions are short enough to read."""
+    """Imports point left; functions are short enough to read."""
     text = path.read_text()
     tree = ast.parse(text)
     assert not wrong_way(folder_of(path), tree)
-    assert len(text.splitlines()) <= MAX_LINES
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     assert not [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION]
 

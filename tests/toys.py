@@ -79,17 +79,17 @@ def segments(spec: Spec, batch_size: int, length: int, *, seed: int = 0) -> Batc
         action = torch.rand(*size, spec.action_size, generator=rng) * 2 - 1
     valid = torch.ones(size, dtype=torch.bool)
     valid[-1, length // 2 :] = False
-    acted = valid.clone()
-    acted[-1, length // 2 - 1] = False
+    has_action = valid.clone()
+    has_action[-1, length // 2 - 1] = False
     batch = Batch(
         frame=blocks.repeat_interleave(height // 4, 3).repeat_interleave(width // 4, 4),
         action=action,
         reward=torch.randn(size, generator=rng),
         terminated=torch.rand(size, generator=rng) < 0.2,
-        acted=acted,
+        has_action=has_action,
         valid=valid,
     )
-    return mix(batch, like(batch, 0), valid=valid, acted=acted)
+    return mix(batch, like(batch, 0), valid=valid, has_action=has_action)
 
 
 def like(batch: Batch, fill: int) -> Batch:
@@ -98,9 +98,9 @@ def like(batch: Batch, fill: int) -> Batch:
     return batch._replace(**same)
 
 
-def mix(real: Batch, other: Batch, *, valid: Tensor, acted: Tensor) -> Batch:
+def mix(real: Batch, other: Batch, *, valid: Tensor, has_action: Tensor) -> Batch:
     """Frames of `real` where `valid` (B, T), actions and what they brought where `acted` (B, T), else of `other`."""
-    masks = {"frame": valid, "action": acted, "reward": acted, "terminated": acted}
+    masks = {"frame": valid, "action": has_action, "reward": has_action, "terminated": has_action}
     mixed = {
         name: torch.where(mask.view(*mask.shape, *[1] * (getattr(real, name).dim() - 2)), getattr(real, name), fake)
         for name, mask in masks.items()

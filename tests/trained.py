@@ -6,10 +6,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from runs import box, build, commands
+from runs import build
+from runs.cli import commands
 from runs.config import Config
+from runs.folder import pretrained
+from runs.folder.run import Run
 from runs.recipes import RECIPES
-from runs.run import Run
 
 STEPS = 400
 
@@ -29,7 +31,9 @@ def make(folder: Path, recipe: str = "reverie") -> Path:
     session.collector.collect(STEPS, at_random=True)
     session.save(run)
     step = {"env_steps": run.step, "hours": 0.1, "command": "python main.py evaluate"}
-    run.result("evaluation-sampled", {"policy": "sampled", "returns": [1.0], **dict.fromkeys(box.SCORE, 1)} | step)
+    run.result(
+        "evaluation-sampled", {"policy": "sampled", "returns": [1.0], **dict.fromkeys(pretrained.SCORE, 1)} | step
+    )
     path = run.folder / "results" / "evaluation-sampled.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"env_steps": run.step}))
     run.close()

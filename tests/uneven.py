@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from agent.candidates import Judged
 from agent.player import Agent
+from agent.population import FixedLearner
 from envs.errors import UserError
 from envs.games import GameConfig, Games, Played, Transition
 from envs.spec import Spec
@@ -42,9 +42,9 @@ class Uneven(Games):
 
     def _play(self, actions: np.ndarray) -> Played:
         self.at = [at + 1 for at in self.at]
-        over = np.array([at == length(seed) for at, seed in zip(self.at, self.seeds, strict=True)])
+        done = np.array([at == length(seed) for at, seed in zip(self.at, self.seeds, strict=True)])
         never = np.zeros(self.num, bool)
-        return Played(self._frames(), (actions * self.at).astype(np.float32), over, never, never)
+        return Played(self._frames(), (actions * self.at).astype(np.float32), done, never, never)
 
     def _frames(self) -> np.ndarray:
         where = zip(self.seeds, self.at, strict=True)
@@ -66,7 +66,7 @@ def agent(seed: int = 0) -> Agent:
     """A world model nobody has trained, and a linear policy."""
     torch.manual_seed(seed)
     world_model = RECIPES["reverie"]("toy").model.build(SPEC)
-    return Agent(world_model, Judged(Linear(world_model.feature_size, SPEC)))
+    return Agent(world_model, FixedLearner(Linear(world_model.feature_size, SPEC)))
 
 
 def make(num: int = 3, trap: str = "", folder: Path = Path()) -> tuple[Agent, Games]:

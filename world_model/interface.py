@@ -42,7 +42,7 @@ class Batch(NamedTuple):
     action: Tensor  # (B, T) int64 or (B, T, A) float in [-1, 1]; zeros where not acted
     reward: Tensor  # (B, T) what action[t] brought
     terminated: Tensor  # (B, T) bool
-    acted: Tensor  # (B, T) bool: there is an action, and the transition t -> t + 1 is real
+    has_action: Tensor  # (B, T) bool: there is an action, and the transition t -> t + 1 is real
     valid: Tensor  # (B, T) bool: the frame is real, not padding
 
     def to(self, device: torch.device | str) -> Batch:
@@ -121,7 +121,7 @@ class WorldModel(nn.Module, ABC):
         """The picture of a latent: (..., *latent_shape) -> (..., C, H, W) in [0, 1]."""
 
     @abstractmethod
-    def blank(self, batch_size: int) -> Tree:
+    def initial(self, batch_size: int) -> Tree:
         """The memory of somebody who has seen nothing."""
 
     @abstractmethod
@@ -170,7 +170,7 @@ class WorldModel(nn.Module, ABC):
 
     def start(self, frame: Tensor, action: Tensor | None = None) -> State:
         """Burn-in on a real context: frames (B, T, C, H, W), the T - 1 actions between them (more are ignored)."""
-        state = State(self.encode(frame[:, 0]), self.blank(frame.shape[0]))
+        state = State(self.encode(frame[:, 0]), self.initial(frame.shape[0]))
         for t in range(1, frame.shape[1]):
             if action is None:
                 raise ValueError("a context of several frames needs the actions between them")
@@ -198,8 +198,8 @@ class WorldModel(nn.Module, ABC):
 
     def reset_rows(self, state: State, mask: Tensor) -> State:
         """Forgets the rows where mask (B,) is True; their latents stay as they are."""
-        blank = self.blank(mask.shape[0])
-        return State(state.latent, trees.where(mask, blank, state.memory))
+        initial = self.initial(mask.shape[0])
+        return State(state.latent, trees.where(mask, initial, state.memory))
 
 
 def parameters_of(modules: Iterable[nn.Module | nn.Parameter]) -> tuple[nn.Parameter, ...]:

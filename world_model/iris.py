@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.spec import Spec
-from world_model import perceptual, quantizers, trees
-from world_model.gpt import GPT, GPTConfig
-from world_model.heads import SignedReward, mean_where
+from world_model import trees
 from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, to_unit
-from world_model.quantizers import MovingCodebook
+from world_model.parts import perceptual, quantizers
+from world_model.parts.gpt import GPT, GPTConfig
+from world_model.parts.heads import SignedReward, mean_where
+from world_model.parts.quantizers import MovingCodebook
+from world_model.parts.vq_tokenizer import QuantizerKind, VQTokenizer, VQTokenizerConfig
 from world_model.trees import Tree
-from world_model.vq_tokenizer import QuantizerKind, VQTokenizer, VQTokenizerConfig
 
 SIGMA = 0.15  # as `reverie`'s: the error of a pixel that costs half a nat
 
@@ -120,8 +121,8 @@ class Iris(WorldModel):
     def decode(self, latent: Tensor) -> Tensor:
         return self._picture(self.tokenizer.picture(self.tokenizer.embedding(latent))).clamp(0, 1)
 
-    def blank(self, batch_size: int) -> Tree:
-        return self.transformer.blank(batch_size)
+    def initial(self, batch_size: int) -> Tree:
+        return self.transformer.initial(batch_size)
 
     def advance(self, state: State, action: Tensor) -> Tree:
         # Room for this frame and the one dreamed after it, which the window's last action was never taught to tell.
@@ -164,7 +165,7 @@ class Iris(WorldModel):
         if past and action is None:
             raise ValueError("a context of several frames needs the actions between them")
         held = self._held(past)
-        latent, memory = self.encode(frame[:, past - held :]), self.blank(frame.shape[0])
+        latent, memory = self.encode(frame[:, past - held :]), self.initial(frame.shape[0])
         if held and action is not None:
             seen = _in_a_row(latent[:, :-1], action[:, past - held : past])
             memory = self.transformer.append(memory, seen.flatten(1))[0]
@@ -173,7 +174,7 @@ class Iris(WorldModel):
     def observe(self, frame: Tensor, action: Tensor) -> State:
         """Every t has a cache of its own, 7 MB at the paper's size; `start` builds the last one alone."""
         latent = self.encode(frame)
-        memories = [self.blank(frame.shape[0])]
+        memories = [self.initial(frame.shape[0])]
         for t in range(frame.shape[1] - 1):
             memories.append(self.advance(State(latent[:, t], memories[-1]), action[:, t]))
         return State(latent, trees.map(lambda *leaves: torch.stack(leaves, 1), *memories))
@@ -260,16 +261,16 @@ class Iris(WorldModel):
 
         `batch.frame` is (B, T, N) of `_seen`.
         """
-        tokens, (valid, acted) = batch.frame.long(), (batch.valid.float(), batch.acted.float())
+        tokens, (valid, has_action) = batch.frame.long(), (batch.valid.float(), batch.has_action.float())
         said = self.transformer(tokens, batch.action)
         logits, next_token = said.token.float().flatten(1, 2)[:, :-1], tokens.flatten(1)[:, 1:]
         nats = F.pad(_surprise(logits, next_token), (1, 0)).view_as(tokens)  # nobody predicts the very first
         terms = {
             "tokens": nats.mean(-1) * valid,
-            "reward": _surprise(said.reward.float(), self.reward.target(batch.reward)) * acted,
-            "end": _surprise(said.end.float(), batch.terminated.long()) * acted,
+            "reward": _surprise(said.reward.float(), self.reward.target(batch.reward)) * has_action,
+            "end": _surprise(said.end.float(), batch.terminated.long()) * has_action,
         }
-        return Losses(terms, {}, learned=batch.reward[batch.acted])
+        return Losses(terms, {}, learned=batch.reward[batch.has_action])
 
 
 def _in_a_row(latent: Tensor, action: Tensor) -> Tensor:

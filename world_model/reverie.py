@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.spec import Spec
-from world_model.dynamics import GRU, Transformer
-from world_model.heads import Categoricals, TwoHot
 from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, to_unit
-from world_model.nets import FrameDecoder, FrameEncoder, mlp
-from world_model.points import PointDecoder, PointEncoder
+from world_model.parts.dynamics import GRU, Transformer
+from world_model.parts.heads import Categoricals, TwoHot
+from world_model.parts.nets import FrameDecoder, FrameEncoder, mlp
+from world_model.parts.points import PointDecoder, PointEncoder
 from world_model.trees import Tree, map
 
 
@@ -109,8 +109,8 @@ class Reverie(WorldModel):
         faint = contrast.abs().amax(-3, keepdim=True) * self.sigma < self.config.faint
         return torch.addcmul(self.background, contrast.masked_fill(faint, 0), self.sigma).clamp(0, 1)
 
-    def blank(self, batch_size: int) -> Tree:
-        return self.dynamics.blank(batch_size)
+    def initial(self, batch_size: int) -> Tree:
+        return self.dynamics.initial(batch_size)
 
     def advance(self, state: State, action: Tensor) -> Tree:
         return self.dynamics.step(state.memory, self._input(state.latent, action))
@@ -151,7 +151,7 @@ class Reverie(WorldModel):
         prior = self._prior(self.dynamics.output(memory))
         features = self.features(state)
 
-        arrived = batch.valid[:, 1:] & batch.acted[:, :-1]  # what action[t - 1] brought is told by the state at t
+        arrived = batch.valid[:, 1:] & batch.has_action[:, :-1]  # what action[t - 1] brought is told by the state at t
         arrived = F.pad(arrived, (1, 0)).float()
         reward = F.pad(batch.reward[:, :-1], (1, 0))
         cont = F.pad(1.0 - batch.terminated[:, :-1].float(), (1, 0), value=1.0)

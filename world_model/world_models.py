@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from envs.spec import Spec
-from world_model.heads import mean_where
+from runs.report.diagnostics import Pictures, diagnostics
 from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, parameters_of, to_unit
-from world_model.mixture import Mixture, split
-from world_model.nets import mlp
-from world_model.portraits import Pictures, portraits
+from world_model.parts.heads import mean_where
+from world_model.parts.mixture import Mixture, split
+from world_model.parts.nets import mlp
+from world_model.parts.vae import ConvVAE, Discriminator, draw_latent, kl_from_normal
 from world_model.trees import Tree
-from world_model.vae import ConvVAE, Discriminator, draw_latent, kl_from_normal
 
 VISION_CLIP = 1e3  # the errors of all pixels are summed: gradients are long from the start
 WON = 0.35  # nats a frame: a discriminator better than this waits for the decoder
@@ -70,7 +70,7 @@ class LSTM(nn.Module):
         inward, recurrent = self.cells.all_weights[0]
         return inward, recurrent
 
-    def blank(self, batch_size: int) -> Tree:
+    def initial(self, batch_size: int) -> Tree:
         """Nothing seen yet: zeros."""
         zeros = self.weights[1].new_zeros(batch_size, self.width)
         return {"h": zeros, "c": zeros.clone()}
@@ -82,7 +82,7 @@ class LSTM(nn.Module):
     def scan(self, x: Tensor) -> Tree:
         """(B, T, I) -> memories (B, T, H) before each input, the first of them blank."""
         projected = F.linear(self._with_one(x[:, :-1]), self.weights[0])  # all times in one matrix product
-        memories = [self.blank(x.shape[0])]
+        memories = [self.initial(x.shape[0])]
         for gates in projected.unbind(1):
             memories.append(self._cell(memories[-1], gates))
         return {key: torch.stack([memory[key] for memory in memories], 1) for key in ("h", "c")}
@@ -131,8 +131,8 @@ class WorldModels(WorldModel):
     def decode(self, latent: Tensor) -> Tensor:
         return self.vae.decode(latent)
 
-    def blank(self, batch_size: int) -> Tree:
-        return self.lstm.blank(batch_size)
+    def initial(self, batch_size: int) -> Tree:
+        return self.lstm.initial(batch_size)
 
     def advance(self, state: State, action: Tensor) -> Tree:
         return self.lstm.step(state.memory, self._input(state.latent, action))
@@ -158,7 +158,7 @@ class WorldModels(WorldModel):
         return State(latent, self.lstm.scan(self._input(latent, action)))
 
     def pictures(self, frame: Tensor, action: Tensor) -> Pictures:
-        return portraits(self, frame, action)
+        return diagnostics(self, frame, action)
 
     # ---- training ----
     def stages(self) -> tuple[Stage, ...]:
@@ -260,7 +260,7 @@ class WorldModels(WorldModel):
         """
         z = draw_latent(*batch.frame.float().chunk(2, -1))
         h = self.lstm.outputs(self._input(z, batch.action)[:, :-1])  # (B, T - 1, H): awaiting z[:, 1:]
-        arrived = (batch.valid[:, 1:] & batch.acted[:, :-1]).float()
+        arrived = (batch.valid[:, 1:] & batch.has_action[:, :-1]).float()
         reward, cont = self._outcome(h, z[:, 1:])
         square = mean_where(batch.reward[:, :-1].square(), arrived).clamp(min=MIN_REWARD_SQUARE)
         # Only the pull is measured in the batch's rewards, not the term, which would otherwise tell of later ones.

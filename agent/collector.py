@@ -1,0 +1,110 @@
+"""Collecting: N games are played in lock step and every step goes into the replay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from agent.player import Player
+from agent.replay import Replay
+from envs.episode import Episode
+from envs.games import Games
+
+HOLDS = (1, 2, 4, 8, 16)  # steps for which random play holds a continuous action in the mean, row by row
+
+
+class Collector:
+    """Plays the games with the player (or at random) and remembers everything.
+
+    Every episode has its own seed, drawn from (seed, number of the episode): its actions are enough to rebuild it.
+    """
+
+    def __init__(self, games: Games, replay: Replay, player: Player, *, seed: int) -> None:
+        self.games, self.replay, self.player, self.seed = games, replay, player, seed
+        self.begun = 0
+        self.frames: np.ndarray | None = None
+        self.is_first = np.ones(games.num, dtype=bool)
+        self.held = torch.zeros(games.num, games.spec.action_size)  # the last random continuous actions
+
+    def collect(self, steps: int, *, at_random: bool = False) -> list[Episode]:
+        """Plays at least `steps` agent steps (a multiple of N); returns the episodes that ended."""
+        ended: list[Episode] = []
+        if self.frames is None:
+            self._begin(list(range(self.games.num)))
+        for _ in range(-(-steps // self.games.num)):
+            assert self.frames is not None
+            actions = self._random() if at_random else self.player.act(self.frames, self.is_first)
+            brought = self.games.step(actions)
+            ended += self.replay.add_rows(actions, brought)
+            self.frames, self.is_first = brought.frame, brought.done.copy()
+            if brought.done.any():
+                self._begin(np.flatnonzero(brought.done).tolist())
+        return ended
+
+    def burn_in(self, length: int) -> None:
+        """The player follows the last `length` frames of the open episodes anew; see `Player.burn_in`."""
+        going = self.replay.open()
+        contexts = []
+        for row in range(self.games.num):
+            episode = going.get(row)
+            steps = min(length, len(episode)) if episode is not None else 0
+            if episode is None or not steps:
+                contexts.append((np.zeros((0, *self.games.spec.frame), np.uint8), np.zeros(0)))
+            else:
+                contexts.append((episode.frame[-steps - 1 : -1], episode.action[-steps:]))
+        if any(len(frames) for frames, _ in contexts):
+            self.player.burn_in(contexts)
+
+    def _begin(self, rows: list[int]) -> None:
+        seeds = [episode_seed(self.seed, self.begun + i) for i in range(len(rows))]
+        self.begun += len(rows)
+        self.frames = self.games.reset(seeds, rows)
+        self.replay.begin_rows(rows, self.frames[rows], seeds)
+        self.is_first[rows] = True
+
+    def _random(self) -> np.ndarray:
+        spec = self.games.spec
+        if spec.discrete:
+            return torch.randint(spec.action_size, (self.games.num,)).numpy()
+        # Held for a while: a car whose wheel and pedals tremble does not leave its place. But a memory that has never
+        # seen them tremble dreams that it does, and a policy finds that out.
+        holds = torch.tensor(HOLDS)[torch.arange(self.games.num) % len(HOLDS)].unsqueeze(1)
+        is_first = torch.rand(self.games.num, spec.action_size) < 1 / holds
+        self.held = torch.where(is_first, torch.rand_like(self.held) * 2 - 1, self.held)
+        return self.held.numpy()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and the player's memory; the frames are rebuilt by the games."""
+        return {"begun": self.begun, "fresh": torch.from_numpy(self.is_first), "player": self.player.state_dict(),
+                "held": self.held}  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any], replay_state: dict[str, Any]) -> None:
+        """Goes back to a `state_dict`: the games are played again from their seeds up to where they stood."""
+        self.begun, self.is_first = state["begun"], state["fresh"].cpu().numpy().copy()
+        self.player.load_state_dict(state["player"])
+        self.held = state.get("held", self.held).cpu()  # runs from before it was held have none
+        going = sorted(replay_state["open"], key=lambda entry: entry["row"])
+        if not going:
+            self.replay.load_state_dict(replay_state, _no_episode)
+            return
+        traces = self.games.restore([e["seed"] for e in going], [e["actions"].cpu().numpy() for e in going])
+        rebuilt = {
+            entry["seed"]: Episode(
+                trace.frame, entry["actions"].cpu().numpy(), trace.reward, trace.terminated, trace.truncated,
+                float(trace.score.sum(dtype=np.float64)), entry["seed"],
+            )
+            for entry, trace in zip(going, traces, strict=True)
+        }  # fmt: skip
+        self.frames = np.stack([trace.frame[-1] for trace in traces])
+        self.replay.load_state_dict(replay_state, lambda seed, actions: rebuilt[seed])
+
+
+def episode_seed(seed: int, number: int) -> int:
+    """The seed of the run's `number`-th episode, in [0, 2**31)."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) & 0x7FFFFFFF
+
+
+def _no_episode(seed: int, actions: np.ndarray) -> Episode:
+    raise ValueError("the checkpoint names no episode in progress")

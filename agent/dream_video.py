@@ -1,0 +1,72 @@
+"""Pictures for people: the real game, its reconstruction, and the dream under the same actions.
+
+Shapes: B rows, T frames, C H W picture.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from agent.replay import Replay
+from world_model.interface import WorldModel, to_pixels, to_unit
+
+if TYPE_CHECKING:
+    from agent.context import Run
+
+
+GAP = 4  # white pixels between the pictures of a strip
+
+
+class Comparison(NamedTuple):
+    """The same actions three times; (B, T, C, H, W) in [0, 1] each."""
+
+    real: torch.Tensor
+    reconstruction: torch.Tensor
+    dream: torch.Tensor  # the first `context` frames are reconstructions
+
+
+@torch.no_grad()
+def compare(model: WorldModel, frame: torch.Tensor, action: torch.Tensor, context: int) -> Comparison:
+    """Real segments (B, T, ...), what the latents keep of them, and what is dreamed on after `context` frames."""
+    real = to_unit(frame)
+    reconstruction = model.decode(model.encode(real))
+    state = model.start(real[:, :context], action[:, : context - 1])
+    dreamed = [reconstruction[:, :context]]
+    for t in range(context, real.shape[1]):
+        state = model.step(state, action[:, t - 1]).state
+        dreamed.append(model.decode(state.latent).unsqueeze(1))
+    return Comparison(real, reconstruction, torch.cat(dreamed, 1))
+
+
+def side_by_side(seen: Comparison, row: int, scale: int = 3) -> np.ndarray:
+    """Video frames (T, H, 3 W, 3) of one row: real, reconstruction, dream, with a thin line between them."""
+    parts = [to_pixels(part[row]).repeat(scale, 1).repeat(scale, 2) for part in seen]
+    line = np.full((*parts[0].shape[:2], 2, 3), 255, np.uint8)
+    return np.concatenate([parts[0], line, parts[1], line, parts[2]], 2)
+
+
+def strip(seen: Comparison, row: int, count: int = 8, scale: int = 2) -> np.ndarray:
+    """A picture (3 rows, `count` columns) of evenly spaced moments: real above, reconstruction, dream below."""
+    times = np.linspace(0, seen.real.shape[1] - 1, count).astype(int)
+    pictures = [to_pixels(part[row, times]).repeat(scale, 1).repeat(scale, 2) for part in seen]
+    framed = [np.pad(one, ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255) for one in pictures]
+    return np.concatenate([np.concatenate(list(one), 1) for one in framed], 0)
+
+
+def show_dream(model: WorldModel, replay: Replay, run: Run, *, context: int = 8, length: int = 72) -> None:
+    """Writes a video and pictures of one segment, held out where there is one. Leaves every generator as it was."""
+    split: Any = "validation" if replay.frames("validation") > length else "train"
+    before, device = replay.rng.bit_generator.state, next(model.parameters()).device
+    batch = replay.sample(1, length, split=split).to(device)
+    replay.rng.bit_generator.state = before
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seen = compare(model, batch.frame, batch.action, context)
+        real = slice(int(batch.valid.sum()))  # a short episode is padded
+        pictures = model.pictures(seen.real[:, real], batch.action[:, real])
+    run.video(replay.steps, "dream", side_by_side(seen, 0))
+    run.picture(replay.steps, "dream", strip(seen, 0))
+    for name, image in pictures.items():
+        run.picture(replay.steps, name, image)

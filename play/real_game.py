@@ -1,0 +1,62 @@
+"""One copy of the real game that can go back in time, because an episode is a function of its seed and actions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from envs.controls import Action
+from envs.games import Games, Transition
+
+
+class ReplayPosition(NamedTuple):
+    """A moment of an episode: the first `length` of the actions taken since the reset with `seed`."""
+
+    seed: int
+    taken: list[Action]  # only ever appended to, and only by the tape that is as long as it
+    length: int
+
+
+class Real:
+    """The game at the present moment, or a tape of the moment it has yet to be wound to."""
+
+    def __init__(self, games: Games) -> None:
+        """`games` has one copy; it is closed with this object."""
+        self.games = games
+        self.position = ReplayPosition(0, [], 0)
+        self._behind = False
+
+    def reset(self, seed: int) -> np.ndarray:
+        """A new episode; its first frame (C, H, W) uint8."""
+        self.position, self._behind = ReplayPosition(seed, [], 0), False
+        return np.asarray(self.games.reset([seed])[0])
+
+    def step(self, action: Action) -> Transition:
+        """One action; what it brought, without the dimension of the rows."""
+        if self._behind:
+            self._wind()
+        brought = self.games.step(np.asarray([action], np.int64 if isinstance(action, int) else np.float32))
+        seed, taken, length = self.position
+        if length < len(taken):  # another future begins here; moments that remember the old one keep it
+            taken = taken[:length]
+        taken.append(action)
+        self.position = ReplayPosition(seed, taken, length + 1)
+        return Transition(*(values[0] for values in brought))
+
+    def back(self, position: ReplayPosition) -> None:
+        """Returns to a moment; the game itself is played up to it only when it goes on, so that rewinding is free."""
+        self.position, self._behind = position, True
+
+    def _wind(self) -> None:
+        seed, taken, length = self.position
+        if length:
+            kind = np.int64 if self.games.spec.discrete else np.float32
+            self.games.restore([seed], [np.asarray(taken[:length], kind)])
+        else:
+            self.games.reset([seed])
+        self._behind = False
+
+    def close(self) -> None:
+        """Frees the emulator."""
+        self.games.close()

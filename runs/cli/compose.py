@@ -1,0 +1,231 @@
+"""The command line's `key=value` words: Hydra's syntax and composition, checked as a whole before anything is built.
+
+Groups `recipe` and `size` pick one complete configuration (`preset/<recipe>-<size>`), `protocol` changes what the
+literature's word means, and single keys come last: `recipe=reverie size=s protocol=atari100k game.sticky=0.25`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from envs.errors import UserError
+from envs.games import PROTOCOLS
+from runs import build
+from runs.config import SIZES, Config
+from runs.config_types import fill, keys, unknown_key
+from runs.folder.system import choose_device
+from runs.recipes import RECIPES, choice, from_dict, preset
+
+
+class Checked(Protocol):
+    """A frozen dataclass that can say what is wrong with its values."""
+
+    def check(self) -> None: ...
+
+
+Settings = TypeVar("Settings", bound=Checked)
+NAME = "run"  # of the root configuration in Hydra's store
+GROUPS: dict[str, Sequence[str]] = {"recipe": tuple(RECIPES), "size": SIZES, "protocol": tuple(PROTOCOLS)}
+# What a protocol means beside the game. Atari 100k counts every step, so none is kept from training.
+PROTOCOL_KEYS: dict[str, dict[str, Any]] = {"atari100k": {"steps": 100_000, "replay": {"validation": 0.0}}}
+DEFAULT_RECIPE = "reverie"
+
+
+def register() -> None:
+    """Puts every recipe at every size into Hydra's ConfigStore; calling it again changes nothing."""
+    OmegaConf.register_new_resolver("folder", lambda text: str(text).replace("/", "-").replace(":", "-"), replace=True)
+    store = ConfigStore.instance()
+    for recipe in RECIPES:
+        store.store(group="recipe", name=recipe, node={"recipe": recipe}, package="_global_")
+        for size in SIZES:
+            store.store(group="preset", name=f"{recipe}-{size}", node=asdict(preset(recipe, size)), package="_global_")
+    for size in SIZES:
+        store.store(group="size", name=size, node={"size": size}, package="_global_")
+    for word, game in PROTOCOLS.items():
+        node = {"protocol": word, "game": game} | PROTOCOL_KEYS.get(word, {})
+        store.store(group="protocol", name=word, node=node, package="_global_")
+    store.store(name=NAME, node=_root())
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Hydra's flags and the overrides of a command line; raises UserError for an unknown flag."""
+    parser = get_args_parser()
+    # argparse would print its usage and leave.
+    parser.error = _refuse  # type: ignore[method-assign]
+    return parser.parse_intermixed_args(list(words))
+
+
+def check(words: Sequence[str], *, multirun: bool = False) -> list[Config]:
+    """Every configuration that the overrides name: one, or with `multirun` each value of each sweep once.
+
+    Raises:
+        UserError: an unknown key, recipe, size, protocol or environment, or a value of a wrong type or out of range.
+    """
+    overrides = read(words)
+    sweeps = [override for override in overrides if override.is_sweep_override()]
+    if sweeps and not multirun:
+        key = sweeps[0].get_key_element()
+        raise UserError(f"{key} has several values, which is a sweep: add -m for one run each, or quote the comma.")
+    # A value is checked beside the first value of the other sweeps: the sum of their lengths and not the product.
+    first = {id(override): next(iter(_texts(override))) for override in sweeps}
+    plain = [override.input_line or "" for override in overrides if override not in sweeps]
+    lines = [plain + list(first.values())]
+    for override in sweeps:
+        others = plain + [text for other, text in first.items() if other != id(override)]
+        lines += [[*others, text] for text in list(_texts(override))[1:]]
+    return [_compose(line) for line in lines]
+
+
+def with_size(words: Sequence[str]) -> list[str]:
+    """The overrides with the size that suits the device, when they name none: xs without a GPU, s with one."""
+    given = {override.key_or_group: override for override in read(words)}
+    if "size" in given:
+        return list(words)
+    device = given["device"].value() if "device" in given and not given["device"].is_sweep_override() else "auto"
+    return [*words, f"size={'xs' if choose_device(str(device)) == 'cpu' else 's'}"]
+
+
+def read(words: Sequence[str]) -> list[Override]:
+    """The parsed overrides; raises UserError for one that is not `key=value`, unknown keys and unknown choices."""
+    overrides = _parsed(words)
+    chosen = {"recipe": DEFAULT_RECIPE, "size": SIZES[0]}
+    for override in overrides:
+        if override.key_or_group in GROUPS:
+            for text in _texts(override):
+                word = choice(override.key_or_group, text.split("=", 1)[1], tuple(GROUPS[override.key_or_group]))
+                chosen[override.key_or_group] = word
+    valid = keys(preset(chosen["recipe"], chosen["size"]))
+    for override in overrides:
+        _check_key(override, valid)
+    return overrides
+
+
+def launch(task: Callable[[DictConfig], None], words: Sequence[str]) -> None:
+    """Runs `task` under Hydra, once or once for each combination of a sweep, in a run folder of its own."""
+    # Errors are for our own caller to show; Hydra would print a part of the traceback and leave with code 1.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    GlobalHydra.instance().clear()
+
+    # Hydra looks for configurations beside this function, which therefore must stand in a package.
+    @hydra.main(version_base="1.3", config_path=None, config_name=NAME)
+    def job(composed: DictConfig) -> None:
+        task(composed)
+
+    job()
+
+
+def changed(config: Settings, words: Sequence[str], allowed: Sequence[str] | None = None) -> Settings:
+    """The configuration of an existing run, or of another command, with the overrides of all or the allowed keys.
+
+    Raises:
+        UserError: a key that is unknown or that the run fixed for good, a value of a wrong type or out of range.
+    """
+    allowed = keys(config) if allowed is None else allowed
+    values: dict[str, Any] = {}
+    for override in _parsed(words):
+        key = override.key_or_group
+        if key not in allowed:
+            if key not in keys(config):
+                raise unknown_key(key, ["run", *allowed])
+            raise UserError(f"{key} was fixed when the run began: only {', '.join(allowed)} can be given here.")
+        if override.is_sweep_override():
+            raise UserError(f"{key} needs one value: a sweep (several values) is for train.")
+        at = values
+        *groups, last = key.split(".")
+        for group in groups:
+            at = at.setdefault(group, {})
+        at[last] = override.value()
+    config = fill(config, values)
+    config.check()
+    return config
+
+
+def _root() -> dict[str, Any]:
+    name = "${folder:${env}}-${recipe}-${seed}-${now:%Y%m%d-%H%M%S}"
+    return {
+        "defaults": [
+            {"recipe": DEFAULT_RECIPE},
+            {"size": "xs"},
+            {"preset@_global_": "${recipe}-${size}"},
+            {"protocol": "default"},
+            {"override hydra/job_logging": "none"},
+            {"override hydra/hydra_logging": "none"},
+            "_self_",
+        ],
+        "hydra": {
+            "run": {"dir": "runs/out/" + name},
+            "sweep": {"dir": "runs/out", "subdir": name + "-${hydra.job.num}"},
+            "output_subdir": None,
+            "job": {"chdir": False},
+        },
+    }
+
+
+def _compose(lines: Sequence[str]) -> Config:
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize(version_base="1.3", config_path=None):
+            composed = hydra.compose(NAME, overrides=list(lines), return_hydra_config=True)
+            values = {key: composed[key] for key in composed if key != "hydra"}
+            config = from_dict(OmegaConf.to_container(OmegaConf.create(values), resolve=True))  # type: ignore[arg-type]
+    except (HydraException, OmegaConfBaseException) as problem:
+        text = " ".join(str(problem).split("Config search path")[0].split())
+        raise UserError(f"Hydra refuses the command line: {text}") from problem
+    config.check()
+    # Built once without memory or folder: what is wrong with the environment or the model is said before a run begins.
+    games = config.game.build(config.env, num=1)
+    games.close()
+    build.agent(config, games.spec, "meta").world_model.stages()
+    return config
+
+
+def _parsed(words: Sequence[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    overrides = []
+    for word in words:
+        try:
+            overrides.append(parser.parse_override(word))
+        except HydraException as problem:
+            text = f'Cannot read "{word}": write key=value, with quotes around special characters.'
+            raise UserError(text) from problem
+    return overrides
+
+
+def _texts(override: Override) -> Iterator[str]:
+    """Each value of an override as `key=value`."""
+    if override.is_discrete_sweep():
+        key = override.get_key_element()
+        yield from (f"{key}={text}" for text in override.sweep_string_iterator())
+    else:
+        yield override.input_line or ""
+
+
+def _check_key(override: Override, valid: list[str]) -> None:
+    key = override.key_or_group
+    if key.startswith("hydra.") or key.startswith("hydra/"):
+        return
+    if override.is_delete():
+        raise UserError(f"{key} cannot be removed: every key has a value.")
+    if key == "run":
+        raise UserError("train starts a new run: to go on with one, use python main.py resume run=..., "
+                        "and to name the new run's folder, hydra.run.dir=...")  # fmt: skip
+    if key not in valid and not any(name.startswith(key + ".") for name in valid):
+        raise unknown_key(key, valid)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message[0].upper()}{message[1:]}. See python main.py --help.")

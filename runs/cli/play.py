@@ -1,0 +1,183 @@
+"""The command `play`: a run, or the model in the box, in the browser, in a window or on film."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from agent.trainer import lower
+from envs.errors import UserError
+from envs.games import Games
+from play.session import HOTTEST, MOST_FPS, GameSession
+from play.snapshot import MODES, PLAYERS, Parts
+from runs.cli import compose
+from runs.dreams import Loaded, load_parts
+from runs.folder.run import OUT
+from runs.folder.system import cores, keep_freed_memory
+from runs.recipes import choice
+
+EXTRA = 'install it with pip install -e ".[play]"'
+
+
+@dataclass(frozen=True)
+class PlayConfig:
+    """What `python main.py play` takes."""
+
+    run: str | None = None  # a run's folder or name; the model in the box when not given
+    mode: str = "dream"
+    player: str | None = None  # human; agent on film
+    seed: int = 0
+    start: int | None = None  # which of the starts the first dream begins from; drawn when not given
+    temperature: float | None = None  # of the dream; that of the policy's training when not given
+    fps: float = 15.0
+    host: str = "127.0.0.1"
+    port: int = 8000
+    open: bool = True  # the page in a browser
+    window: bool = False
+    record: str | None = None  # a video file, made without any display
+    steps: int = 600  # of that video
+    device: str = "auto"
+    threads: int = 0  # of torch; 0: two for a model whose frames are work enough, else one
+
+    def check(self) -> None:
+        """Raises UserError naming the first value that is out of range."""
+        choice("mode", self.mode, MODES)
+        if self.player is not None:
+            choice("player", self.player, PLAYERS)
+        bounds = {
+            "seed": (0, 2**31 - 1), "start": (0, 2**31 - 1), "temperature": (0, HOTTEST), "fps": (1, MOST_FPS),
+            "port": (0, 65535), "steps": (1, 10**7), "threads": (0, 1024),
+        }  # fmt: skip
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"{name} must be between {low} and {high}, not {value}.")
+        if self.record is not None and not self.record.endswith(".mp4"):
+            raise UserError(f"record={self.record} must name a video that ends in .mp4.")
+        if self.record is not None and self.window:
+            raise UserError("record=... needs no window: choose one of the two.")
+
+
+def play(words: Sequence[str]) -> None:
+    """Does what the command line's `key=value` words say.
+
+    Raises:
+        UserError: an unknown key or value, no such run, no model in it, no real game, no display, a port in use.
+    """
+    asked = compose.changed(PlayConfig(), words)
+    _need("imageio_ffmpeg")
+    keep_freed_memory()
+    torch.set_num_threads(1)  # see House
+    loaded = load_parts(asked.run, asked.device)
+    threads = threads_for(loaded, asked.threads)
+    if asked.record is not None or asked.window:
+        torch.set_num_threads(threads)
+    if asked.record is not None:
+        _film(asked, loaded, Path(asked.record))
+    elif asked.window:
+        _need("pygame")
+        from play.window import show
+
+        show(session(asked, loaded), videos_folder(loaded), episodes_folder(loaded))
+    else:
+        _serve(asked, loaded, threads)
+
+
+def threads_for(loaded: Loaded, asked: int) -> int:
+    """As many of torch's as asked for, or as pay; 0: as pay. The browser wants a core too."""
+    return asked or (min(2, cores()) if loaded.agent.world_model.heavy else 1)
+
+
+def parts(loaded: Loaded) -> Parts:
+    """What the tables need of a loaded model."""
+    config, world = loaded.config, loaded.world()
+    if world.autocast:
+        lower(loaded.agent.world_model, loaded.agent.learner)
+    return Parts(config.env, world, loaded.agent.learner, partial(_game, loaded), config.replay.human_weight)
+
+
+def session(asked: PlayConfig, loaded: Loaded, shared: Parts | None = None) -> GameSession:
+    """A session as the command line wants it, with parts that others have too or its own.
+
+    Raises UserError for a start that is not there, or no real game.
+    """
+    warmth = loaded.temperature(asked.temperature)
+    made = GameSession(shared or parts(loaded), seed=asked.seed, temperature=warmth, fps=asked.fps)
+    made.set_player(asked.player or ("agent" if asked.record else "human"))
+    if asked.start is not None:
+        made.reset(asked.start, asked.seed)
+    made.set_mode(asked.mode)
+    return made
+
+
+def videos_folder(loaded: Loaded) -> Path:
+    """Where recorded videos go."""
+    return (OUT if loaded.run is None else loaded.run.folder) / "recordings"
+
+
+def episodes_folder(loaded: Loaded) -> Path | None:
+    """Where what a person plays goes, to be learned from when the run is resumed; a box learns nothing more."""
+    return None if loaded.run is None else loaded.run.human_folder
+
+
+def about(loaded: Loaded) -> dict[str, str]:
+    """What the page says of the model."""
+    name = "in the box" if loaded.run is None else loaded.run.folder.name
+    size = f"{loaded.config.recipe} {loaded.config.size}"
+    return {"model": size, "run": name, "steps": f"{loaded.step:,}", "on": str(loaded.agent.device)}
+
+
+def _game(loaded: Loaded) -> Games:
+    return loaded.config.game.build(loaded.config.env, num=1)
+
+
+def _serve(asked: PlayConfig, loaded: Loaded, threads: int) -> None:
+    _need("starlette", "uvicorn", "websockets")
+    from play import server
+    from play.connection import ServerState
+
+    shared = parts(loaded)
+    seat = partial(session, asked, loaded, shared)
+    seat().close()  # what is wrong with the request is said here and not on the page
+    at = server.listen(asked.host, asked.port)
+    house = ServerState(shared, about(loaded), videos_folder(loaded), episodes_folder(loaded), seat, threads)
+    server.serve(house, at, partial(_started, asked, loaded))
+
+
+def _started(asked: PlayConfig, loaded: Loaded, url: str) -> None:
+    said = f"{loaded.config.env}, {', '.join(f'{key} {value}' for key, value in about(loaded).items())}"
+    print(f"{said}\n{url}  (Ctrl-C ends it)", flush=True)
+    graphic = sys.platform != "linux" or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    if asked.open and graphic:  # elsewhere a text browser would take the terminal
+        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+
+def _film(asked: PlayConfig, loaded: Loaded, path: Path) -> None:
+    from play.film import film
+
+    made = session(asked, loaded)
+    console = Console(highlight=False)
+    try:
+        with console.status("playing") as status:
+            done = film(made, path, asked.steps, lambda n: status.update(f"step {n:,} of {asked.steps:,}"))
+    finally:
+        made.close()
+    console.print(f"{path}: {', '.join(f'{key} {value}' for key, value in done.items())}", soft_wrap=True)
+
+
+def _need(*modules: str) -> None:
+    """Raises UserError for a package that is not installed."""
+    import importlib.util
+
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"play needs {module}, which is not installed: {EXTRA}.")

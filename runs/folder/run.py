@@ -1,0 +1,297 @@
+"""A run is a folder: what was asked for, what came out, and everything needed to go on.
+
+config.json      the full configuration            metrics.jsonl    one line of scalars a log step
+meta.json        versions, commit, machine         tensorboard/     the same, with pictures and videos
+checkpoints/     two, atomic                       pictures/, videos/, results/, episodes/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+
+from envs.errors import UserError, nearest
+from runs.config import RESUMABLE
+from runs.folder import checkpoint, video
+from runs.folder.files import plain, write_atomic, write_json
+from runs.folder.system import clock, facts, memory_gb
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from runs.config import Config
+
+OUT = Path("runs/out")
+EPISODES = "episodes"
+TRAINED = ("command", "commit", "started", "threads", "device", "resumed")  # of meta.json, beside every result
+GIF_FRAMES = 300  # TensorBoard keeps whole animations in memory
+
+
+class Run:
+    """One run's folder; made by `Run.create` or `Run.open`.
+
+    Attributes:
+        folder: where everything lies.
+        config: the typed configuration.
+        meta: versions, commit, machine and command line of the start.
+        step: agent steps of the checkpoint that was saved or loaded last; 0 before.
+    """
+
+    def __init__(self, folder: Path, config: Config, meta: dict[str, Any]) -> None:
+        self.folder, self.config, self.meta = folder, config, meta
+        self.step = 0
+        self._hours_before = 0.0
+        self._hours_saved = 0.0
+        self._opened = time.monotonic()
+        self._lines: int | None = None  # logged before the loaded checkpoint; older ones do not tell
+        self._metrics: IO[str] | None = None
+        self._board: SummaryWriter | None = None
+
+    @classmethod
+    def create(cls, config: Config, folder: str | Path, command: str | None = None, **meta: Any) -> Run:
+        """A new run in `folder`, with the command line to write down (this process's when None) and further facts.
+
+        Raises:
+            UserError: the folder already holds a run, or cannot be written.
+        """
+        folder = Path(folder)
+        if (folder / "config.json").exists():
+            text = f"{folder} already holds a run: go on with it (python main.py resume run={folder})"
+            raise UserError(f"{text} or choose another hydra.run.dir.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as problem:
+            raise UserError(f"{folder} cannot be made a run folder: {problem.strerror}.") from problem
+        known = facts() | {"started": clock()} | meta
+        if command is not None:
+            known["command"] = command
+        write_json(folder / "meta.json", known)
+        write_json(folder / "config.json", asdict(config))  # last: a folder with it is a complete run
+        return cls(folder, config, known)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """The run in a folder, or of that name under runs/out/.
+
+        Raises:
+            UserError: there is no such folder (with the nearest), it is not a run, or its configuration does not fit.
+        """
+        from runs.recipes import from_dict  # imports the recipes' models, which writing a run does not need
+
+        folder = find(path)
+        config, meta = _json(folder / "config.json"), _json(folder / "meta.json")
+        try:
+            return cls(folder, from_dict(config), meta)
+        except UserError as problem:
+            raise UserError(f"{folder / 'config.json'} does not fit this program: {problem}") from problem
+
+    @property
+    def episodes_folder(self) -> Path:
+        return self.folder / EPISODES
+
+    @property
+    def human_folder(self) -> Path:
+        """Where `play` puts what a person has played; taken into the replay when the run is resumed."""
+        return self.folder / "human"
+
+    @property
+    def hours(self) -> float:
+        """Hours of work in this run, those before the loaded checkpoint included."""
+        return self._hours_before + (time.monotonic() - self._opened) / 3600
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Appends one line to metrics.jsonl, with the memory used so far, and the same scalars to TensorBoard."""
+        if self._metrics is None:
+            self._metrics = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115  a line reaches the file at once
+        values = {name: float(value) for name, value in scalars.items()} | {"memory_gb": round(memory_gb(), 3)}
+        line = {"step": step, "hours": round(self.hours, 5)} | values
+        self._metrics.write(json.dumps(plain(line), allow_nan=False) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def note(self, **facts: Any) -> None:
+        """Adds facts to meta.json."""
+        self.meta |= facts
+        write_json(self.folder / "meta.json", self.meta)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line logged so far, oldest first; a line torn by a kill is left out."""
+        path = self.folder / "metrics.jsonl"
+        return [line for text in path.read_text().splitlines() if (line := _line(text))] if path.exists() else []
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> Path:
+        """Writes an (H, W, 3) uint8 image as PNG, and to TensorBoard."""
+        video.check_pictures(image, 3)
+        path = self.folder / "pictures" / f"{name}-{step:09d}.png"
+        done, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
+        if not done:
+            raise OSError(f"{path} could not be encoded.")
+        write_atomic(path, lambda file: file.write(data.tobytes()))
+        self.board.add_image(name, image, step, dataformats="HWC")
+        return path
+
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float = 15) -> Path:
+        """Writes (T, H, W, 3) uint8 frames as an mp4 (H.264), and the first ones to TensorBoard as an animation."""
+        path = self.folder / "videos" / f"{name}-{step:09d}.mp4"
+        video.write_mp4(path, frames, fps)
+        self._animate(step, name, video.gif(frames[:GIF_FRAMES], fps))
+        return path
+
+    def save_checkpoint(self, state: Mapping[str, Any], step: int) -> Path:
+        """Writes everything needed to go on from `step`, atomically; the newest two are kept."""
+        if self._metrics is not None:
+            os.fsync(self._metrics.fileno())
+        hours = self.hours
+        content = {"step": step, "hours": hours, "config": plain(asdict(self.config)), "state": dict(state)}
+        content["lines"] = len(self.metrics())  # many may be of one step
+        path = checkpoint.save(self.folder / "checkpoints", step, content)
+        self.step, self._hours_saved = step, hours
+        return path
+
+    def load_checkpoint(
+        self, device: str | torch.device = "cpu", *, say: Callable[[str], object] = print
+    ) -> dict[str, Any]:
+        """The state of the newest readable checkpoint; `say` gets a sentence about each newer one that is corrupt.
+
+        Raises:
+            UserError: no readable checkpoint, one that was not written by this program, or one of another recipe.
+        """
+        content, said = checkpoint.load(self.folder / "checkpoints", device)
+        if not {"step", "hours", "config", "state"} <= content.keys():
+            raise UserError(f"The checkpoint in {self.folder} was not written by this program.")
+        self._check_same_model(content["config"])
+        self.step, self._hours_before, self._opened = content["step"], content["hours"], time.monotonic()
+        self._hours_saved, self._lines = self._hours_before, content.get("lines")
+        for sentence in said:
+            say(sentence)
+        return dict(content["state"])
+
+    def rewind(self, **how: Any) -> None:
+        """Goes on from the loaded checkpoint, which is written down with the command, the code and further facts.
+
+        What came after it is forgotten: metrics, TensorBoard points and unreadable checkpoints.
+        """
+        now = {key: value for key, value in facts().items() if key in TRAINED}
+        how = {"step": self.step, "started": clock()} | now | how
+        self.note(resumed=[*self.meta.get("resumed", []), how])
+        self.close()
+        lines = [json.dumps(line) + "\n" for line in self.metrics()[: self._lines] if line["step"] <= self.step]
+        write_atomic(self.folder / "metrics.jsonl", lambda file: file.write("".join(lines).encode()))
+        checkpoint.drop_after(self.folder / "checkpoints", self.step)
+        self._board = self._open_board(purge_step=self.step + 1)
+
+    def result(self, name: str, values: Mapping[str, Any]) -> Path:
+        """Writes results/<name>.json atomically: `values` beside the run's keys, versions, commit and machine."""
+        config = self.config
+        about = {key: getattr(config, key) for key in ("recipe", "env", "protocol", "size", "seed")}
+        trained = {"hours": round(self._hours_saved, 4), "env_steps": self.step}  # of the checkpoint
+        now = facts()  # the code and machine that made this result, which need not be those that trained
+        about["training"] = {key: self.meta[key] for key in TRAINED if key in self.meta}
+        path = self.folder / "results" / f"{name}.json"
+        write_json(path, {"what": name} | about | now | trained | dict(values))
+        return path
+
+    def change(self, config: Config) -> None:
+        """From now on the run has another configuration, one that still fits its checkpoints."""
+        self.config = config
+        write_json(self.folder / "config.json", asdict(config))
+
+    def close(self) -> None:
+        """Flushes and closes the logs; they open again when something is logged."""
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._board is not None:
+            self._board.close()
+        self._metrics = self._board = None
+
+    @property
+    def board(self) -> SummaryWriter:
+        """TensorBoard's writer, opened when first used."""
+        if self._board is None:
+            self._board = self._open_board(purge_step=None)
+        return self._board
+
+    def _open_board(self, purge_step: int | None) -> SummaryWriter:
+        from torch.utils.tensorboard import SummaryWriter  # a second of import time that most commands do not need
+
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge_step, flush_secs=30)
+
+    def _animate(self, step: int, name: str, gif: bytes) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        # add_video needs moviepy and drops the video silently without it; an animated GIF is an image like any other.
+        image = Summary.Image(encoded_image_string=gif, colorspace=3)
+        self.board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)  # type: ignore[no-untyped-call]
+
+    def _check_same_model(self, saved: Mapping[str, Any]) -> None:
+        """Floats may differ (a learning rate changed by hand); what decides about shapes may not."""
+        own = plain(asdict(self.config))
+        kept = {key: (saved[key], own[key]) for key in ("recipe", "size")}
+        for part in ("model", "policy"):
+            common = saved[part].keys() & own[part].keys() if saved["recipe"] == own["recipe"] else ()
+            kept |= {f"{part}.{key}": (saved[part][key], own[part][key]) for key in sorted(common)}
+        for key, (was, now) in kept.items():
+            if was != now and key not in RESUMABLE and not isinstance(was, float):
+                raise UserError(f"The checkpoint in {self.folder} is of {key} {was}, its config.json says {now}.")
+
+
+def keep(run: Run | None, name: str, values: Mapping[str, Any]) -> Path:
+    """Writes a result into the run's folder, or without a run as runs/out/<name>.json; returns its path."""
+    if run is not None:
+        return run.result(name, values)
+    path = OUT / f"{name}.json"
+    write_json(path, {"what": name} | facts() | dict(values))
+    return path
+
+
+def find(path: str | Path) -> Path:
+    """The folder of the run that a person named: a path, or a name under runs/out/.
+
+    Raises:
+        UserError: no such folder (with the nearest run), or no run in it.
+    """
+    for folder in (Path(path), OUT / path):
+        if (folder / "config.json").is_file():
+            return folder
+    if Path(path).exists():
+        raise UserError(f"{path} is not a run folder: it has no config.json.")
+    hint = nearest(Path(path).name, _names()) or newest()
+    raise UserError(f"There is no run {path}, neither as a path nor under {OUT}. {hint}".strip())
+
+
+def newest() -> str:
+    """A sentence that names the newest runs under runs/out/, or "" when there are none."""
+    names = _names()[-3:]
+    return f"The newest runs are {', '.join(names)}." if names else ""
+
+
+def _names() -> list[str]:
+    files = OUT.glob("*/config.json")
+    return [file.parent.name for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{path} cannot be read: it is missing or not JSON.") from problem
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a run's description.")
+    return value
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and "step" in line else None

@@ -1,0 +1,156 @@
+"""What somebody else's agent learns in the dream: `python -m runs.measure.dream_ppo run=NAME steps=200000`.
+
+Stable-Baselines3's PPO sees nothing but the dream of the run, four pictures at a time, and is then measured in the real
+game beside random play, over the same whole episodes. Writes results/dream-ppo.json in the run's folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from agent.evaluate import watch
+from envs.controls import Controls
+from envs.errors import UserError
+from runs.cli import compose
+from runs.cli.exit_codes import guarded
+from runs.dreams import load_parts
+from runs.folder.system import cores, keep_freed_memory
+from world_model.dream.envs import DreamVectorEnv
+from world_model.interface import to_pixels
+
+if TYPE_CHECKING:
+    from stable_baselines3 import PPO
+
+STACK = 4  # pictures: one alone does not show where a ball flies
+PARTS = 10  # of the learning, between which is told how it goes
+# Of PPO on Atari (Schulman et al. 2017, table 5), with longer rollouts of more rows, because dreams are batched.
+NUMBERS: dict[str, Any] = {
+    "n_steps": 128, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4, "clip_range": 0.1, "ent_coef": 0.01,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says."""
+
+    run: str = ""
+    steps: int = 200_000  # dreamed
+    dreams: int = 16  # side by side
+    horizon: int = 256  # steps after which a dream begins anew
+    episodes: int = 30  # whole ones, of the real game
+    seed: int = 0
+    threads: int = 0  # of torch; 0: all cores
+
+    def check(self) -> None:
+        """Raises UserError for a missing run or a number that is out of range."""
+        for name, least in (("steps", 1), ("dreams", 1), ("horizon", 1), ("episodes", 1), ("seed", 0), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        if not self.run:
+            raise UserError("python -m runs.measure.dream_ppo needs run=NAME.")
+
+
+class Student:
+    """PPO at the controls of N real games: stacks pictures as it saw them in the dream."""
+
+    def __init__(self, ppo: PPO, controls: Controls) -> None:
+        self.ppo, self.controls = ppo, controls
+        self.seen: np.ndarray | None = None  # (N, H, W, 3 STACK), the newest last
+
+    def act(self, frames: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        """Frames (N, C, H, W) uint8; fresh (N,) bool: an episode begins -> actions as Games.step takes them."""
+        shown = to_pixels(torch.from_numpy(frames) / 255)
+        if self.seen is None:
+            self.seen = np.zeros((*shown.shape[:3], 3 * STACK), np.uint8)
+        self.seen = np.concatenate([self.seen[..., 3:], shown], 3)
+        self.seen[is_first, ..., :-3] = 0
+        action, _ = self.ppo.predict(self.seen, deterministic=False)
+        return self.controls.normalised(action)
+
+
+class Dice:
+    """Random play."""
+
+    def __init__(self, controls: Controls, seed: int) -> None:
+        self.controls, self.rng = controls, np.random.default_rng(seed)
+
+    def act(self, frames: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        """Uniform over the choices, or over [-1, 1]."""
+        count = len(self.controls.names)
+        if self.controls.discrete:
+            return self.rng.integers(count, size=len(frames))
+        return self.rng.uniform(-1, 1, (len(frames), count)).astype(np.float32)
+
+
+def learn(dream: DreamVectorEnv, settings: Settings, console: Console) -> PPO:
+    """PPO after `steps` steps in the dream."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor
+
+    from runs.measure.sb3 import DreamVecEnv
+
+    rows = VecFrameStack(VecMonitor(DreamVecEnv(dream)), STACK)
+    batch = min(NUMBERS["batch_size"], settings.dreams * NUMBERS["n_steps"])
+    ppo = PPO("CnnPolicy", rows, **NUMBERS | {"batch_size": batch}, seed=settings.seed, device="auto")
+    began = time.monotonic()
+    for part in range(1, PARTS + 1):
+        ppo.learn(-(-settings.steps // PARTS), reset_num_timesteps=part == 1)
+        ended = [episode["r"] for episode in ppo.ep_info_buffer or ()]
+        reward = f", return of a dream {np.mean(ended):.2f}" if ended else ""
+        console.print(f"{ppo.num_timesteps:,} steps, {ppo.num_timesteps / (time.monotonic() - began):.0f}/s{reward}")
+    return ppo
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """Learns in the dream, plays the real game, writes the result into the run's folder and returns it."""
+    parts, console = load_parts(settings.run), Console(highlight=False)
+    run = parts.run
+    if run is None:
+        raise UserError(f"{settings.run} is a model in a box: name the folder of a run, where the result can be kept.")
+    world = parts.world(many=True)
+    began = time.monotonic()
+    dream = DreamVectorEnv(world, settings.dreams, horizon=settings.horizon, temperature=parts.temperature(None))
+    ppo = learn(dream, settings, console)
+    minutes = (time.monotonic() - began) / 60
+    games = parts.config.game.build(parts.config.env, num=min(8, settings.episodes))
+    try:
+        found = watch(Student(ppo, parts.controls), games, settings.episodes, seed=settings.seed).summary()
+        chance = watch(Dice(parts.controls, settings.seed), games, settings.episodes, seed=settings.seed).summary()
+    finally:
+        games.close()
+    result = found | {"policy": "PPO, learned in the dream", "random": chance, "minutes_of_learning": round(minutes, 2)}
+    result |= {"settings": asdict(settings), "ppo": NUMBERS | {"stack": STACK}, "dreamed_steps": ppo.num_timesteps}
+    path = run.result("dream-ppo", result)
+    console.print(f"{parts.config.env}, {settings.episodes} episodes of the real game:")
+    for name, entry in (("PPO from the dream", found), ("random", chance)):
+        console.print(f"  {name:<18} mean {entry['mean']:.2f}, std {entry['std']:.2f}, median {entry['median']:.1f}")
+    console.print(f"written to {path}", soft_wrap=True)
+    return result
+
+
+def parse(words: Sequence[str]) -> Settings:
+    """The settings that key=value words name. Raises UserError for an unknown key or a value of a wrong kind."""
+    return compose.changed(Settings(), words)
+
+
+def main(words: Sequence[str]) -> None:
+    """Learns and measures as the words say."""
+    settings = parse(words)
+    if importlib.util.find_spec("stable_baselines3") is None:
+        raise UserError('Stable-Baselines3 is not installed: pip install ".[sb3]" adds it.')
+    torch.set_num_threads(settings.threads or cores())
+    keep_freed_memory()
+    measure(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

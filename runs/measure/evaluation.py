@@ -1,0 +1,82 @@
+"""The command `evaluate`: whole episodes, sampled and greedy, as a table, a JSON file and a video."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from agent.evaluate import Evaluation
+from agent.evaluate import evaluate as play
+from agent.player import Agent
+from runs import build
+from runs.folder.run import Run
+from runs.measure.scores import human_normalised
+
+HEARTBEAT = 12.0  # seconds between two lines where there is no terminal
+ROWS = 32  # games side by side: acting for many at once costs little more than for one
+
+
+def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
+    """Evaluates the newest checkpoint; writes and returns results/evaluation-sampled.json and -greedy.json."""
+    config = run.config
+    console = Console(highlight=False)
+    games = config.game.build(config.env, num=min(ROWS, config.episodes))
+    agent = build.agent(config, games.spec, device)
+    state = run.load_checkpoint(device)
+    agent.load_state_dict(state["agent"])
+    results = {}
+    try:
+        for mode in ("sampled", "greedy"):
+            began = time.monotonic()
+            found = _play(agent, games, run, mode, console)
+            summary: dict[str, Any] = dict(found.summary())
+            score = human_normalised(config.env, summary["mean"])
+            seconds = round(time.monotonic() - began, 1)
+            summary |= {"policy": mode, "human_normalised": score, "evaluation_seconds": seconds}
+            # What a population was judged by is no experience of the world model, and not among the run's steps.
+            summary |= {"judged_in_real_game": state["real"]} if state.get("real") else {}
+            run.result(f"evaluation-{mode}", summary)
+            results[mode] = summary
+            if len(found.film):
+                run.video(run.step, f"evaluation-{mode}", found.film)
+    finally:
+        games.close()
+        run.close()
+    console.print(_table(run, results))
+    return results
+
+
+def _play(agent: Agent, games: Any, run: Run, mode: str, console: Console) -> Evaluation:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(f"evaluating, {mode}", total=run.config.episodes)
+        said = time.monotonic()
+
+        def tell(done: int, mean: float | None) -> None:
+            nonlocal said
+            text = f"evaluating, {mode}" + ("" if mean is None else f": mean {mean:.1f}")
+            bar.update(task, completed=done, description=text)
+            if not console.is_terminal and time.monotonic() - said > HEARTBEAT:
+                console.print(f"{time.strftime('%H:%M:%S')}  {text}, {done} of {run.config.episodes} episodes")
+                said = time.monotonic()
+
+        return play(
+            agent, games, run.config.episodes, seed=run.config.seed, greedy=mode == "greedy", film=mode == "sampled",
+            tell=tell,
+        )  # fmt: skip
+
+
+def _table(run: Run, results: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title=f"{run.config.env}, {run.config.episodes} episodes, step {run.step:,}")
+    for name in ("policy", "mean", "std", "median", "lowest", "highest", "human-normalised"):
+        table.add_column(name, justify="left" if name == "policy" else "right")
+    for mode, result in results.items():
+        score = result["human_normalised"]
+        numbers = (result["mean"], result["std"], result["median"], min(result["returns"]), max(result["returns"]))
+        table.add_row(mode, *(f"{value:.2f}" for value in numbers), "-" if score is None else f"{score:.3f}")
+    return table

@@ -1,0 +1,105 @@
+"""What bfloat16 and int8 change in what a run of `iris` foresees: `python -m runs.measure.precision run=NAME`.
+
+The model reads a few real frames and then the next one, token by token, as it does when it dreams; compared are its
+distributions over each token with those in float32. Writes results/precision.json in the run's folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from envs.errors import UserError
+from runs.cli import compose
+from runs.cli.exit_codes import guarded
+from runs.dreams import Loaded, load_parts
+from runs.folder.progress import as_table
+from world_model.interface import to_unit
+from world_model.iris import Iris
+from world_model.parts.blocks import mlp
+from world_model.parts.gpt import GPT
+
+FORMATS = {  # name: (rows at once, autocast)
+    "float32, a single row": (1, False),
+    "bfloat16, all rows at once": (0, True),
+    "int8 weights, a single row": (1, True),
+}
+
+
+@dataclass(frozen=True)
+class ErrorConfig:
+    """What the command takes."""
+
+    run: str = ""
+
+    def check(self) -> None:
+        """Raises UserError for a run that is not named."""
+        if not self.run:
+            raise UserError("Name one run: python -m runs.measure.precision run=NAME")
+
+
+@torch.no_grad()
+def measure(loaded: Loaded) -> list[dict[str, Any]]:
+    """A row for each number format. Raises UserError for a run of another recipe."""
+    model = loaded.agent.world_model
+    if not isinstance(model, Iris):
+        raise UserError(
+            f"This run's recipe is {loaded.config.recipe}: runs.measure.precision measures iris and iris_ac."
+        )
+    frame, action = loaded.starts
+    steps = min(action.shape[1], model.config.steps - 1)
+    tokens = model.encode(to_unit(frame[:, : steps + 1]))  # (S, T + 1, N)
+    past = torch.cat([tokens[:, :steps], action[:, :steps].unsqueeze(-1)], -1).flatten(1)
+    exact = foreseen(model.transformer, past, tokens[:, steps], len(frame))
+    rows = []
+    for name, (count, mixed) in FORMATS.items():
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            other = foreseen(model.transformer, past, tokens[:, steps], count or len(frame))
+        apart = (exact.exp() * (exact - other)).sum(-1)
+        rows.append({
+            "format": name,
+            "total_variation": float(f"{0.5 * (exact.exp() - other.exp()).abs().sum(-1).mean():.3g}"),
+            "kl_nats": float(f"{apart.mean():.3g}"),
+            "kl_nats_max": float(f"{apart.max():.3g}"),
+            "same_most_likely": round(float((exact.argmax(-1) == other.argmax(-1)).float().mean()), 4),
+            "entropy_nats": round(float(-(exact.exp() * exact).sum(-1).mean()), 4),
+        })  # fmt: skip
+    return rows
+
+
+def foreseen(gpt: GPT, past: Tensor, now: Tensor, count: int) -> Tensor:
+    """Log-probabilities (S, N, V) of a frame's tokens `now` (S, N), after `past` (S, M), so many rows at a time."""
+    told = []
+    for begun, next_ones in zip(past.split(count), now.split(count), strict=True):
+        memory, _ = gpt.append(gpt.initial(len(begun)), begun)
+        hidden = [memory["h"]]
+        for token in next_ones[:, :-1].split(1, dim=1):
+            memory, _ = gpt.append(memory, token)
+            hidden.append(memory["h"])
+        head = gpt.cast(len(begun)).head
+        with torch.autocast("cpu", enabled=False):
+            told.append(torch.stack([mlp(h, *head).float().log_softmax(-1) for h in hidden], 1))
+    return torch.cat(told)
+
+
+def main(words: Sequence[str]) -> None:
+    """Measures the run named by `run=`, prints and writes."""
+    asked = compose.changed(ErrorConfig(), words)
+    loaded = load_parts(asked.run, "cpu")
+    rows = measure(loaded)
+    assert loaded.run is not None
+    loaded.run.result(
+        "precision", {"command": f"python -m runs.measure.precision run={loaded.run.folder}", "rows": rows}
+    )
+    title = f"{loaded.config.recipe} on {loaded.config.env}, {loaded.run.folder}, step {loaded.step:,}"
+    Console(highlight=False).print(as_table(title, rows))
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

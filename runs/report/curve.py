@@ -1,0 +1,100 @@
+"""The learning curve of a run as a picture: `python -m runs.report.curve run=NAME` writes pictures/curve.png."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.errors import UserError
+from runs.cli.exit_codes import guarded
+from runs.config import Config
+from runs.folder.files import write_atomic
+from runs.folder.run import Run
+from runs.report.fitness_curve import draw_fitness
+
+PANELS = {  # what is drawn beside the returns: the first four that a run has
+    "world_model/reward": "reward cross-entropy, nats",
+    "world_model/tokens": "surprise at the next token, nats",
+    "world_model/kl": "KL: what the memory did not foresee, nats",
+    "memory/nll": "latent not foreseen, nats a dimension",
+    "memory/reward_unexplained": "share of the reward not foreseen",
+    "actor/entropy_nats": "entropy of the policy, nats",
+    "policy/return": "return in the dream",
+}
+
+
+def draw(run: Run) -> Path:
+    """Draws returns of the real game and the run's own measures; returns the file.
+
+    A run that evolves its policy has another figure: fitness by generation, and how vision and memory learned.
+    """
+    from matplotlib.figure import Figure  # late: half a second that most commands do not need
+
+    figure, lines = Figure(figsize=(11, 6.5), layout="constrained"), run.metrics()
+    if any("policy/fitness" in line for line in lines):
+        draw_fitness(figure, lines, run.config)
+    else:
+        _draw_returns(figure, lines, run.config)
+    data = io.BytesIO()
+    figure.savefig(data, dpi=110)
+    path = run.folder / "pictures" / "curve.png"
+    write_atomic(path, lambda file: file.write(data.getvalue()))
+    return path
+
+
+def _draw_returns(figure: Any, lines: list[dict[str, Any]], config: Config) -> None:
+    """Returns of the real game and four of the run's own measures against agent steps."""
+    grid = figure.add_gridspec(2, 4, height_ratios=(2, 1))
+    _returns(figure.add_subplot(grid[0, :]), lines, f"{config.env}, {config.recipe} {config.size}, seed {config.seed}")
+    known = [key for key in PANELS if any(key in line for line in lines)][:4]
+    for i, key in enumerate(known):
+        axis = figure.add_subplot(grid[1, i])
+        axis.plot(*_series([line for line in lines if "updates" in line], key), linewidth=0.8)  # without pretraining
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.locator_params(axis="x", nbins=3)
+        axis.set_title(PANELS[key], fontsize=8)
+        axis.tick_params(labelsize=7)
+
+
+def _returns(axis: Any, lines: list[dict[str, Any]], title: str) -> None:
+    steps, returns = _series(lines, "episode/return")
+    axis.plot(steps, returns, ".", markersize=3, alpha=0.35, label="games while training (policy sampled)")
+    window = max(1, min(20, len(returns) // 5))
+    mean = [returns[max(0, i - window + 1) : i + 1].mean() for i in range(len(returns))]
+    axis.plot(steps, mean, label=f"mean of the last {window} points")
+    hours = axis.secondary_xaxis("top", functions=_hours(lines))
+    hours.set_xlabel("hours")
+    axis.set(xlabel="agent steps of the real game", ylabel="return", title=title)
+    axis.grid(alpha=0.3)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.legend(loc="upper left")
+
+
+def _hours(lines: list[dict[str, Any]]) -> tuple[Any, Any]:
+    steps = np.array([0.0, *(line["step"] for line in lines)])
+    hours = np.array([0.0, *(line["hours"] for line in lines)])
+    keep = np.concatenate([[True], np.diff(steps) > 0])  # the pretraining logs several times at one step
+    steps, hours = steps[keep], hours[keep]
+    return (lambda step: np.interp(step, steps, hours)), (lambda hour: np.interp(hour, hours, steps))
+
+
+def _series(lines: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    found = [(line["step"], line[key]) for line in lines if key in line]
+    array = np.array(found, dtype=float).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
+
+
+def main(words: Sequence[str]) -> None:
+    """Draws the curve of the run named by `run=`."""
+    if len(words) != 1 or not words[0].startswith("run="):
+        raise UserError("Name one run: python -m runs.report.curve run=NAME")
+    print(draw(Run.open(words[0].removeprefix("run="))))
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

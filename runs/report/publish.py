@@ -1,0 +1,212 @@
+"""Published results: `python -m runs.report.publish run=NAME [as=VARIANT]` copies a run's results into runs/results/.
+
+A variant has a name of its own beside the recipe's. Then, and without `run=` only this, the README's tables are written
+anew from the files there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from envs.errors import UserError
+from runs.cli.exit_codes import guarded
+from runs.folder.files import write_atomic, write_json
+from runs.folder.run import Run
+
+ROOT = Path(__file__).resolve().parent.parent
+PICTURES = ("dream", "mixture", "latents", "temperatures", "reconstructions")  # of which the last is published
+RESULTS = ROOT / "runs" / "results"
+BEGIN, END = "<!-- results: written by python -m runs.report.publish -->", "<!-- end of results -->"
+
+
+def publish(run: Run, results: Path = RESULTS, variant: str = "") -> list[Path]:
+    """Copies results/*.json and its pictures as <recipe>-<env>-[<variant>-]<what>; returns the new files.
+
+    Raises UserError when the run has no results.
+    """
+    config = run.config
+    prefix = f"{config.recipe}-{config.env.replace('/', '-')}-" + f"{variant}-" * bool(variant)
+    found = sorted((run.folder / "results").glob("*.*"))
+    if not found:
+        raise UserError(f"{run.folder} has no results yet: python main.py evaluate run={run.folder}")
+    found += sorted((run.folder / "pictures").glob("curve.png"))
+    for name in PICTURES:
+        found += sorted((run.folder / "pictures").glob(f"{name}-*.png"))[-1:]
+    results.mkdir(parents=True, exist_ok=True)
+    copies = [Path(shutil.copyfile(path, results / (prefix + _name(path)))) for path in found]
+    for copy in copies:
+        if variant and copy.suffix == ".json":
+            write_json(copy, json.loads(copy.read_text()) | {"variant": variant})
+    return copies
+
+
+def _name(path: Path) -> str:
+    """Of the published copy: pictures lose their step."""
+    return path.name if path.suffix == ".json" else path.stem.split("-")[0] + path.suffix
+
+
+def tables(results: Path = RESULTS) -> str:
+    """The README's section: a row for each evaluation and each benchmark, as Markdown."""
+    entries = [(path, json.loads(path.read_text())) for path in sorted(results.glob("*.json"))]
+
+    def rows(what: str, make: Callable[[Path, dict[str, Any]], list[Sequence[str]]]) -> list[Sequence[str]]:
+        kind = [(path, entry) for path, entry in entries if ("score" if "mean" in entry else entry.get("what")) == what]
+        return [row for path, entry in kind for row in make(path, entry)]
+
+    scores = ("game", "recipe", "policy", "mean", "std", "median", "episodes", "steps", "hours", "on")
+    balls = ("Pong's ball", "within 2 px", "within 1 px", "frames")
+    ahead = (
+        "dreamed under the real actions", "steps ahead", "codes right", "if nothing changed", "of those that changed",
+        "ball within 2 px", "contexts",
+    )  # fmt: skip
+    pages = ("browser", "limit", "frames/s", "key to picture, median", "95 %", "model", "threads", "load")
+    speeds = ("speed", "world-model update", "policy update", "both", "dreaming", "games", "acting", "threads", "load")
+    costs = (
+        "IRIS at full size", "frames/s", "published code", "times", "processor time a frame", "GFLOP a frame",
+        "of the matmul limit", "threads", "load",
+    )  # fmt: skip
+    formats = ("beside float32", "probability that moves", "KL", "same most likely token")
+    sections: list[tuple[tuple[str, ...], list[Sequence[str]]]] = [
+        (scores, rows("score", _score)),
+        (balls, rows("ball", _ball)),
+        (ahead, rows("foresight", _foresight)),
+        (pages, rows("play", _plays)),
+        (speeds, rows("benchmark", _speed)),
+        (costs, rows("iris-speed", _cost)),
+        (formats, rows("precision", _format)),
+        (("CarRacing", "game steps a core second", "times gymnasium"), rows("car-racing", _car)),
+    ]
+    return "\n\n".join(_table((*heading, "file"), lines) for heading, lines in sections if lines)
+
+
+def write_readme(readme: Path = ROOT / "README.md") -> None:
+    """Replaces what stands between the markers. Raises UserError when the README lacks them."""
+    text = readme.read_text()
+    if BEGIN not in text or END not in text:
+        raise UserError(f"{readme} lacks the markers {BEGIN} and {END}.")
+    head, rest = text.split(BEGIN, 1)
+    new = f"{head}{BEGIN}\n\n{tables()}\n\n{END}{rest.split(END, 1)[1]}"
+    write_atomic(readme, lambda file: file.write(new.encode()))
+
+
+def _score(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+    machine, training = entry["machine"], entry.get("training", {})
+    threads = training.get("threads") or machine["cores"]
+    place = machine["gpu"] or f"{machine['cpu']}, {threads} thread{'s'[: threads > 1]}"
+    steps = f"{entry['env_steps']:,}"
+    if judged := entry.get("judged_in_real_game", {}).get("steps"):
+        steps += f" and {judged:,} of evolution"
+    return [(
+        entry["env"], _recipe(entry), entry["policy"], f"**{entry['mean']:.2f}**",
+        f"{entry['std']:.2f}", f"{entry['median']:.1f}", str(entry["episodes"]), steps,
+        f"{entry['hours']:.2f}", place, _link(path),
+    )]  # fmt: skip
+
+
+def _recipe(entry: dict[str, Any]) -> str:
+    return f"`{entry['recipe']}` {entry['size']}" + (f", {entry['variant']}" if "variant" in entry else "")
+
+
+def _ball(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+    shares = f"{entry['within_2px']:.1%}", f"{entry['within_1px']:.1%}"
+    return [(f"{entry['env']}, {_recipe(entry)}", *shares, str(entry["frames"]), _link(path))]
+
+
+def _foresight(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+    return [
+        (
+            f"{entry['env']}, {_recipe(entry)}", str(row["steps_ahead"]), f"{row['accuracy']:.1%}",
+            f"{row['accuracy_still']:.1%}", f"{row['accuracy_changed']:.1%}",
+            f"{row['ball_within_2px']:.1%}" if "ball_within_2px" in row else "-", str(row["contexts"]), _link(path),
+        )
+        for row in entry["rows"]
+    ]  # fmt: skip
+
+
+def _format(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+    return [
+        (
+            f"{_recipe(entry)}, {row['format']}", f"{row['total_variation']:.2%}", f"{row['kl_nats']:.1e} nats",
+            f"{row['same_most_likely']:.1%}", _link(path),
+        )
+        for row in entry["rows"]
+    ]  # fmt: skip
+
+
+def _cost(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+    return [
+        (
+            f"{row['name']}, {entry['precision']}", f"{row['frames_per_second']:g}",
+            f"{row['published_per_second']:g}" if "published_per_second" in row else "",
+            f"{row['times_published']:.1f}" if "times_published" in row else "",
+            f"{row['cpu_ms_a_frame']:g} ms", f"{row['gflop_a_frame']:g}", f"{row['share_of_matmul']:.1%}",
+            str(entry["threads"]), str(entry["load_before"][0]), _link(path),
+        )
+        for row in entry["rows"]
+    ]  # fmt: skip
+
+
+def _speed(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+    rows = {row["name"]: row for row in entry["rows"]}
+    stages = [name for name in rows if name.endswith(" update") and name != "policy update"]
+    times = {name: f"{rows[name]['ms_median']:.0f} ms" for name in (*stages, "policy update")}
+    model = ", ".join(times[name] if len(stages) == 1 else f"{name}: {times[name]}" for name in stages)
+    whole = next((f"{rows[name]['ms_median']:.0f} ms" for name in ("both updates", "one of each") if name in rows), "")
+    names = (
+        "dreaming for a population" if "dreaming for a population" in rows else "dreaming",
+        "random games",
+        "acting",
+    )
+    rates = [f"{rows[name]['per_second']:,.0f} steps/s" for name in names]
+    title = f"`{entry['recipe']}` {entry['size']}, {entry['device']}"
+    return [(
+        title, model, times["policy update"], whole, *rates, str(entry["threads"]), str(entry["load_before"][0]),
+        _link(path),
+    )]  # fmt: skip
+
+
+def _car(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+    return [
+        (row["way"], f"{row['steps_per_cpu_second']:,.0f}", f"{row['times_gymnasium']:.2f}", _link(path))
+        for row in entry["rows"]
+    ]
+
+
+def _plays(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+    return [
+        (
+            f"{entry['env']}, {_recipe(entry)}, {row['mode']}", f"{row['limit']:g}", f"{row['frames_per_second']:.0f}",
+            f"{row['input_to_picture_median_ms']:.0f} ms", f"{row['input_to_picture_p95_ms']:.0f} ms",
+            f"{row['model_median_ms']:.1f} ms", str(entry["threads"]), str(entry["load_before"][0]), _link(path),
+        )
+        for row in entry["rows"]
+    ]  # fmt: skip
+
+
+def _link(path: Path) -> str:
+    return f"[{path.stem}](runs/results/{path.name})"
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(words: Sequence[str]) -> None:
+    """Publishes the run named by `run=`, if any, and writes the tables."""
+    asked = dict(word.split("=", 1) for word in words if "=" in word)
+    if len(asked) < len(words) or not {"run"} >= asked.keys() - {"as"} or ("as" in asked and "run" not in asked):
+        raise UserError("Name one run or none: python -m runs.report.publish run=NAME [as=VARIANT]")
+    if "run" in asked:
+        for path in publish(Run.open(asked["run"]), variant=asked.get("as", "")):
+            print(path.relative_to(ROOT))
+    write_readme()
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

@@ -1,0 +1,123 @@
+"""The whole loop at toy size: it can be stopped and goes on bit by bit, and it learns to catch inside its dream."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agent.collector import episode_seed
+from agent.evaluate import evaluate
+from agent.loop import Session
+from runs import build
+from runs.config import Config
+from runs.folder.progress import Progress
+from runs.folder.run import Run
+from runs.recipes.reverie import reverie
+
+
+def quick(env: str, **train: Any) -> Config:
+    config = reverie("toy")
+    schedule = replace(config.train, prefill=200, pretrain=3, log_every=5, show_every=20, **train)
+    model = replace(config.model, batch_size=4, length=12)
+    return replace(config, env=env, train=schedule, model=model, game=replace(config.game, num=1))
+
+
+def begin(config: Config, run: Run) -> Session:
+    games = config.game.build(config.env)
+    return build.session(config, games, run.episodes_folder)
+
+
+def same(a: Any, b: Any, where: str = "state") -> None:
+    """Every tensor, number and string of two nested states is identical."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+@pytest.mark.parametrize("env", ["Catch-v0", "ALE/Pong-v5"])  # many short episodes; one that is under way, sticky
+def test_a_resumed_run_is_bit_identical_to_one_never_stopped(env: str, tmp_path: Path) -> None:
+    config = quick(env)
+    run = Run.create(config, tmp_path / "whole")
+    session = begin(config, run)
+    session.train(400, run, Progress())
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")  # as kill -9 after this checkpoint would leave it
+    session.train(700, run, Progress())
+
+    again = Run.open(tmp_path / "stopped")
+    (again.episodes_folder / "000123.npz").write_bytes(b"written after the checkpoint")
+    resumed = begin(again.config, again)
+    resumed.load_state_dict(again.load_checkpoint())
+    again.rewind()
+    resumed.train(700, again, Progress())
+
+    same(session.state_dict(), resumed.state_dict())
+    machine = ("hours", "memory_gb")
+    timeless = [[{k: v for k, v in line.items() if k not in machine} for line in one.metrics()] for one in (run, again)]
+    assert timeless[0] == timeless[1]
+    assert any("policy/return" in line for line in timeless[0])
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_update_saves_a_checkpoint_and_goes_on_up(sign: signal.Signals, tmp_path: Path) -> None:
+    config = quick("Catch-v0")
+    run = Run.create(config, tmp_path / "run")
+    session = begin(config, run)
+
+    class Impatient(Progress):
+        killed = False
+
+        def update(self, step: int, **values: float | str | None) -> None:
+            if step >= 600 and not self.killed:
+                self.killed = True
+                os.kill(os.getpid(), sign)
+
+    with pytest.raises(KeyboardInterrupt):
+        session.train(10_000, run, Impatient())
+    saved = run.load_checkpoint()
+    assert 600 <= saved["replay"]["steps"] == session.replay.steps < 650
+    assert saved["updates"] == session.trainer.updates["actor"] // config.policy.minibatches > 0
+
+
+def test_episode_seeds_differ_between_runs_and_episodes() -> None:
+    seeds = {episode_seed(run, number) for run in range(50) for number in range(50)}
+    assert len(seeds) == 2500
+    assert episode_seed(3, 4) == episode_seed(3, 4)
+
+
+def test_evaluation_counts_every_episode_once_whatever_its_length() -> None:
+    config = quick("Catch-v0")
+    agent_games = config.game.build("Catch-v0", 3)
+    agent = build.agent(config, agent_games.spec)
+    three = evaluate(agent, agent_games, 7, seed=0, greedy=True)
+    one = evaluate(agent, config.game.build("Catch-v0", 1), 7, seed=0, greedy=True)
+    assert three.returns == one.returns and three.lengths == one.lengths  # the same episodes, however many side by side
+    assert len(three.returns) == 7
+
+
+def test_catch_is_solved_by_imagination_alone(tmp_path: Path) -> None:
+    """No update ever sees the real game: the policy learns from dreams only. A random player catches one in three."""
+    config = replace(reverie("toy"), env="Catch-v0", steps=20_000)
+    games = config.game.build(config.env)
+    session = build.session(config, games, tmp_path)
+    with Progress() as progress:
+        session.train(config.steps, Run.create(config, tmp_path / "run"), progress)
+    scores = evaluate(session.agent, games, 20, seed=1).returns
+    caught = (sum(scores) / len(scores) + 10) / 20  # ten blocks a game, +1 or -1 each
+    assert caught >= 0.9, f"{caught:.0%} caught"

@@ -1,0 +1,204 @@
+"""A loop of few and long rounds, as World Models has them: stopped in any part of one, it goes on bit by bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from agent.collector import Collector
+from envs.errors import UserError
+from envs.spec import Spec
+from policies.cma_es import EvolutionConfig
+from runs.config import Config
+from runs.folder.progress import Progress
+from runs.folder.run import Run
+from runs.recipes.world_models import world_models
+from tests import test_loop
+from tests.agent.test_loop import begin, same
+from world_model.interface import Stage
+
+
+def quick(where: str = "both") -> Config:
+    config = world_models("toy")
+    return replace(
+        config, env="CatchContinuous-v0", workers=0, steps=300, seed=3,
+        model=replace(config.model, vision_updates=6, memory_updates=6),
+        policy=replace(
+            config.policy, where=where, population=4, rollouts=2, real_rollouts=3, generations=3, real_generations=2
+        ),
+        train=replace(config.train, prefill=200, steps_per_update=100, log_every=2, save_every=1e9),
+        game=replace(config.game, num=2),
+    )  # fmt: skip
+
+
+class Stopping(Progress):
+    """Presses Ctrl-C when a part of a round has been done so many times."""
+
+    def __init__(self, part: str, done: str) -> None:
+        super().__init__()
+        self.part, self.done = part, done
+
+    def update(self, step: int, **values: float | str | None) -> None:
+        if str(values.get(self.part, "")).startswith(self.done + " of"):
+            self.done = "never"
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real game is played in this process."""
+    monkeypatch.setattr("runs.build.cores", lambda: 1)
+
+
+@pytest.mark.parametrize("part", ["vision", "memory", "dream", "real"])
+def test_a_round_stopped_in_any_part_goes_on_bit_by_bit(part: str, tmp_path: Path) -> None:
+    config = quick()
+    run = Run.create(config, tmp_path / "whole")
+    whole = begin(config, run)
+    whole.train(config.steps, run, Progress())
+    assert whole.updates == 2  # the first learns from the prefill alone
+
+    stopped = Run.create(config, tmp_path / "stopped")
+    session = begin(config, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        session.train(config.steps, stopped, Stopping(part, "1"))
+    assert session.done[part] == 1 and "collect" in session.done or part != "real"
+    stopped.close()
+
+    again = Run.open(tmp_path / "stopped")
+    resumed = begin(again.config, again)
+    resumed.load_state_dict(again.load_checkpoint())
+    again.rewind()
+    resumed.train(config.steps, again, Progress())
+    same(whole.state_dict(), resumed.state_dict())
+    assert [line.get("policy/fitness") for line in run.metrics()] == [
+        line.get("policy/fitness") for line in again.metrics()
+    ]
+
+
+def test_what_a_killed_run_logged_after_its_checkpoint_is_forgotten(tmp_path: Path) -> None:
+    config = quick("dream")
+    run = Run.create(config, tmp_path / "run")
+    session = begin(config, run)
+    session.train(config.steps, run, Progress())
+    before = run.metrics()
+    run.log(session.replay.steps, {"policy/fitness": 1e9})  # at the checkpoint's own step
+    run.close()
+    again = Run.open(tmp_path / "run")
+    again.load_checkpoint()
+    again.rewind()
+    assert again.metrics() == before
+
+
+def test_the_player_burns_in_after_every_long_round_and_after_pretraining(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[int] = []
+    monkeypatch.setattr(Collector, "burn_in", lambda collector, length: rounds.append(session.updates))
+    config = quick("dream")
+    config = replace(config, steps=400)
+    session = begin(config, run := Run.create(config, tmp_path / "long"))
+    session.train(config.steps, run, Progress())
+    assert rounds == [1, 2]  # round 0 learns from the prefill
+    rounds.clear()
+    short = test_loop.quick("Catch-v0")
+    session = begin(short, run := Run.create(short, tmp_path / "short"))
+    session.train(300, run, Progress())
+    assert rounds == [1] and session.updates > 3, "small steps leave the memory what it is"
+
+
+def test_every_generation_is_logged_and_saved(tmp_path: Path) -> None:
+    config = quick()
+    run = Run.create(config, tmp_path / "run")
+    session = begin(config, run)
+    saved: list[int] = []
+    save = run.save_checkpoint
+    run.save_checkpoint = lambda state, step: saved.append(step) or save(state, step)  # type: ignore[method-assign,func-returns-value]
+    session.train(config.steps, run, Progress())
+    generations = [line for line in run.metrics() if "policy/fitness" in line]
+    assert len(generations) == 3 + 3 + 2  # a dream each round, the real game after the last
+    assert len(saved) == len(generations) + 1
+    assert generations[-1]["real/episodes"] == 2 * 4 * 3
+    assert generations[-1]["real/steps"] > 0
+
+
+def test_a_dream_learner_never_plays_the_real_game_for_fitness(tmp_path: Path) -> None:
+    config = quick("dream")
+    run = Run.create(config, tmp_path / "run")
+    session = begin(config, run)
+    session.train(config.steps, run, Progress())
+    assert session.real is not None and session.real.episodes == 0
+
+
+def test_one_part_can_be_done_alone_and_stopped(tmp_path: Path) -> None:
+    config = quick("dream")
+    run = Run.create(config, tmp_path / "run")
+    session = begin(config, run)
+    session.train(config.steps, run, Progress())
+    before, rounds = session.replay.steps, session.updates
+    frames, generations = session.trainer.updates["vision"], 3
+    with pytest.raises(KeyboardInterrupt):
+        session.train(config.steps, run, Stopping("real", "1"), "real")
+    assert session.only == "real" and session.done == {"real": 1}
+    with pytest.raises(UserError, match="finish it first"):
+        session.train(config.steps, run, Progress(), "dream")
+    run.close()
+    again = Run.open(tmp_path / "run")
+    resumed = begin(again.config, again)
+    resumed.load_state_dict(again.load_checkpoint())
+    resumed.train(config.steps, again, Progress())  # finishes the part
+    assert resumed.real is not None and resumed.real.generations == 2
+    assert (resumed.replay.steps, resumed.updates, resumed.only, resumed.done) == (before, rounds, "", {})
+    resumed.train(config.steps, again, Progress(), "vision")
+    assert resumed.trainer.updates["vision"] == frames + 6 and resumed.real.generations == 2
+    resumed.train(config.steps, again, Progress(), "collect")
+    assert resumed.replay.steps == before + 100
+    resumed.train(config.steps, again, Progress(), "dream")
+    assert resumed.agent.learner.generation == generations
+    with pytest.raises(UserError, match="choose one of collect, vision, memory, dream, real"):
+        resumed.train(config.steps, again, Progress(), "visoin")
+
+
+def test_a_stage_reads_what_was_encoded_once(tmp_path: Path) -> None:
+    """Not frames encoded anew for every batch: the sampled numbers are those of the very frame and episode."""
+    config = quick()
+    session = begin(config, Run.create(config, tmp_path / "run"))
+    session.prefill(Run.create(config, tmp_path / "other"), Progress())
+    calls: list[int] = []
+
+    def brightness(frame: torch.Tensor) -> torch.Tensor:
+        calls.append(len(frame))
+        return frame.mean((1, 2, 3)).unsqueeze(1)
+
+    stage = Stage("bright", (), 16, 5, encode=brightness)
+    encoded = session.encoded(stage)
+    assert sum(calls) == sum(len(episode.frame) for episode in session.replay.memory().values())
+    calls.clear()
+    session.collect(8, Progress())  # the encoder is as it was: only what is new is encoded
+    grown = session.encoded(stage)
+    assert sum(calls) == sum(map(len, grown)) - sum(map(len, encoded)) > 0
+    session.trainer.updates["vision"] += 1
+    calls.clear()
+    encoded = session.encoded(stage)
+    assert sum(calls) == sum(map(len, grown)), "by an encoder that has learned, everything"
+    before = session.replay.rng.bit_generator.state
+    frames = session.replay.sample(16, 5)
+    session.replay.rng.bit_generator.state = before
+    batch = session.replay.sample(16, 5, encoded=encoded)
+    assert batch.frame.dtype == torch.float32 and batch.frame.shape == (16, 5, 1)
+    expected = torch.where(frames.valid, (frames.frame.float() / 255).mean((2, 3, 4)), 0)
+    torch.testing.assert_close(batch.frame[..., 0], expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(batch.action, frames.action)
+
+
+@pytest.mark.parametrize(("restart", "where", "kept"), [(True, "dream", 0), (True, "real", 1), (False, "dream", 1)])
+def test_only_a_dream_begins_with_the_untrained_controller(restart: bool, where: str, kept: float) -> None:
+    made = EvolutionConfig(restart=restart).build(3, Spec((3, 64, 64), 2, False))
+    made.policy.load_flat(torch.ones(made.policy.size))
+    made.begin_phase(where)
+    assert torch.equal(made.policy.flat(), torch.full((made.policy.size,), float(kept)))

@@ -1,0 +1,92 @@
+"""Somebody else's agent learns in the dream and is measured in the game."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from envs.controls import Controls
+from envs.errors import UserError
+from runs import dreams
+from runs.measure import dream_ppo
+from tests import trained
+from world_model.dream.envs import DreamVectorEnv
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained.make(tmp_path_factory.mktemp("trained") / "run")
+
+
+def test_ppo_learns_in_the_dream_and_is_measured_in_the_game(run_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("stable_baselines3", reason="Stable-Baselines3 is not installed")
+    trained.copied(run_folder, tmp_path)
+    settings = dream_ppo.Settings(run=str(tmp_path), steps=20, dreams=2, horizon=8, episodes=2)
+    numbers = dream_ppo.NUMBERS | {"n_steps": 2, "n_epochs": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dream_ppo, "NUMBERS", numbers)
+        dream_ppo.measure(settings)
+    told = json.loads((tmp_path / "results" / "dream-ppo.json").read_text())
+    assert told["dreamed_steps"] >= 20 and told["env"] == "Catch-v0" and told["env_steps"] == 400
+    for entry in (told, told["random"]):
+        assert len(entry["returns"]) == 2 and all(-10 <= value <= 10 for value in entry["returns"])
+
+
+def test_stable_baselines3_sees_the_last_frame_of_a_dream(run_folder: Path) -> None:
+    pytest.importorskip("stable_baselines3", reason="Stable-Baselines3 is not installed")
+    from runs.measure.sb3 import DreamVecEnv
+
+    parts = dreams.load_parts(run_folder)
+    plain, adapted = (DreamVectorEnv(parts.world(), 3, horizon=2) for _ in range(2))
+    rows = DreamVecEnv(adapted)
+    rows.seed(5)
+    assert np.array_equal(rows.reset(), plain.reset(seed=5)[0])
+    for _ in range(4):
+        actions = np.array([0, 1, 2])
+        frames, reward, terminated, truncated, told = plain.step(actions)
+        brought: Any = rows.step(actions)
+        seen, gained, done, infos = brought
+        assert np.array_equal(seen, frames) and np.allclose(gained, reward)
+        assert np.array_equal(done, terminated | truncated)
+        for row in range(3):
+            assert ("terminal_observation" in infos[row]) == done[row]
+            if done[row]:
+                assert np.array_equal(infos[row]["terminal_observation"], told["final_obs"][row])
+                assert infos[row]["TimeLimit.truncated"] == truncated[row]
+
+
+def test_a_student_stacks_what_it_sees_and_begins_with_nothing() -> None:
+    class Watched:
+        def predict(self, seen: np.ndarray, deterministic: bool) -> tuple[np.ndarray, None]:
+            self.seen = seen.copy()
+            return np.zeros(len(seen), np.int64), None
+
+    watched = Watched()
+    student = dream_ppo.Student(watched, Controls(("a", "b"), (((), 0),)))  # type: ignore[arg-type]
+    for t in range(1, 6):
+        student.act(np.full((2, 1, 4, 4), t, np.uint8), np.array([t == 1, t in (1, 5)]))
+    assert watched.seen[0, 0, 0].tolist() == [2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5]
+    assert watched.seen[1, 0, 0].tolist() == [0] * 9 + [5] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "needs run=NAME"),
+        (["run=a", "step=5"], "Did you mean steps"),
+        (["run=a", "steps=many"], "steps needs a whole number"),
+        (["run=a", "dreams=0"], "dreams must be at least 1"),
+        (["run=a", "fast"], "fast"),
+    ],
+)
+def test_the_ppo_command_line(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        dream_ppo.parse(words)
+
+
+def test_numbers_of_the_ppo_command_line() -> None:
+    assert dream_ppo.parse(["run=12", "steps=1e3", "seed=4"]) == dream_ppo.Settings(run="12", steps=1000, seed=4)

@@ -1,0 +1,172 @@
+"""A trained run, or the box it was packed into, as an agent and a dream: without the game, and never half loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from agent import work
+from envs.errors import UserError
+from envs.games import GameConfig
+from runs import build, dreams
+from runs.folder.run import Run
+from tests import trained
+from world_model.dream.envs import DreamEnv, DreamVectorEnv, Starts
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained.make(tmp_path_factory.mktemp("trained") / "run")
+
+
+# ---- loading ----
+def test_a_run_is_loaded_without_its_game_and_its_episodes(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(GameConfig, "build")  # there is no ROM, no package, nothing
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    parts = dreams.load_parts(trained.copied(run_folder, tmp_path))
+    assert torch.equal(before, torch.get_rng_state())
+    assert parts.config == Run.open(run_folder).config and parts.step == 400 and parts.run is not None
+    assert parts.controls.names == ("LEFT", "STAY", "RIGHT") and parts.controls.action(["left"]) == 0
+    assert 1 <= len(parts.starts.frame) <= work.STARTS
+    frame, _ = DreamEnv(parts.world()).reset(seed=0)
+    assert frame.shape == (64, 64, 3)
+
+
+def test_starts_are_real_contexts(run_folder: Path) -> None:
+    """Every start stands, frame by frame and action by action, in one of the episodes that were played."""
+    parts = dreams.load_parts(run_folder)
+    frames, actions = parts.starts.frame.numpy(), parts.starts.action.numpy()
+    assert frames.shape[1] == work.CONTEXT and len({frame.tobytes() for frame in frames}) > 1
+    config = parts.config
+    games = config.game.build(config.env)
+    session = build.session(config, games, run_folder / "episodes")
+    assert parts.run is not None
+    session.load_state_dict(parts.run.load_checkpoint())
+    games.close()
+    episodes = [*session.replay._kept, *(recording.view() for _, recording in session.replay._open.values())]
+    for frame, action in zip(frames, actions, strict=True):
+        assert any(
+            np.array_equal(episode.frame[t : t + work.CONTEXT], frame)
+            and np.array_equal(episode.action[t : t + work.CONTEXT - 1], action)
+            for episode in episodes
+            for t in range(len(episode) - work.CONTEXT + 1)
+        )
+
+
+def test_a_run_from_before_starts_and_controls_were_kept(run_folder: Path, tmp_path: Path) -> None:
+    run = Run.open(trained.copied(run_folder, tmp_path))
+    (tmp_path / "meta.json").write_text("{}")
+    state = run.load_checkpoint()
+    run.save_checkpoint({key: value for key, value in state.items() if key != "starts"}, run.step + 1)
+    with pytest.raises(UserError, match="no start for a dream"):
+        dreams.load_parts(tmp_path)
+    (tmp_path / "episodes").symlink_to(run_folder / "episodes")
+    parts = dreams.load_parts(tmp_path)
+    assert parts.controls == dreams.load_parts(run_folder).controls
+    assert parts.starts.frame.shape == (work.STARTS, work.CONTEXT, 3, 64, 64)
+    DreamEnv(parts.world()).reset()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "said"),
+    [
+        ("config.json", "recipe", "future", 'Unknown recipe "future"'),
+        ("meta.json", "controls", {"names": []}, "does not tell the game's frames and controls"),
+        ("meta.json", "spec", {"frame": [3, 64]}, "does not tell the game's frames and controls"),
+        ("config.json", "game", {"sideways": 1}, "sideways"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(
+    run_folder: Path, tmp_path: Path, name: str, key: str, value: Any, said: str
+) -> None:
+    folder = trained.copied(run_folder, tmp_path)
+    (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | {key: value}))
+    with pytest.raises(UserError, match=said):
+        dreams.load_parts(folder)
+
+
+def test_no_run_and_no_checkpoint(run_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run nowhere"):
+        dreams.load("nowhere")
+    for name in ("config.json", "meta.json"):
+        (tmp_path / name).write_text((run_folder / name).read_text())
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        dreams.load(tmp_path)
+
+
+# ---- two lines ----
+def test_two_lines_play_a_dream(run_folder: Path) -> None:
+    player = dreams.load(run_folder, greedy=True)
+    frame, _ = player.dream.reset(seed=1)
+    first = []
+    for _ in range(5):
+        action = player.act(frame)
+        first.append(action)
+        assert player.dream.action_space.contains(action)
+        frame = player.dream.step(action)[0]
+        player.dream.dreams.done[:] = False
+    player.reset()
+    frame, _ = player.dream.reset(seed=1)
+    assert player.act(frame.transpose(2, 0, 1)) == first[0], "channels may come first or last"
+    for wrong in (frame / 255, frame[:32], frame[None]):
+        with pytest.raises(ValueError, match="should be uint8"):
+            player.act(wrong)
+
+
+def test_a_player_remembers_until_it_is_reset(run_folder: Path) -> None:
+    """What it does is what the run's own player does on the same frames."""
+    parts = dreams.load_parts(run_folder)
+    mine, own = dreams.DreamPlayer(parts, greedy=True), dreams.Player(parts.agent, greedy=True)
+    frames = parts.starts.frame[0].numpy()
+    for t, frame in enumerate(frames):
+        assert mine.act(frame) == own.act(frame[None], np.array([t == 0]))[0]
+    assert torch.equal(mine._player.state.memory["h"], own.state.memory["h"])  # type: ignore[union-attr]
+
+
+def test_registered(run_folder: Path) -> None:
+    env = gymnasium.make("Dream-v0", run=run_folder, horizon=2, temperature=0.25, render_mode="rgb_array")
+    assert isinstance(env.unwrapped, DreamEnv) and env.unwrapped.temperature == 0.25
+    frame, _ = env.reset(seed=0)
+    seen: Any = env.render()
+    assert np.array_equal(seen, frame)
+    many = gymnasium.make_vec("Dream-v0", num_envs=3, run=run_folder)
+    assert isinstance(many, DreamVectorEnv) and many.reset(seed=0)[0].shape == (3, 64, 64, 3)
+    assert many.temperature == dreams.load_parts(run_folder).config.policy.temperature
+
+
+def test_importing_runs_loads_no_model() -> None:
+    code = "import runs, sys; print(sorted({'torch', 'agent', 'world_model'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ---- starts in checkpoints ----
+def test_taking_starts_disturbs_nothing_and_tells_when_there_are_none(tmp_path: Path) -> None:
+    config = trained.small("Catch-v0")
+    games = config.game.build(config.env)
+    session = build.session(config, games, tmp_path)
+    assert work.starts(session.replay) == {}
+    session.collector.collect(8, at_random=True)  # two episodes of four steps
+    assert not len(work.starts(session.replay)["frame"])
+    session.collector.collect(200, at_random=True)
+    before = session.replay.state_dict()["rng"]
+    first, second = work.starts(session.replay), work.starts(session.replay)
+    games.close()
+    assert session.replay.state_dict()["rng"] == before
+    assert torch.equal(first["frame"], second["frame"])
+    made = Starts(**first)
+    assert made.frame.shape == (work.STARTS, work.CONTEXT, 3, 64, 64)
+    assert made.action.shape == (work.STARTS, work.CONTEXT - 1)
+    assert asdict(games.spec)["action_size"] == 3

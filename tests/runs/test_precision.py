@@ -1,0 +1,32 @@
+"""The command that says what the number formats change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from envs.errors import UserError
+from runs import dreams
+from runs.folder.run import Run
+from runs.measure.precision import main, measure
+from tests import trained
+
+
+def test_float32_changes_nothing_and_the_others_little(tmp_path: Path) -> None:
+    folder = trained.make(tmp_path / "run", "iris_ac")
+    exact, half, eighth = measure(dreams.load_parts(folder))
+    assert exact["total_variation"] < 1e-5 and exact["same_most_likely"] == 1
+    for row in (half, eighth):
+        assert 1e-5 < row["total_variation"] < 0.02 and 0 <= row["kl_nats"] < 1e-3 and row["kl_nats_max"] < 0.1
+    assert len({half["kl_nats"], eighth["kl_nats"]}) == 2
+    main([f"run={folder}"])
+    assert (Run.open(folder).folder / "results" / "precision.json").exists()
+
+
+def test_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run=NAME"):
+        main([])
+    folder = trained.make(tmp_path / "run", "reverie")
+    with pytest.raises(UserError, match="recipe is reverie"):
+        main([f"run={folder}"])

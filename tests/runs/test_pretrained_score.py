@@ -1,0 +1,30 @@
+"""The model in the box plays as well as is published beside it, in the real game."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import torch
+
+from agent.evaluate import evaluate
+from runs import dreams
+
+EPISODES = 10
+
+
+def test_the_published_score_holds() -> None:
+    """Within four standard errors of the mean of so many episodes, by the published spread; chance plays far below."""
+    loaded = dreams.load_parts()
+    told = json.loads(dreams.PRETRAINED.with_suffix(".json").read_text())["score"]
+    assert told["policy"] == "sampled" and told["episodes"] == len(told["returns"]) >= 100
+    assert told["mean"] == sum(told["returns"]) / told["episodes"]
+    games = loaded.config.game.build(loaded.config.env, num=EPISODES)
+    torch.manual_seed(0)
+    try:
+        found = evaluate(loaded.agent, games, EPISODES, seed=loaded.config.seed).summary()
+    finally:
+        games.close()
+    error = 4 * told["std"] / math.sqrt(EPISODES)
+    assert abs(float(found["mean"]) - told["mean"]) < error, found  # type: ignore[arg-type]
+    assert told["mean"] - error > -20

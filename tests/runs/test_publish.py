@@ -1,0 +1,73 @@
+"""The README's tables come from files, and only from files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from envs.errors import UserError
+from runs.folder.run import Run
+from runs.measure.scores import human_normalised
+from runs.recipes.reverie import reverie
+from runs.report import curve, publish
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    made = Run.create(replace(reverie("toy"), env="Catch-v0"), tmp_path / "run", threads=1)
+    for step, value in ((1600, -8.0), (3200, 9.0)):
+        made.log(step, {"episode/return": value, "policy/return": value / 10, "updates": step / 16})
+    values = {"policy": "sampled", "mean": 8.25, "std": 1.5, "median": 9.0, "episodes": 4, "returns": [9, 9, 6, 9]}
+    made.result("evaluation-sampled", values)
+    return made
+
+
+def test_what_is_published_stands_in_the_table(run: Run, tmp_path: Path) -> None:
+    curve.draw(run)
+    files = publish.publish(run, tmp_path / "results")
+    assert {path.name for path in files} == {
+        "reverie-Catch-v0-evaluation-sampled.json",
+        "reverie-Catch-v0-curve.png",
+    }
+    entry = json.loads((tmp_path / "results" / "reverie-Catch-v0-evaluation-sampled.json").read_text())
+    assert entry["training"]["threads"] == 1 and entry["commit"] and entry["versions"]
+    (row,) = [line for line in publish.tables(tmp_path / "results").splitlines() if "Catch-v0 |" in line]
+    assert "| sampled | **8.25** | 1.50 | 9.0 | 4 |" in row
+
+
+def test_a_variant_is_published_beside_the_recipe(run: Run, tmp_path: Path) -> None:
+    result = json.loads((run.folder / "results" / "evaluation-sampled.json").read_text())
+    run.result("evaluation-sampled", result | {"judged_in_real_game": {"steps": 12_345}})
+    publish.publish(run, tmp_path / "results")
+    publish.publish(run, tmp_path / "results", variant="z-only")
+    lines = [line for line in publish.tables(tmp_path / "results").splitlines() if "Catch-v0 |" in line]
+    assert ["toy, z-only |" in line for line in lines] == [False, True]
+    assert "and 12,345 of evolution" in lines[0]
+
+
+@pytest.mark.parametrize("words", [["NAME"], ["as=z"], ["run=a", "what=b"]])
+def test_publish_says_what_it_takes(words: list[str]) -> None:
+    with pytest.raises(UserError, match=r"run=NAME \[as=VARIANT\]"):
+        publish.main(words)
+
+
+def test_a_run_without_results_has_nothing_to_publish(tmp_path: Path) -> None:
+    empty = Run.create(reverie("toy"), tmp_path / "empty")
+    with pytest.raises(UserError, match="no results yet"):
+        publish.publish(empty, tmp_path / "results")
+
+
+def test_the_readme_is_what_the_files_say() -> None:
+    text = (publish.ROOT / "README.md").read_text()
+    assert publish.BEGIN in text and publish.END in text
+    assert text.split(publish.BEGIN)[1].split(publish.END)[0].strip() == publish.tables().strip()
+
+
+def test_human_normalised_scores() -> None:
+    assert human_normalised("ALE/Pong-v5", 14.6) == pytest.approx(1)
+    assert human_normalised("ALE/Pong-v5", -20.7) == pytest.approx(0)
+    assert human_normalised("BreakoutNoFrameskip-v4", 30.5) == pytest.approx(1)
+    assert human_normalised("Catch-v0", 10) is None

@@ -1,0 +1,281 @@
+"""Dreams as gymnasium environments: what the checkers ask, reproducible, branching, ending when the model says so."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env
+from gymnasium.utils.play import play
+from gymnasium.vector import AutoresetMode
+
+from envs.controls import Controls
+from envs.spec import Spec
+from tests.toys import VARIANTS, Variant, segments
+from world_model.dream.envs import SDL, DreamEnv, DreamVectorEnv, Starts, World
+from world_model.interface import State, WorldModel
+
+DISCRETE, CONTINUOUS = (
+    next(variant for variant in VARIANTS if variant.discrete == discrete) for discrete in (True, False)
+)
+
+
+def controls(spec: Spec) -> Controls:
+    """Of a made-up game; continuous actions go from 0 to 4."""
+    names = tuple(f"action {i}" for i in range(spec.action_size))
+    if spec.discrete:
+        return Controls(names, (((), 0), (("space",), 1), (("left", "up"), 2)))
+    rest = (0.0,) * spec.action_size
+    return Controls(names, (((), rest), (("right",), rest)), low=rest, high=(4.0,) * spec.action_size)
+
+
+def world(variant: Variant = DISCRETE, *, cont: float | None = None, starts: int = 3) -> World:
+    """A toy model with random contexts; `cont` overrides what its continuation head says."""
+    model = variant.agent().world_model.eval()
+    if cont is not None:
+        pin(model, cont)
+    batch = segments(model.spec, starts + 1, 5)  # the last row is padded
+    return World(model, Starts(batch.frame[:starts], batch.action[:starts, :-1]), controls(model.spec))
+
+
+def pin(model: WorldModel, cont: float) -> None:
+    outcome = model.outcome
+
+    def pinned(state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        reward, _ = outcome(state)
+        return reward, torch.full_like(reward, cont)
+
+    model.outcome = pinned  # type: ignore[method-assign]
+
+
+def trajectory(env: gymnasium.Env[Any, Any], actions: list[Any]) -> list[Any]:
+    """All that the actions bring."""
+    return [part for action in actions for part in env.step(action)[:4]]
+
+
+def same(first: list[Any], second: list[Any]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_checkers(variant: Variant) -> None:
+    """Gymnasium's own checker and Stable-Baselines3's find nothing to warn of, beyond unscaled action bounds."""
+    pytest.importorskip("pygame", reason="pygame-ce is not installed, and a window is one of the render modes")
+    made = world(variant, cont=1.0)
+    spec = EnvSpec("ToyDream-v0", entry_point=lambda **kwargs: DreamEnv(made, horizon=50, **kwargs))
+    env = gymnasium.make(spec, render_mode="rgb_array").unwrapped
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*normalized.*")
+        check_env(env)
+        sb3 = pytest.importorskip("stable_baselines3.common.env_checker", reason="Stable-Baselines3 is not installed")
+        sb3.check_env(env)
+
+
+@pytest.mark.parametrize("variant", [DISCRETE, CONTINUOUS], ids=str)
+def test_a_seed_determines_the_dream(variant: Variant) -> None:
+    env = DreamEnv(world(variant, cont=0.9))
+    env.action_space.seed(0)
+    actions = [env.action_space.sample() for _ in range(3)]
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    runs = []
+    for seed in (1, 1, 2):
+        first, info = env.reset(seed=seed)
+        env.dreams.done[:] = False
+        brought = [first, info["start"]]
+        for action in actions:
+            brought += env.step(action)[:4]
+            env.dreams.done[:] = False  # the draws count here, not what they end
+        runs.append(brought)
+    assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
+    assert torch.equal(before, torch.get_rng_state()), "the default generator is as it was"
+
+
+def test_pictures_are_rgb_also_of_gray_models() -> None:
+    spec = Spec((1, 64, 64), 4, discrete=True)
+    config = DISCRETE.config
+    model = config.model.build(spec).eval()
+    batch = segments(spec, 3, 4)
+    env = DreamEnv(World(model, Starts(batch.frame[:2], batch.action[:2, :-1]), controls(spec)))
+    frame, _ = env.reset(seed=0)
+    assert frame.shape == (64, 64, 3) and frame.dtype == np.uint8 and (frame == frame[..., :1]).all()
+
+
+def test_dreams_start_where_asked_with_what_the_model_makes_of_the_context() -> None:
+    made = world()
+    env = DreamEnv(made)
+    with torch.inference_mode():
+        state = made.model.start(made.starts.frame.float() / 255, made.starts.action)
+        shown = (made.model.decode(state.latent) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    for start in (2, 0):
+        frame, info = env.reset(options={"start": start})
+        assert info["start"] == start and np.array_equal(frame, shown[start])
+    assert {env.reset()[1]["start"] for _ in range(40)} == {0, 1, 2}
+    with pytest.raises(ValueError, match="0 to 2"):
+        env.reset(options={"start": 3})
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_branches_of_a_moment_have_the_same_future(variant: Variant) -> None:
+    env = DreamEnv(world(variant, cont=1.0), horizon=9)
+    env.action_space.seed(0)
+    first, second = [env.action_space.sample() for _ in range(3)], [env.action_space.sample() for _ in range(3)]
+    env.reset(seed=3)
+    env.step(first[0])
+    moment = env.get_state()
+    futures = []
+    for actions in (first, second, first):
+        env.set_state(moment)
+        futures.append([*trajectory(env, actions), env.reset()[1]["start"]])
+    assert same(futures[0], futures[2]) and not same(futures[0], futures[1])
+    other = DreamEnv(env.dreams.world, horizon=9)
+    other.set_state(moment)
+    assert same(trajectory(other, first), futures[0][:-1]), "a moment lives without the environment it is from"
+
+
+def test_horizon_truncates_and_a_dream_that_is_over_must_be_reset() -> None:
+    env = DreamEnv(world(cont=1.0), horizon=3)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(0)
+    env.reset(seed=0)
+    ends = [env.step(0)[2:4] for _ in range(3)]
+    assert ends == [(False, False), (False, False), (False, True)]
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(0)
+
+
+@pytest.mark.parametrize("cont", [0.0, 0.7, 1.0])
+def test_ends_are_drawn_from_the_continuation_head(cont: float) -> None:
+    count = 200
+    env = DreamVectorEnv(world(cont=cont), count)
+    env.reset(seed=0)
+    ended = env.step(np.zeros(count, np.int64))[2].mean()
+    assert abs(ended - (1 - cont)) <= 4 * np.sqrt(cont * (1 - cont) / count)
+
+
+def test_temperature_zero_dreams_the_same_from_every_seed() -> None:
+    def dreamed(temperature: float, seed: int) -> list[Any]:
+        env.temperature = temperature
+        env.reset(seed=seed, options={"start": 0})
+        return trajectory(env, [1] * 4)
+
+    env = DreamEnv(world(cont=1.0))
+    assert same(dreamed(0.0, 1), dreamed(0.0, 2))
+    assert not same(dreamed(1.0, 1), dreamed(1.0, 2))
+
+
+@pytest.mark.parametrize("wrong", [4, -1, 1.5, "left", np.array([0, 1]), float("nan"), None])
+def test_no_action(wrong: Any) -> None:
+    env = DreamEnv(world())
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="no action"):
+        env.step(wrong)
+
+
+def test_continuous_actions_are_the_games_own() -> None:
+    made = world(CONTINUOUS)
+    scaled = made.action([[0.0, 4.0], [2.0, 99.0]], 2)
+    assert torch.equal(scaled, torch.tensor([[-1.0, 1.0], [0.0, 1.0]]))
+    assert DreamEnv(made).get_keys_to_action()[SDL["right"],].tolist() == [2, 2]
+
+
+def test_vector_rows_begin_anew_and_keep_their_final_frame() -> None:
+    env = DreamVectorEnv(world(cont=0.6), 8, horizon=4, render_mode="rgb_array")
+    assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    frames, info = env.reset(seed=0, options={"start": [0, 1, 2, 0, 1, 2, 0, 1]})
+    assert env.observation_space.contains(frames) and info["start"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    shown, age, seen = [frames[i] for i in range(3)], np.zeros(8, int), 0
+    for _ in range(12):
+        frames, reward, terminated, truncated, info = env.step(np.ones(8, np.int64))
+        age += 1
+        done = terminated | truncated
+        assert reward.shape == info["cont"].shape == (8,) and not (terminated & truncated).any()
+        assert (truncated <= (age == 4)).all() and (done >= (age == 4)).all()
+        if done.any():
+            assert np.array_equal(info["_final_obs"], done)
+            for row in np.flatnonzero(done):
+                seen += 1
+                assert any(np.array_equal(frames[row], start) for start in shown)
+                assert not any(np.array_equal(info["final_obs"][row], start) for start in shown)
+        age[done] = 0
+        assert np.array_equal(np.stack(env.render() or ()), frames)
+    assert seen > 8
+
+
+def test_one_row_dreams_as_one_dream() -> None:
+    """The vector of one and the single environment share everything, so that what is learned in one holds in both."""
+    made = world(cont=1.0)
+    one, many = DreamEnv(made), DreamVectorEnv(made, 1)
+    first, _ = one.reset(seed=4)
+    assert np.array_equal(many.reset(seed=4)[0][0], first)
+    for action in (0, 3, 1):
+        single, rows = one.step(action), many.step([action])
+        assert np.array_equal(single[0], rows[0][0]) and single[1] == rows[1][0]
+
+
+def test_vector_moments() -> None:
+    env = DreamVectorEnv(world(cont=0.5), 4)
+    env.reset(seed=0)
+    moment = env.get_state()
+    futures = []
+    for _ in range(2):
+        env.set_state(moment)
+        futures.append([part for _ in range(4) for part in env.step(np.zeros(4, int))[:4]])
+    assert same(*futures)
+    with pytest.raises(ValueError, match="4 dreams"):
+        DreamEnv(env.dreams.world).set_state(moment)
+
+
+def test_starts_and_controls_must_fit() -> None:
+    made = world()
+    for starts in (
+        Starts(made.starts.frame.float(), made.starts.action),
+        made.starts._replace(action=made.starts.frame),
+    ):
+        with pytest.raises(ValueError, match="starts"):
+            World(made.model, starts, made.controls)
+    with pytest.raises(ValueError, match="controls"):
+        World(made.model, made.starts, controls(CONTINUOUS.spec))
+    for wrong in ({"horizon": 0}, {"temperature": -1.0}):
+        with pytest.raises(ValueError, match="no dream"):
+            DreamEnv(made, **wrong)
+
+
+@pytest.fixture
+def pygame() -> Iterator[Any]:
+    module = pytest.importorskip("pygame", reason="pygame-ce is not installed")
+    yield module
+    module.quit()
+
+
+def test_window(pygame: Any) -> None:
+    env = DreamEnv(world(cont=1.0), render_mode="human")
+    frame, _ = env.reset(seed=0)
+    surface = pygame.display.get_surface()
+    assert surface.get_size() == (512, 512)
+    assert surface.get_at((8 * 20 + 3, 8 * 10 + 3))[:3] == tuple(frame[10, 20])
+    frame = env.step(1)[0]
+    assert surface.get_at((8 * 20 + 3, 8 * 10 + 3))[:3] == tuple(frame[10, 20])
+    env.close()
+    assert not pygame.display.get_init()
+
+
+def test_gymnasiums_player_plays_it(pygame: Any) -> None:
+    """Its keys are the ones that gymnasium.utils.play understands."""
+    taken: list[Any] = []
+
+    def watch(before: Any, after: Any, action: Any, *rest: Any) -> None:
+        taken.append(action)
+        pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_SPACE))
+        if len(taken) == 3:
+            pygame.event.post(pygame.event.Event(pygame.QUIT))
+
+    play(DreamEnv(world(cont=1.0), render_mode="rgb_array"), callback=watch, noop=0, fps=1000)
+    assert taken[0] == 0 and taken[-1] == 1

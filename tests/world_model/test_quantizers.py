@@ -1,0 +1,139 @@
+"""Codebooks by gradient and by moving means, and finite scalar quantisation: oracles by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from world_model.parts import quantizers
+from world_model.parts.quantizers import Codebook, FiniteScalar, MovingCodebook, usage
+
+
+def latents(width: int = 3) -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(2, 5, 4, width)  # (B, T, N, D)
+
+
+# ---- codebooks ----
+def test_a_token_is_that_of_the_nearest_code_and_its_losses_are_what_lies_between() -> None:
+    torch.manual_seed(1)
+    book, z = Codebook(7, 3), latents()
+    tokens, codes = book.nearest(z), book(book.nearest(z))
+    assert torch.equal(tokens, torch.cdist(z.flatten(0, 2), book.weight).argmin(-1).view(2, 5, 4))
+    made = book.quantize(z)
+    assert torch.equal(made.tokens, tokens)
+    assert_close(made.codes, codes)
+    between = ((z - codes) ** 2).mean((2, 3))
+    assert_close(made.terms, {"codebook": between, "commitment": between})
+
+
+def test_each_loss_pulls_one_side_and_the_picture_s_gradient_goes_straight_through() -> None:
+    book, z = Codebook(7, 3), latents().requires_grad_()
+    made = book.quantize(z)
+    assert torch.autograd.grad(made.terms["codebook"].sum(), z, allow_unused=True, retain_graph=True) == (None,)
+    pull = torch.autograd.grad(made.terms["commitment"].sum(), (z, book.weight), allow_unused=True, retain_graph=True)
+    assert pull[0].abs().max() > 0 and pull[1] is None
+    weight = torch.randn_like(z)
+    straight = torch.autograd.grad((made.codes * weight).sum(), (z, book.weight), allow_unused=True)
+    assert straight[1] is None
+    assert_close(straight[0], weight)
+
+
+def test_bfloat16_latents_are_compared_in_full_precision() -> None:
+    torch.manual_seed(0)
+    book, z = Codebook(64, 16), torch.randn(100, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(book.nearest(z), torch.cdist(z, book.weight).argmin(-1))
+        assert book.quantize(z.view(25, 4, 16)).terms["codebook"].dtype == torch.float32
+
+
+def test_moving_codes_begin_as_latents_and_end_as_their_means() -> None:
+    torch.manual_seed(0)
+    centres = torch.tensor([[4.0, 0.0], [-4.0, 0.0], [0.0, 4.0]])
+    book = MovingCodebook(16, 2)
+    assert not [p for p in book.parameters() if p.requires_grad]
+    for update in range(60):
+        z = centres[torch.randint(3, (50,))] + 0.01 * torch.randn(50, 2)
+        book.follow(z, book.nearest(z))
+        if not update:
+            assert torch.cdist(book.weight, z).min(1).values.max() < 1e-5, "every code is one of the first latents"
+    near = torch.cdist(book.weight, centres).min(1)
+    assert near.values.max() < 0.1 and set(near.indices.tolist()) == {0, 1, 2}
+
+
+def test_a_moving_mean_by_hand() -> None:
+    book = MovingCodebook(2, 1)
+    book.count.copy_(torch.tensor([10.0, 5.0]))
+    book.total.copy_(torch.tensor([[10.0], [10.0]]))
+    book.weight.copy_(torch.tensor([[1.0], [2.0]]))
+    book.follow(torch.tensor([[1.5], [0.5], [3.0]]), torch.tensor([0, 0, 1]))
+    assert_close(book.count, torch.tensor([0.99 * 10 + 0.01 * 2, 0.99 * 5 + 0.01 * 1]))
+    assert_close(book.weight, torch.tensor([[(9.9 + 0.02) / 9.92], [(9.9 + 0.03) / 4.96]]))
+
+
+def test_a_code_that_nobody_uses_begins_anew_and_the_others_stay() -> None:
+    torch.manual_seed(0)
+    book = MovingCodebook(3, 1)
+    book.count.copy_(torch.tensor([10.0, 0.04, 10.0]))
+    book.total.copy_(torch.tensor([[10.0], [-4.0], [20.0]]))
+    book.weight.copy_(torch.tensor([[1.0], [-100.0], [2.0]]))
+    book.follow(torch.full((20, 1), 1.4), torch.zeros(20, dtype=torch.long))
+    assert book.weight[1] == pytest.approx(1.4) and book.count[1] == pytest.approx(book.ANEW)
+    assert 1 < book.weight[0] < 1.4
+    assert_close(book.weight[2], torch.tensor([2.0]))
+
+
+# ---- finite scalars ----
+@pytest.mark.parametrize("levels", [(3,), (8,), (8, 8, 8), (5, 4, 3), (8, 5, 5, 5)], ids=str)
+def test_every_code_is_reached_and_told_by_its_token(levels: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    book, count = FiniteScalar(levels), int(torch.tensor(levels).prod())
+    assert book.weight.shape == (count, len(levels)) and len(book.weight.unique(dim=0)) == count
+    assert book.weight.min() == -1 and book.weight.max() <= 1
+    z = 5 * torch.rand(200 * count, 1, len(levels)) - 2.5
+    made = book.quantize(z)
+    assert set(made.tokens.flatten().tolist()) == set(range(count))
+    assert_close(made.codes, book(made.tokens))
+    assert torch.equal(made.tokens, book.nearest(z)) and not made.terms
+    assert torch.equal(book.nearest(torch.full((1, len(levels)), 99.0)), torch.tensor([count - 1]))
+    assert torch.equal(book.nearest(torch.full((1, len(levels)), -99.0)), torch.tensor([0]))
+
+
+def test_levels_by_hand() -> None:
+    """Five levels: 2 tanh(z), rounded, halved. Four: shifted so that 0 stays 0, and has one level less above."""
+    z = torch.tensor([[-5.0], [-0.6], [0.1], [0.6], [5.0]])
+    assert_close(FiniteScalar((5,)).quantize(z).codes.flatten(), torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]))
+    assert_close(FiniteScalar((4,)).quantize(z).codes.flatten(), torch.tensor([-1.0, -0.5, 0.0, 0.5, 0.5]))
+
+
+def test_a_gradient_passes_the_rounding_and_fades_at_the_ends() -> None:
+    z = torch.tensor([[[0.2], [9.0]]], requires_grad=True)
+    FiniteScalar((5,)).quantize(z).codes.sum().backward()
+    assert z.grad is not None
+    middle, end = z.grad.flatten().tolist()
+    assert middle == pytest.approx((1 - torch.tensor(0.2).tanh().item() ** 2) * 2.002 / 2, rel=1e-4)
+    assert 0 <= end < 1e-5
+
+
+# ---- both ----
+def test_usage_by_hand() -> None:
+    told = usage(torch.tensor([0, 0, 1, 1]), 8)
+    assert_close(told["perplexity"], torch.tensor(2.0))
+    assert (told["codebook_usage"], told["dead_codes"]) == (0.25, 6)
+    assert usage(torch.arange(8), 8)["perplexity"] == pytest.approx(8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "codes", "levels", "words"),
+    [
+        ("fsq", 500, (8, 8, 8), r"\[8, 8, 8\] make 512 codes, not 500"),
+        ("fsq", 16, (8, 2), "at least 3 levels"),
+        ("fsq", 1, (), "at least 3 levels"),
+        ("vq", 8, (8,), '"gradient", "ema" or "fsq", got "vq"'),
+    ],
+)
+def test_impossible_quantisers(kind: str, codes: int, levels: tuple[int, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        quantizers.build(kind, codes, 4, levels)

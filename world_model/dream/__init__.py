@@ -1,0 +1,1 @@
+"""The dream as gymnasium environments."""

@@ -1,0 +1,1 @@
+"""Tokenizers, quantisers, dynamics, heads and networks that systems share."""
