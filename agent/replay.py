@@ -228,14 +228,14 @@ class Replay:
         span[1] = np.clip(self.config.recent_steps - newer, 0, lengths)
         share = self.config.recency if split == "train" and (span[1] * allowed).any() else 0.0
         recent = (self.rng.random(count) < share).astype(np.int64)
-        rng_state = self.rng.random(count)
+        draws = self.rng.random(count)
         chosen = np.empty(count, np.int64)
         for kind in (0, 1):  # anywhere, recent
             chance = span[kind] * allowed
             possible = np.flatnonzero(chance)
             if len(possible):
                 bounds = chance[possible].cumsum()
-                spots = np.searchsorted(bounds, rng_state * bounds[-1], side="right").clip(max=len(possible) - 1)
+                spots = np.searchsorted(bounds, draws * bounds[-1], side="right").clip(max=len(possible) - 1)
                 chosen = np.where(recent == kind, possible[spots], chosen)
         return entries, chosen, lengths[chosen] - span[recent, chosen]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from world_model.interface import Losses, Objective, Optim
+from world_model.interface import Losses, Objective, Optim, Term
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class Trainer:
             loss = self._losses[name] = torch.compile(objective.loss) if self.compile else objective.loss
         with self.mixed():
             losses = loss(data)
-            total = reduce(losses.terms, objective.scales)
+            terms = {term: masked(part, data) for term, part in losses.terms.items()}
+            total = reduce(terms, objective.scales)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, enabled=False):  # a policy's update stands within a rollout's `mixed()`
             total.backward()
@@ -102,7 +103,7 @@ class Trainer:
             objective.after(losses.learned)
         torch.clear_autocast_cache()  # within an outer `mixed()` the next update would read the weights from before
         self.updates[name] += 1
-        self.note({f"{name}/{term}": value.detach().mean() for term, value in losses.terms.items()})
+        self.note({f"{name}/{term}": value.detach().mean() for term, value in terms.items()})
         self.note({f"{name}/{key}": value for key, value in losses.metrics.items()} | {f"{name}/grad_norm": norm})
         return losses
 
@@ -170,8 +171,16 @@ def groups(objective: Objective) -> list[dict[str, Any]]:
     return [{"params": decayed}, {"params": list(objective.undecayed), "weight_decay": 0.0}]
 
 
+def masked(term: Term, data: Any) -> Tensor:
+    """A term of a loss, zero where its mask in the data is 0: (B, T, ...)."""
+    if not term.mask:
+        return term.value
+    mask: Tensor = data.mask(term.mask)
+    return term.value * mask.float().reshape(*mask.shape, *[1] * (term.value.dim() - mask.dim()))
+
+
 def reduce(terms: dict[str, Tensor], scales: dict[str, float]) -> Tensor:
-    """The loss: each term's mean times its scale. Terms are already zero where they do not apply.
+    """The loss: each masked term's mean over all its numbers, those that are masked included, times its scale.
 
     Raises ValueError when a term has no scale or a scale no term: neither is ever silently dropped.
     """

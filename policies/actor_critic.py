@@ -18,7 +18,7 @@ from torch import Tensor
 from envs.spec import Spec
 from policies.interface import Learner, Policy, Rollout, Trajectory, Update
 from policies.returns import ReturnScale, lambda_returns
-from world_model.interface import Losses, Objective, Optim
+from world_model.interface import Losses, Objective, Optim, Term
 from world_model.parts.heads import TwoHot, draw
 from world_model.parts.nets import mlp
 from world_model.trees import Tree
@@ -122,6 +122,10 @@ class Targets(NamedTuple):
     log_prob: Tensor  # (B, H) of the action when it was dreamed; zeros for a single pass
     alive: Tensor  # (B, H) probability that the dream had not ended before
 
+    def mask(self, name: str) -> Tensor:
+        """ "alive"."""
+        return {"alive": self.alive}[name]
+
 
 class ActorCritic(Learner):
     """Learns from dreams by policy gradient; see the module's text."""
@@ -176,15 +180,14 @@ class ActorCritic(Learner):
         value = self.value(dream.view)  # (B, H + 1)
         returns = lambda_returns(dream.reward, dream.cont, value, gamma=self.config.gamma, lam=self.config.lam)
         advantage = (returns - value[:, :-1]) / self.scale.update(returns)
-        alive = torch.cat([torch.ones_like(dream.cont[:, :1]), dream.cont[:, :-1]], 1).cumprod(1)
         log_prob = torch.zeros_like(returns)  # one pass compares with nothing
         if self.config.epochs > 1:
             log_prob, _ = self.policy.evaluate(dream.view[:, :-1], dream.action)
-        return Targets(dream.view[:, :-1], dream.action, returns, advantage, log_prob, alive)
+        return Targets(dream.view[:, :-1], dream.action, returns, advantage, log_prob, dream.mask("alive"))
 
     def _actor_loss(self, part: Targets) -> Losses:
         log_prob, entropy = self.policy.evaluate(part.view, part.action)
-        terms = {"policy": -self._gain(log_prob, part) * part.alive, "entropy": -entropy * part.alive}
+        terms = {"policy": Term(-self._gain(log_prob, part), "alive"), "entropy": Term(-entropy, "alive")}
         return Losses(terms, {"entropy_nats": entropy.detach().mean()})
 
     def _gain(self, log_prob: Tensor, part: Targets) -> Tensor:
@@ -199,8 +202,8 @@ class ActorCritic(Learner):
         with torch.no_grad():
             slow = self.slow_critic(part.view).float().softmax(-1)
         terms = {
-            "value": self.twohot.loss(logits, part.returns) * part.alive,
-            "slow": self.twohot.cross_entropy(logits, slow) * part.alive,
+            "value": Term(self.twohot.loss(logits, part.returns), "alive"),
+            "slow": Term(self.twohot.cross_entropy(logits, slow), "alive"),
         }
         return Losses(terms, {})
 

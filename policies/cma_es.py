@@ -209,8 +209,7 @@ class Evolution(Learner):
 def total_rewards(dream: Trajectory) -> Tensor:
     """The expected sum of rewards of each row, (B, H) -> (B,) float64: what follows a likely end counts less."""
     cont = dream.cont.double()
-    alive = torch.cat([torch.ones_like(cont[:, :1]), cont[:, :-1]], 1).cumprod(1)
-    return (dream.reward.double() * alive).sum(1)
+    return (dream.reward.double() * dream._replace(cont=cont).mask("alive")).sum(1)
 
 
 def needed_memory(config: EvolutionConfig, features: int, size: int) -> int:

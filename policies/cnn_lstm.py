@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from envs.spec import Spec
 from policies.interface import Learner, Policy, Rollout, Trajectory, Update
 from policies.returns import lambda_returns
-from world_model.interface import Losses, Objective, Optim
+from world_model.interface import Losses, Objective, Optim, Term
 from world_model.parts.heads import draw
 from world_model.trees import Tree
 
@@ -134,14 +134,13 @@ class CnnLstm(Learner):
         value = self.critic(hidden).float().squeeze(-1)  # (B, H + 1)
         with torch.no_grad():
             returns = lambda_returns(dream.reward, dream.cont, value, gamma=self.config.gamma, lam=self.config.lam)
-            alive = torch.cat([torch.ones_like(dream.cont[:, :1]), dream.cont[:, :-1]], 1).cumprod(1)
             advantage = returns - value[:, :-1]
         entropy = -(log_probs.exp() * log_probs).sum(-1)
         chosen = log_probs.gather(-1, dream.action.unsqueeze(-1)).squeeze(-1)
         terms = {
-            "policy": -chosen * advantage * alive,
-            "entropy": -entropy * alive,
-            "value": (value[:, :-1] - returns).square() * alive,
+            "policy": Term(-chosen * advantage, "alive"),
+            "entropy": Term(-entropy, "alive"),
+            "value": Term((value[:, :-1] - returns).square(), "alive"),
         }
         rms = advantage.square().mean().sqrt()
         return Losses(terms, {"entropy_nats": entropy.detach().mean(), "return": returns.mean(), "advantage_rms": rms})

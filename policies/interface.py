@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from world_model.interface import Losses, Objective
@@ -23,6 +24,10 @@ class Trajectory(NamedTuple):
     reward: Tensor  # (B, H) what action[:, t] brought, in the game's units or, for a policy of `signs`, in [-1, 1]
     cont: Tensor  # (B, H) probability that the episode went on after action[:, t]
     memory: Tree = ()  # the policy's, before view[:, 0]
+
+    def mask(self, name: str) -> Tensor:
+        """ "alive" (B, H): the probability that the dream had not ended before each action."""
+        return {"alive": torch.cat([torch.ones_like(self.cont[:, :1]), self.cont[:, :-1]], 1).cumprod(1)}[name]
 
 
 class Policy(nn.Module, ABC):

@@ -7,12 +7,13 @@ The timeline is the one of `envs/episode.py`: frame[t], then action[t], which br
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.spec import Spec
@@ -21,7 +22,7 @@ from world_model.trees import Tree
 
 
 class State(NamedTuple):
-    """Where a dreamer stands: `latent` is what `decode` shows, `memory` what it remembers of the frames before."""
+    """Where a dreamer stands: the `latent` of the present frame, and the `memory` of this frame and those before."""
 
     latent: Tensor  # (B, *latent_shape)
     memory: Tree  # tensors, batch first
@@ -39,24 +40,42 @@ class Batch(NamedTuple):
     """B segments of T consecutive indices of real episodes; padding comes only at the end of too short an episode."""
 
     frame: Tensor  # (B, T, C, H, W) uint8; zeros where not valid
-    action: Tensor  # (B, T) int64 or (B, T, A) float in [-1, 1]; zeros where not acted
+    action: Tensor  # (B, T) int64 or (B, T, A) float in [-1, 1]; zeros where there is none
     reward: Tensor  # (B, T) what action[t] brought
     terminated: Tensor  # (B, T) bool
     has_action: Tensor  # (B, T) bool: there is an action, and the transition t -> t + 1 is real
     valid: Tensor  # (B, T) bool: the frame is real, not padding
+    code: Tensor | None = None  # (B, T, ...) what `Stage.encode` made of the frames; None for stages without it
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return Batch(*(part if part is None else part.to(device, non_blocking=True) for part in self))
+
+    def mask(self, name: str) -> Tensor:
+        """Where a term of a loss counts, (B, T) bool: "valid", "has_action", or "arrived".
+
+        "arrived" marks the indices whose frame was reached by an action within the segment, so that what
+        action[t - 1] brought can be told by the state at t; never the first.
+        """
+        if name == "arrived":
+            return F.pad(self.valid[:, 1:] & self.has_action[:, :-1], (1, 0))
+        return {"valid": self.valid, "has_action": self.has_action}[name]
+
+
+class Term(NamedTuple):
+    """One named part of a loss: unreduced, unmasked, and the name of the mask that says where it counts."""
+
+    value: Tensor  # (B, T, ...)
+    mask: str = ""  # a name that the data's `mask` method knows; "": counts everywhere
 
 
 class Losses(NamedTuple):
-    """Named, unreduced, already masked terms; the trainer's `reduce` applies the scales.
+    """Named, unreduced terms; the trainer's `reduce` applies masks and scales.
 
     Episodes that count more are sampled more often, so no importance is applied here.
     """
 
-    terms: dict[str, Tensor]  # (B, T) each, zero where the term does not apply
+    terms: dict[str, Term]
     metrics: dict[str, Tensor]  # detached scalars
     states: State | None = None  # (B, T, ...) detached: where imagination may start
     learned: Any = None  # detached: what `Objective.after` reads
@@ -74,6 +93,14 @@ class Optim:
     decay: int = 0  # updates after which the n-th has decay / n of the rate; 0: always the whole
 
 
+class Metric(NamedTuple):
+    """What a logged number means: a line of the documentation, and where else it is shown."""
+
+    text: str
+    shown: str = ""  # its short name on the terminal; "" hides it there
+    panel: str = ""  # the title of its panel in the learning curve; "" draws none
+
+
 @dataclass(frozen=True)
 class Objective:
     """One loss and the parameters it trains. Every parameter of a system belongs to exactly one objective."""
@@ -85,6 +112,7 @@ class Objective:
     optim: Optim = field(default_factory=Optim)
     undecayed: tuple[nn.Parameter, ...] = ()  # of `params`, those that weight decay leaves alone
     after: Callable[[Any], None] | None = None  # what follows a step without a gradient; reads `Losses.learned`
+    metrics: Mapping[str, Metric] = field(default_factory=dict)  # of its terms and metrics, by name
 
 
 @dataclass(frozen=True)
@@ -96,41 +124,40 @@ class Stage:
     batch_size: int
     length: int
     updates: int = 1
-    # (N, C, H, W) in [0, 1] -> (N, ...): what the losses read instead of the frames, computed once a round.
-    encode: Callable[[Tensor], Tensor] | None = None
+    # What the losses read beside the frames, computed once a round: an episode's frames in order (T, C, H, W) in
+    # [0, 1] and the actions between them (T - 1[, A]) -> (T, ...). Index t may depend on frame[t - 1], action[t - 1]
+    # and frame[t] alone, so that an episode that has grown is encoded from where it had ended.
+    encode: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 class WorldModel(nn.Module, ABC):
-    """The six verbs of a world model, and the two that follow from them.
+    """A pure state machine over tensors: state goes in and comes out, nothing is remembered inside the module.
 
-    Nothing is remembered inside the module: state goes in and comes out. Rows are independent of each other.
+    A new system writes `initial`, `advance`, `imagine`, `observe`, `outcome`, `features`, `decode` and `stages`, and
+    sets the three attributes; all else has a default. Rows of a batch are independent of each other. A frame that is
+    awaited is either dreamed (`imagine`, the prior) or seen (`observe`, the posterior); both see the memory, and
+    return the state with a memory that knows the frame, so that `advance` adds the action alone.
     """
 
     spec: Spec
     latent_shape: tuple[int, ...]
     feature_size: int
-    heavy: bool = False  # a single row, too, is faster in bfloat16 where the processor multiplies it natively
-    sees_frames: bool = False  # the features are the decoded frame, flat
-
-    @abstractmethod
-    def encode(self, frame: Tensor) -> Tensor:
-        """The latent of a frame alone, without memory: (..., C, H, W) in [0, 1] -> (..., *latent_shape)."""
-
-    @abstractmethod
-    def decode(self, latent: Tensor) -> Tensor:
-        """The picture of a latent: (..., *latent_shape) -> (..., C, H, W) in [0, 1]."""
 
     @abstractmethod
     def initial(self, batch_size: int) -> Tree:
-        """The memory of somebody who has seen nothing."""
+        """The memory of somebody who has seen nothing and awaits an episode's first frame."""
 
     @abstractmethod
     def advance(self, state: State, action: Tensor) -> Tree:
-        """Remembers (latent, action): the memory with which the next frame is awaited."""
+        """Remembers the state and the action (B,) or (B, A): the memory with which the next frame is awaited."""
 
     @abstractmethod
-    def sample(self, memory: Tree, temperature: float = 1.0) -> Tensor:
-        """Draws the next latent: (B, *latent_shape). Temperature 0 takes the most likely one."""
+    def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
+        """Dreams the frame that is awaited. Temperature 0 takes the most likely latent."""
+
+    @abstractmethod
+    def observe(self, memory: Tree, frame: Tensor) -> State:
+        """Sees the frame (B, C, H, W) in [0, 1] that is awaited."""
 
     @abstractmethod
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
@@ -148,45 +175,35 @@ class WorldModel(nn.Module, ABC):
         """What a policy sees: (B, F)."""
 
     @abstractmethod
-    def observe(self, frame: Tensor, action: Tensor) -> State:
-        """The states along real segments in one parallel pass: (B, T, C, H, W), (B, T[, A]) -> State of (B, T, ...).
-
-        Equal to `start` on the first frame and `step` with each further one.
-        """
+    def decode(self, state: State) -> Tensor | None:
+        """The picture of a state, (B, C, H, W) in [0, 1]; None for a model without pictures, whatever the state."""
 
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:
         """How this system is trained, in order."""
 
-    def prepare(self, frames: Tensor) -> None:  # noqa: B027 - most systems need no look at the data
-        """Looks once at frames of the prefill, (N, C, H, W) in [0, 1], before training begins."""
-
-    def pictures(self, frame: Tensor, action: Tensor) -> dict[str, np.ndarray]:
-        """Further pictures (H, W, 3) uint8 of what this system knows, by name; most systems have none.
-
-        From a real segment (1, T, C, H, W) in [0, 1], without padding, and its actions (1, T[, A]).
-        """
-        return {}
-
+    # ---- what follows from these; a system may override them with a faster equal ----
     def start(self, frame: Tensor, action: Tensor | None = None) -> State:
-        """Burn-in on a real context: frames (B, T, C, H, W), the T - 1 actions between them (more are ignored)."""
-        state = State(self.encode(frame[:, 0]), self.initial(frame.shape[0]))
+        """Burn-in on a real context: frames (B, T, C, H, W), the T - 1 actions between them (more are ignored).
+
+        Raises ValueError when there are several frames and no actions.
+        """
+        if action is None and frame.shape[1] > 1:
+            raise ValueError("a context of several frames needs the actions between them")
+        state = self.observe(self.initial(frame.shape[0]), frame[:, 0])
         for t in range(1, frame.shape[1]):
-            if action is None:
-                raise ValueError("a context of several frames needs the actions between them")
-            state = State(self.encode(frame[:, t]), self.advance(state, action[:, t - 1]))
+            assert action is not None
+            state = self.observe(self.advance(state, action[:, t - 1]), frame[:, t])
         return state
 
     def step(self, state: State, action: Tensor, frame: Tensor | None = None, temperature: float = 1.0) -> Step:
-        """One action further: dreams the next latent, or follows the real game when its frame is given."""
+        """One action further: dreams the next frame, or follows the real game when its frame is given."""
         memory = self.advance(state, action)
-        latent = self.dream(memory, temperature) if frame is None else self.encode(frame)
-        state = State(latent, memory)
+        state = self.imagine(memory, temperature) if frame is None else self.observe(memory, frame)
         return Step(state, *self.outcome(state))
 
-    def dream(self, memory: Tree, temperature: float = 1.0) -> Tensor:
-        """`sample` for `step`, whose new memory is nobody else's yet: a model may note in it what it finds."""
-        return self.sample(memory, temperature)
+    def prepare(self, frames: Tensor) -> None:  # noqa: B027 - most systems need no look at the data
+        """Looks once at frames of the prefill, (N, C, H, W) in [0, 1], before training begins."""
 
     def condense(self, memory: Tree) -> Tree:
         """As little of a memory as `recall` needs, for those who keep many."""
@@ -196,10 +213,9 @@ class WorldModel(nn.Module, ABC):
         """The memory again."""
         return condensed
 
-    def reset_rows(self, state: State, mask: Tensor) -> State:
-        """Forgets the rows where mask (B,) is True; their latents stay as they are."""
-        initial = self.initial(mask.shape[0])
-        return State(state.latent, trees.where(mask, initial, state.memory))
+    def reset_rows(self, memory: Tree, mask: Tensor) -> Tree:
+        """Forgets the rows where mask (B,) is True, which then await an episode's first frame."""
+        return trees.where(mask, self.initial(mask.shape[0]), memory)
 
 
 def parameters_of(modules: Iterable[nn.Module | nn.Parameter]) -> tuple[nn.Parameter, ...]:

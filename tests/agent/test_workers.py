@@ -191,7 +191,8 @@ import sys
 from functools import partial
 from pathlib import Path
 from agent.workers import Workers
-from tests import test_workers, uneven
+from tests import uneven
+from tests.agent import test_workers
 with Workers(partial(uneven.make, 3, "hangs", Path(sys.argv[1])), 1) as pool:
     pool.play(None, 0, test_workers.drawn(), test_workers.TASKS)
 """
