@@ -1,5 +1,5 @@
 # make train [key=value ...]    learn a game; make train env=ALE/Breakout-v5 seed=1; flags in args: make train seed=0,1 args=-m
-# make test                     run the tests
+# make test                     the linters and the tests; make test args="tests/envs -k size"
 # Needs Python 3.11 or newer and make; PYTHON=... names another interpreter than python3.
 
 PYTHON ?= python3
@@ -13,8 +13,10 @@ KEYS = $(filter-out PYTHON=% args=%,$(MAKEOVERRIDES))
 train: install
 	.venv/bin/python main.py $(KEYS) $(args)
 
-test: install
-	.venv/bin/python -m pytest $(args)
+test: .venv/installed-test
+	.venv/bin/python -m ruff check --quiet .
+	.venv/bin/python -m mypy
+	.venv/bin/python -m pytest -n auto --dist worksteal $(args)
 
 install: .venv/installed
 
@@ -24,7 +26,14 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	@echo "Installing torch and the rest into .venv; this takes some minutes, once."
 	$(INSTALL) torch
-	$(INSTALL) --editable '.[play,test]'
+	@# compat: a plain path, so that the package is found in any folder, also one that holds a runs/ of its own.
+	$(INSTALL) --config-settings editable_mode=compat --editable '.[play]'
 	@# OpenCV needs libGL, which servers and containers lack; the same OpenCV without windows does not.
 	@.venv/bin/python -c 'import cv2' 2>/dev/null || { .venv/bin/python -m pip uninstall --quiet --yes opencv-python && $(INSTALL) --force-reinstall --no-deps opencv-python-headless; }
+	@# CarRacing's physics, where there is a wheel of it: building it from source needs more than Python.
+	@$(INSTALL) --only-binary :all: 'gymnasium[box2d]' 2>/dev/null || echo "CarRacing's physics (Box2D) has no wheel for this Python: all other games work."
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(INSTALL) --config-settings editable_mode=compat --editable '.[test]'
 	@touch $@
