@@ -15,8 +15,13 @@ from envs.spec import Spec
 from world_model.interface import Batch
 
 
-def cut(episodes: Sequence[Episode], starts: Sequence[int], length: int, *, spec: Spec) -> Batch:
-    """One segment of `length` indices from each episode, beginning at its start and padded behind its end."""
+def cut(
+    episodes: Sequence[Episode], starts: Sequence[int], length: int, *, spec: Spec, codes: Sequence[np.ndarray] = ()
+) -> Batch:
+    """One segment of `length` indices from each episode, beginning at its start and padded behind its end.
+
+    `codes` holds, for each of them, what stands for its frames: (frames of the episode, ...).
+    """
     size = (len(episodes), length)
     batch = Batch(
         frame=torch.from_numpy(np.empty((*size, *episodes[0].frame.shape[1:]), episodes[0].frame.dtype)),
@@ -25,8 +30,9 @@ def cut(episodes: Sequence[Episode], starts: Sequence[int], length: int, *, spec
         terminated=torch.zeros(size, dtype=torch.bool),
         has_action=torch.zeros(size, dtype=torch.bool),
         valid=torch.zeros(size, dtype=torch.bool),
+        code=torch.zeros((*size, *codes[0].shape[1:]), dtype=torch.from_numpy(codes[0]).dtype) if codes else None,
     )
-    frame, action, reward, terminated, has_action, valid = (tensor.numpy() for tensor in batch)
+    frame, action, reward, terminated, has_action, valid = (tensor.numpy() for tensor in batch[:6])
     for b, (episode, start) in enumerate(zip(episodes, starts, strict=True)):
         frames, steps = min(length, len(episode.frame) - start), min(length, len(episode) - start)
         frame[b, :frames] = episode.frame[start : start + frames]
@@ -36,4 +42,6 @@ def cut(episodes: Sequence[Episode], starts: Sequence[int], length: int, *, spec
         reward[b, :steps] = episode.reward[start : start + steps]
         terminated[b, :steps] = episode.terminated[start : start + steps]
         has_action[b, :steps] = True
+        if batch.code is not None:
+            batch.code[b, :frames] = torch.from_numpy(codes[b][start : start + frames])
     return batch

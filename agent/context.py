@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 
-class Run(Protocol):
+class Logger(Protocol):
     """Where a run is written; `runs.folder.run.Run` is one."""
 
     def log(self, step: int, scalars: dict[str, float]) -> None: ...
@@ -39,6 +39,6 @@ class ImaginationConfig(Protocol):
 class Context(NamedTuple):
     """Where a training run reports, and who may ask it to stop."""
 
-    run: Run
+    run: Logger
     screen: Screen
     asked_to_stop: Callable[[], bool]

@@ -5,6 +5,7 @@ Shapes: B rows, T frames, C H W picture.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,16 @@ from agent.replay import Replay
 from world_model.interface import WorldModel, to_pixels, to_unit
 
 if TYPE_CHECKING:
-    from agent.context import Run
+    from agent.context import Logger
 
 
+Diagnostics = Callable[[WorldModel, torch.Tensor, torch.Tensor], dict[str, np.ndarray]]
 GAP = 4  # white pixels between the pictures of a strip
+
+
+def no_diagnostics(model: WorldModel, frame: torch.Tensor, action: torch.Tensor) -> dict[str, np.ndarray]:
+    """Nothing beside the dream."""
+    return {}
 
 
 class Comparison(NamedTuple):
@@ -32,13 +39,17 @@ class Comparison(NamedTuple):
 def compare(model: WorldModel, frame: torch.Tensor, action: torch.Tensor, context: int) -> Comparison:
     """Real segments (B, T, ...), what the latents keep of them, and what is dreamed on after `context` frames."""
     real = to_unit(frame)
-    reconstruction = model.decode(model.encode(real))
-    state = model.start(real[:, :context], action[:, : context - 1])
-    dreamed = [reconstruction[:, :context]]
-    for t in range(context, real.shape[1]):
-        state = model.step(state, action[:, t - 1]).state
-        dreamed.append(model.decode(state.latent).unsqueeze(1))
-    return Comparison(real, reconstruction, torch.cat(dreamed, 1))
+    state = model.start(real[:, :1])
+    followed = dreamed = [model.picture(state)]
+    for t in range(1, real.shape[1]):
+        if t == context:
+            dream, dreamed = state, list(followed)
+        if t >= context:
+            dream = model.step(dream, action[:, t - 1]).state
+            dreamed.append(model.picture(dream))
+        state = model.step(state, action[:, t - 1], real[:, t]).state
+        followed.append(model.picture(state))
+    return Comparison(real, *(torch.stack(pictures, 1).float() for pictures in (followed, dreamed)))
 
 
 def side_by_side(seen: Comparison, row: int, scale: int = 3) -> np.ndarray:
@@ -56,17 +67,25 @@ def strip(seen: Comparison, row: int, count: int = 8, scale: int = 2) -> np.ndar
     return np.concatenate([np.concatenate(list(one), 1) for one in framed], 0)
 
 
-def show_dream(model: WorldModel, replay: Replay, run: Run, *, context: int = 8, length: int = 72) -> None:
-    """Writes a video and pictures of one segment, held out where there is one. Leaves every generator as it was."""
+def show_dream(
+    model: WorldModel, replay: Replay, run: Logger, diagnostics: Diagnostics, *, context: int = 8, length: int = 72
+) -> None:
+    """Writes a video and pictures of one segment, held out where there is one. Leaves every generator as it was.
+
+    Of a model without pictures there is nothing to be seen but its `diagnostics`, which get a real segment
+    (1, T, C, H, W) in [0, 1], without padding, and its actions.
+    """
     split: Any = "validation" if replay.frames("validation") > length else "train"
     before, device = replay.rng.bit_generator.state, next(model.parameters()).device
     batch = replay.sample(1, length, split=split).to(device)
     replay.rng.bit_generator.state = before
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seen = compare(model, batch.frame, batch.action, context)
+        watched = model.decode(model.start(to_unit(batch.frame[:, :1]))) is not None
+        seen = compare(model, batch.frame, batch.action, context) if watched else None
         real = slice(int(batch.valid.sum()))  # a short episode is padded
-        pictures = model.pictures(seen.real[:, real], batch.action[:, real])
-    run.video(replay.steps, "dream", side_by_side(seen, 0))
-    run.picture(replay.steps, "dream", strip(seen, 0))
+        pictures = diagnostics(model, to_unit(batch.frame[:, real]), batch.action[:, real])
+    if seen is not None:
+        run.video(replay.steps, "dream", side_by_side(seen, 0))
+        run.picture(replay.steps, "dream", strip(seen, 0))
     for name, image in pictures.items():
         run.picture(replay.steps, name, image)

@@ -1,37 +1,79 @@
-"""The loop: collect, train the world model, train the policy in its dream, again and again. One page."""
+"""The loop: collect, train the world model, train the policy in its dream, again and again. One class.
+
+Shapes: B segments, T indices, S states.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from agent.context import Context, ImaginationConfig, Run, Screen
-from agent.dream_video import show_dream
+from agent.collector import Collector
+from agent.context import Context, ImaginationConfig, Logger, Screen
+from agent.dream_video import Diagnostics, no_diagnostics, show_dream
 from agent.interrupt import deferred
-from agent.player import Agent
+from agent.player import Agent, Player
 from agent.real_game import RealGame
 from agent.replay import Replay
-from agent.trainer import TrainConfig
-from agent.work import PART, Work, starts
+from agent.trainer import TrainConfig, Trainer
+from envs.episode import Episode
 from envs.errors import UserError
 from envs.games import Games
-from world_model.interface import Stage, to_unit
+from policies.imagination import imagine
+from policies.interface import Policy, Rollout, Trajectory
+from world_model import trees
+from world_model.interface import Batch, Metric, Stage, State, to_unit
+from world_model.trees import Tree
 
 PLACES = ("dream", "real")  # where a policy learns
-SHOWN = {  # to a person at the terminal, of what is logged
-    "pixels": "world_model/pixels", "reward": "world_model/reward", "kl": "world_model/kl",
-    "entropy": "actor/entropy_nats", "dream": "policy/return", "fitness": "policy/fitness",
-    "best": "policy/fitness_best", "frames": "vision/pixels", "memory": "memory/nll",
-    "tokenizer": "tokenizer/l1", "tokens": "world_model/tokens",
-}  # fmt: skip
+STARTS, CONTEXT = 32, 9  # real contexts in a checkpoint, and the frames of each: 3.5 MB at 64x64 RGB
+FEWEST = 16  # contexts drawn at least, lest all of a few happen to be where a game has ended
+PART = 512  # agent steps played, or frames encoded, without asking whether to stop
+METRICS = {  # of what the loop itself logs
+    "episode/return": Metric("return of the games that ended, in the game's own units"),
+    "updates": Metric("rounds of world model and policy so far"),
+    "real/generations": Metric("generations judged in the real game"),
+    "real/episodes": Metric("games played for fitness alone"),
+    "real/steps": Metric("agent steps of these, which are not among the run's"),
+    "memory_gb": Metric("the most memory the process has had resident so far, GiB"),
+}
 
 
-class Session(Work):
-    """One run in memory: everything that trains, and how it is saved.
+def start_contexts(replay: Replay) -> dict[str, torch.Tensor]:
+    """Contexts of real play that a dream can go on from without the game: up to STARTS of CONTEXT frames.
+
+    frame (S, T, C, H, W) uint8 and action (S, T - 1[, A]); empty while no episode is long enough. The replay's own
+    random numbers are left as they were.
+    """
+    if not replay.frames("train"):
+        return {}
+    before, replay.rng = replay.rng, np.random.default_rng(replay.steps)
+    try:
+        batch = replay.sample(2 * STARTS, CONTEXT)
+    finally:
+        replay.rng = before
+    usable = batch.has_action.all(1)  # no dream goes on from where a game has ended
+    return {"frame": batch.frame[usable][:STARTS].clone(), "action": batch.action[usable, :-1][:STARTS].clone()}
+
+
+def declared_metrics(agent: Agent) -> dict[str, Metric]:
+    """What every number means that a run of this agent logs, by its logged name."""
+    stages = [objective for stage in agent.world_model.stages() for objective in stage.objectives]
+    known = METRICS | {f"policy/{name}": metric for name, metric in agent.learner.metrics.items()}
+    for objective in (*stages, *agent.learner.objectives()):
+        known |= {f"{objective.name}/{name}": metric for name, metric in objective.metrics.items()}
+        known[f"{objective.name}/grad_norm"] = Metric("norm of the gradient before clipping")
+    return known
+
+
+class Loop:
+    """One run in memory: everything that plays and trains, when, and how it is saved.
 
     A round of the loop is: play, each stage of the world model for its updates, then the policy's plan. `reverie` has
     thousands of rounds of one update each, World Models has a few rounds of thousands. A round that was stopped goes on
@@ -40,12 +82,23 @@ class Session(Work):
 
     def __init__(
         self, agent: Agent, games: Games, replay: Replay, *, config: TrainConfig, dreams: ImaginationConfig, seed: int,
-        real: RealGame | None = None,
+        real: RealGame | None = None, diagnostics: Diagnostics = no_diagnostics,
     ) -> None:  # fmt: skip
-        super().__init__(agent, games, replay, config=config, dreams=dreams, seed=seed, real=real)
+        self.agent, self.replay, self.config, self.dreams, self.real = agent, replay, config, dreams, real
+        self.diagnostics = diagnostics
+        self.collector = Collector(games, replay, Player(agent), seed=seed)
+        self.stages = agent.world_model.stages()
+        objectives = [objective for stage in self.stages for objective in stage.objectives]
+        objectives += agent.learner.objectives()
+        self.trainer = Trainer(
+            objectives, device=agent.device, precision=config.precision, compile=config.compile
+        )  # fmt: skip
+        self.metrics = declared_metrics(agent)
+        self.returns: list[float] = []  # of episodes since the last log
         self.updates = 0  # rounds that are behind us
         self.done: dict[str, int] = {}  # of the round under way
         self.only = ""  # the one part that is done instead of a round
+        self._codes: dict[str, tuple[tuple[int, ...], dict[int, np.ndarray]]] = {}  # see `encoded`
         self._saved = 0.0
 
     @property
@@ -53,7 +106,7 @@ class Session(Work):
         """What a round consists of, by name."""
         return ("collect", *(stage.name for stage in self.stages), "dream", *(("real",) if self.real else ()))
 
-    def train(self, steps: int, run: Run, screen: Screen, only: str = "") -> None:
+    def train(self, steps: int, run: Logger, screen: Screen, only: str = "") -> None:
         """Runs until the replay holds `steps` agent steps and what they allow has been learned.
 
         With `only` one part of a round is done once more instead. Ctrl-C or SIGTERM ends the update under way, saves a
@@ -143,7 +196,7 @@ class Session(Work):
         context.screen.update(self.replay.steps, **{part: None})
         return True
 
-    def prefill(self, run: Run, screen: Screen, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
+    def prefill(self, run: Logger, screen: Screen, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
         """Random play, one look at it, and the world model's first updates; goes on where a stopped run had come to."""
         while self.replay.steps < self.config.prefill and not asked_to_stop():
             self.collect(min(PART, self.config.prefill - self.replay.steps), screen, at_random=True)
@@ -161,6 +214,130 @@ class Session(Work):
                 run.log(self.replay.steps, self.trainer.report())
         screen.update(self.replay.steps, pretraining=None)
 
+    # ---- one piece of work ----
+    def collect(self, steps: int, screen: Screen, *, at_random: bool = False) -> None:
+        """Plays the real game."""
+        screen.phase("collect")
+        for episode in self.collector.collect(steps, at_random=at_random):
+            self.returns.append(episode.score)
+            screen.episode(episode.score, len(episode))
+        screen.update(self.replay.steps)
+
+    def train_world_model(self, stage: Stage | None = None, encoded: Sequence[np.ndarray] = ()) -> State | None:
+        """One update of a stage (the first one); the posterior states (S, ...) it passed through, if it tells them."""
+        stage = stage or self.stages[0]
+        batch = self.replay.sample(stage.batch_size, stage.length, encoded=encoded).to(self.agent.device)
+        losses = [self.trainer.update(objective, batch) for objective in stage.objectives]
+        return None if losses[-1].states is None else self._usable(losses[-1].states, batch)
+
+    def train_policy(self, states: State | None = None, where: str = "dream") -> None:
+        """One improvement, in the dream from a random choice of the states (S, ...), or in the real game."""
+        if where == "real":
+            if self.real is None:
+                raise ValueError("this session was built without workers for the real game")
+            rollout = self.real.rollout(self.agent, version=sum(self.trainer.updates.values()))
+        else:
+            rollout = self._dream(states)
+        with self.trainer.mixed():
+            metrics = self.agent.learner.improve(rollout, self.trainer.update)
+        self.trainer.note({f"policy/{key}": value for key, value in metrics.items()})
+
+    def _dream(self, states: State | None) -> Rollout:
+        dreams, model, policy = self.dreams, self.agent.world_model, self.agent.learner.policy
+        memory: Tree | None = None
+        if states is None or policy.is_recurrent:  # what the policy remembers, only a context of its own can tell
+            states, known = self._begun(dreams.starts)
+            memory = known if policy.is_recurrent else None
+        elif dreams.starts and dreams.starts < len(states.latent):
+            states = trees.rows(states, torch.randperm(len(states.latent), device=self.agent.device)[: dreams.starts])
+
+        def rollout(policy: Policy) -> Trajectory:
+            every = trees.map(lambda leaf: leaf.repeat(policy.population_size, *[1] * (leaf.dim() - 1)), states)
+            seen = (
+                policy.population_size == 1
+            )  # a population's views would fill gigabytes, and it learns from returns alone
+            return imagine(
+                model, policy, every, horizon=dreams.horizon, temperature=dreams.temperature, keep_views=seen,
+                memory=memory,
+            )  # fmt: skip
+
+        return rollout
+
+    # ---- where dreams begin ----
+    def states(self, count: int) -> State:
+        """`count` states of real play: `train.at_start` of them first ones, the others known from what came before.
+
+        Raises UserError when no episode is long enough, or when `count` is 0.
+        """
+        return self._begun(count)[0]
+
+    @torch.no_grad()
+    def _begun(self, count: int) -> tuple[State, Tree]:
+        """`states`, and the policy's memory before each of them; () when it remembers nothing."""
+        if not count:
+            raise UserError("policy.starts must be at least 1: this recipe draws the states that dreams begin from.")
+        first, length = round(self.config.at_start * count), self.config.burn_in + 1
+        parts = []
+        with self.trainer.mixed():
+            if first:
+                parts.append(self._followed(self.replay.sample(first, 1, first=True)))
+            if count > first:
+                batch = self.replay.sample(max(FEWEST, count - first), length)
+                # No dream goes on from where a game has ended.
+                usable = batch.has_action.all(1).nonzero()[: count - first, 0]
+                if not len(usable):
+                    raise UserError(f"No episode is longer than train.burn_in={length - 1}: no dream can begin.")
+                known = self._followed(batch.rows(usable))
+                parts.append(trees.rows(known, torch.arange(count - first, device=self.agent.device) % len(usable)))
+        return trees.map(lambda *leaves: torch.cat(leaves), *parts)  # type: ignore[no-any-return]
+
+    def _followed(self, batch: Batch) -> tuple[State, Tree]:
+        """The states (B, ...) at the end of real contexts, and the policy's memory before them; see `Player.act`."""
+        model, policy, batch = self.agent.world_model, self.agent.learner.policy, batch.to(self.agent.device)
+        frame = to_unit(batch.frame)
+        if not policy.is_recurrent:
+            return model.start(frame, batch.action), ()
+        state, memory = model.start(frame[:, :1]), policy.initial(len(frame))
+        for t in range(1, frame.shape[1]):
+            memory = policy.act(model.features(state), memory, greedy=True)[1]
+            state = model.step(state, batch.action[:, t - 1], frame[:, t]).state
+        return state, memory
+
+    def _usable(self, states: State, batch: Batch) -> State:
+        usable = batch.has_action[:, self.config.burn_in :]  # no dream goes on from where a game has ended
+        return trees.map(lambda leaf: leaf[:, self.config.burn_in :][usable], states)
+
+    # ---- codes ----
+    def encoded(self, stage: Stage) -> list[np.ndarray]:
+        """What a stage reads instead of the frames of each episode, if it does.
+
+        Kept by the episode's number for as long as the stages before, which train the encoder, take no further step:
+        then only frames that are new are encoded.
+        """
+        if stage.encode is None:
+            return []
+        before = takewhile(lambda earlier: earlier.name != stage.name, self.stages)
+        version = tuple(self.trainer.updates[part.name] for earlier in before for part in earlier.objectives)
+        known = self._codes.get(stage.name, ((), {}))
+        codes = known[1] if known[0] == version else {}
+        found: dict[int, np.ndarray] = {}
+        with torch.no_grad(), self.trainer.mixed():
+            for number, episode in self.replay.memory().items():
+                old = codes.get(number, np.zeros(0))
+                found[number] = self._codes_of(episode, stage.encode, old)
+        self._codes[stage.name] = version, found
+        return list(found.values())
+
+    def _codes_of(self, episode: Episode, encode: Callable[[Tensor, Tensor], Tensor], known: np.ndarray) -> np.ndarray:
+        """The codes (T, ...) of all frames, of which the first are known, in parts that share one frame."""
+        made = [known] if len(known) else []
+        for begin in range(len(known), len(episode.frame), PART):
+            first, end = max(0, begin - 1), min(begin + PART, len(episode.frame))
+            frame, action = (torch.from_numpy(part).to(self.agent.device)
+                             for part in (episode.frame[first:end], episode.action[first : end - 1]))  # fmt: skip
+            made.append(encode(to_unit(frame), action)[begin - first :].float().cpu().numpy())
+        return np.concatenate(made)
+
     # ---- telling ----
     def _tell(self, context: Context) -> None:
         """After a round: numbers, pictures and a checkpoint, each when it is due."""
@@ -169,7 +346,7 @@ class Session(Work):
             self._log(context)
         if self.updates % self.config.show_every == 0:
             context.screen.phase("pictures")
-            show_dream(self.agent.world_model, self.replay, context.run)
+            show_dream(self.agent.world_model, self.replay, context.run, self.diagnostics)
         if time.monotonic() - self._saved > self.config.save_every:
             context.screen.phase("checkpoint")
             self._save(context)
@@ -183,15 +360,15 @@ class Session(Work):
         if self.real:
             scalars |= {f"real/{name}": count for name, count in self.real.state_dict().items()}
         context.run.log(self.replay.steps, scalars)
-        shown = {name: scalars[key] for name, key in SHOWN.items() if key in scalars}
+        shown = {metric.shown: scalars[key] for key, metric in self.metrics.items() if metric.shown and key in scalars}
         context.screen.update(self.replay.steps, **shown)
 
+    # ---- saving ----
     def _save(self, context: Context) -> None:
         self.save(context.run)
         self._saved = time.monotonic()
 
-    # ---- saving ----
-    def save(self, run: Run) -> None:
+    def save(self, run: Logger) -> None:
         """Writes a checkpoint, unless a loss has become non-finite since the last log (NonFiniteLoss)."""
         self.trainer.check()
         run.save_checkpoint(self.state_dict(), self.replay.steps)
@@ -208,7 +385,7 @@ class Session(Work):
             "only": self.only,
             "real": {} if self.real is None else self.real.state_dict(),
             "returns": list(self.returns),
-            "starts": starts(self.replay),
+            "starts": start_contexts(self.replay),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }

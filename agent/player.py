@@ -43,17 +43,16 @@ class Player:
     def act(self, frames: np.ndarray, is_first: np.ndarray) -> np.ndarray:
         """Frames (N, C, H, W) uint8; fresh (N,) bool: an episode begins -> actions (N,) int64 or (N, A) float32."""
         model, policy = self.agent.world_model, self.agent.learner.policy
-        latent = model.encode(to_unit(torch.from_numpy(frames).to(self.agent.device)))
+        frame = to_unit(torch.from_numpy(frames).to(self.agent.device))
         if self.state is None or self.action is None:
-            state = State(latent, model.initial(len(frames)))
-            self.policy_memory = policy.initial(len(frames))
+            memory, self.policy_memory = model.initial(len(frames)), policy.initial(len(frames))
         else:
-            state = State(latent, model.advance(self.state, self.action))
+            memory = model.advance(self.state, self.action)
             if is_first.any():
                 mask = torch.from_numpy(is_first).to(self.agent.device)
-                state = model.reset_rows(state, mask)
+                memory = model.reset_rows(memory, mask)
                 self.policy_memory = trees.where(mask, policy.initial(len(frames)), self.policy_memory)
-        self.state = state
+        state = self.state = model.observe(memory, frame)
         self.action, self.policy_memory = policy.act(model.features(state), self.policy_memory, self.greedy)
         return self.action.cpu().numpy()
 
@@ -79,13 +78,13 @@ class Player:
             for row, (frames, actions) in enumerate(contexts):
                 if len(frames) >= back:
                     now[row], taken[row] = frames[-back], actions[-back]
-            latent = model.encode(to_unit(torch.from_numpy(now).to(device)))
             begins = torch.tensor([len(frames) <= back for frames, _ in contexts], device=device)
             if state is None:
-                state = State(latent, model.initial(rows))
+                known = model.initial(rows)
             else:
-                state = model.reset_rows(State(latent, model.advance(state, action)), begins)
+                known = model.reset_rows(model.advance(state, action), begins)
                 memory = trees.where(begins, policy.initial(rows), memory)
+            state = model.observe(known, to_unit(torch.from_numpy(now).to(device)))
             if policy.is_recurrent:
                 memory = policy.act(model.features(state), memory, greedy=True)[1]
             action = torch.from_numpy(taken).to(device)

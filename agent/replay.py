@@ -205,17 +205,16 @@ class Replay:
         episode and is then moved inside: the first and the last frame are drawn as often as one in the middle, and
         those less than `length` away from them up to twice as often. Only episodes shorter than `length` are padded.
         With `first` all segments begin where their episodes do.
-        `encoded` has an array for each episode of `memory`, which the batch then holds instead of its frames.
+        `encoded` has an array (frames, ...) for each episode of `memory`: the batch's `code`.
         Raises ValueError while there is no frame of that split.
         """
         entries, chosen, firsts = self._pick(batch_size, split)
         picked = [_episode(entries[i]) for i in chosen]
-        if encoded:
-            picked = [replace(episode, frame=encoded[i]) for episode, i in zip(picked, chosen, strict=True)]
+        codes = [encoded[i] for i in chosen] if encoded else []
         ends = np.array([len(episode.frame) for episode in picked])
         starts = np.clip(self.rng.integers(firsts - length + 1, ends), firsts, np.maximum(firsts, ends - length))
         starts = np.zeros_like(starts) if first else starts
-        return cut(picked, starts.tolist(), length, spec=self.spec)
+        return cut(picked, starts.tolist(), length, spec=self.spec, codes=codes)
 
     def _pick(self, count: int, split: Split) -> tuple[list[Episode | Recording], np.ndarray, np.ndarray]:
         """All episodes, the places (count,) of those drawn, and for each the first index a segment may begin at."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from agent.precision import mixed_precision
 from world_model.interface import Losses, Objective, Optim, Term
 
 
@@ -35,25 +35,6 @@ class TrainConfig:
 
 class NonFiniteLoss(ArithmeticError):
     """A loss or gradient became infinite or not a number; the message names the term."""
-
-
-def mixed_precision(device: torch.device, precision: str = "auto") -> bool:
-    """Whether to autocast to bfloat16: "bf16", "fp32", or "auto" (where the processor multiplies it natively)."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
-
-
-def lower(*parts: nn.Module) -> None:
-    """Casts convolutions and LSTMs to bfloat16 in place, which autocast in inference mode does at every call.
-
-    For what is trained no more and runs under autocast alone.
-    """
-    for module in chain.from_iterable(part.modules() for part in parts):
-        if isinstance(module, nn.Conv2d | nn.LSTM):
-            module.to(torch.bfloat16)
 
 
 class Trainer:

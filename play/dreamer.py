@@ -25,7 +25,6 @@ class Dreamer(SeededModel):
     def __init__(self, parts: Parts, seed: int) -> None:
         super().__init__(parts.world, seed)
         self.parts, self.model, self.policy = parts, parts.world.model, parts.learner.policy
-        self._decoded_last: tuple[State | None, Tensor] = None, torch.empty(0)  # what is shown is seen right after
 
     def from_start(self, start: int) -> View:
         """A dream that goes on from one of the world's starts."""
@@ -34,7 +33,7 @@ class Dreamer(SeededModel):
 
     def from_frame(self, frame: np.ndarray) -> View:
         """The real game at its first frame (C, H, W) uint8."""
-        return View(State(self.model.encode(self._unit(frame)), self.model.initial(1)), _shown(frame), frame)
+        return View(self.model.observe(self.model.initial(1), self._unit(frame)), _shown(frame), frame)
 
     def from_state(self, state: State, total: float = 0.0) -> View:
         """A dream that begins at this state."""
@@ -66,8 +65,7 @@ class Dreamer(SeededModel):
 
     def look(self, side: View) -> tuple[Tensor, Estimate]:
         """What the policy sees (1, F), and what it makes of it."""
-        known = self.model.sees_frames and side.state is self._decoded_last[0]
-        view = self._decoded_last[1].flatten(1) if known else self.model.features(side.state)
+        view = self.model.features(side.state)
         value, chances = self.parts.learner.value(view), self.policy.probabilities(view)
         listed = None if chances is None else chances[0].float().tolist()
         return view, Estimate(None if value is None else float(value), listed)
@@ -91,8 +89,7 @@ class Dreamer(SeededModel):
         return int(action[0]) if self.model.spec.discrete else tuple(action[0].tolist())
 
     def _decoded(self, state: State) -> np.ndarray:
-        self._decoded_last = state, self.model.decode(state.latent).float()
-        return np.asarray(to_pixels(self._decoded_last[1])[0])
+        return np.asarray(to_pixels(self.model.picture(state).float())[0])
 
     def _unit(self, frame: np.ndarray) -> Tensor:
         return to_unit(torch.from_numpy(frame).to(self.device).unsqueeze(0))

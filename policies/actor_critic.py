@@ -18,10 +18,30 @@ from torch import Tensor
 from envs.spec import Spec
 from policies.interface import Learner, Policy, Rollout, Trajectory, Update
 from policies.returns import ReturnScale, lambda_returns
-from world_model.interface import Losses, Objective, Optim, Term
+from world_model.interface import Losses, Metric, Objective, Optim, Term
 from world_model.parts.heads import TwoHot, draw
 from world_model.parts.nets import mlp
 from world_model.trees import Tree
+
+METRICS = {
+    "return": Metric("mean lambda return in the dream", shown="dream", panel="return in the dream"),
+    "return_scale": Metric("range between the 5th and 95th percentile of returns, by which advantages are divided"),
+    "dream_reward": Metric("mean reward of a dreamed step"),
+    "dream_cont": Metric("mean probability that a dreamed step does not end the game"),
+    "advantage_rms": Metric("size of the advantages, after that division"),
+}
+ACTOR_METRICS = {
+    "policy": Metric("the policy-gradient loss"),
+    "entropy": Metric("minus the entropy, as the loss has it"),
+    "entropy_nats": Metric(
+        "entropy of the policy (the logarithm of the number of actions: undecided)",
+        shown="entropy", panel="entropy of the policy, nats",
+    ),
+}  # fmt: skip
+CRITIC_METRICS = {
+    "value": Metric("cross-entropy of the critic against the returns"),
+    "slow": Metric("the same against its slow copy"),
+}
 
 
 @dataclass(frozen=True)
@@ -130,6 +150,8 @@ class Targets(NamedTuple):
 class ActorCritic(Learner):
     """Learns from dreams by policy gradient; see the module's text."""
 
+    metrics = METRICS
+
     def __init__(self, config: ActorCriticConfig, features: int, spec: Spec) -> None:
         super().__init__()
         self.config = config
@@ -145,9 +167,9 @@ class ActorCritic(Learner):
         actor, critic = tuple(self.policy.parameters()), tuple(self.critic.parameters())
         return (
             Objective("actor", actor, self._actor_loss, {"policy": 1.0, "entropy": self.config.entropy},
-                      Optim(lr=self.config.actor_lr, clip=clip)),
+                      Optim(lr=self.config.actor_lr, clip=clip), metrics=ACTOR_METRICS),
             Objective("critic", critic, self._critic_loss, {"value": 1.0, "slow": self.config.slow_scale},
-                      Optim(lr=self.config.critic_lr, clip=clip)),
+                      Optim(lr=self.config.critic_lr, clip=clip), metrics=CRITIC_METRICS),
         )  # fmt: skip
 
     def plan(self, *, last: bool, only: str = "") -> tuple[tuple[str, int], ...]:

@@ -21,9 +21,18 @@ from torch import Tensor
 from envs.spec import Spec
 from policies.interface import Learner, Rollout, Trajectory, Update
 from policies.linear import Linear, Population
-from world_model.interface import Objective
+from world_model.interface import Metric, Objective
 
 WHERE = ("dream", "real", "both")
+
+
+METRICS = {
+    "fitness": Metric("mean return of a generation's candidates, less the decay", shown="fitness"),
+    "fitness_best": Metric("that of the best", shown="best"),
+    "fitness_std": Metric("spread among the candidates"),
+    "sigma": Metric("step size of CMA-ES"),
+    "generation": Metric("generations of this phase"),
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Evolution(Learner):
     fitness of every candidate since. Asking and telling again leads to the same bits, in plain tensors.
     """
 
+    metrics = METRICS
     logs_each_update = True
 
     def __init__(self, config: EvolutionConfig, features: int, spec: Spec) -> None:

@@ -6,13 +6,13 @@ Shapes: B batch, H horizon, F features, A action size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from world_model.interface import Losses, Objective
+from world_model.interface import Losses, Metric, Objective
 from world_model.trees import Tree
 
 
@@ -61,6 +61,7 @@ class Learner(nn.Module, ABC):
     """Improves a policy from rollouts, which may come from the dream or from the real game."""
 
     policy: Policy
+    metrics: Mapping[str, Metric] = {}  # what `improve` tells, by name
     logs_each_update: bool = False  # an improvement takes seconds, so that each is told and saved
 
     @abstractmethod

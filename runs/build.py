@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from agent.loop import Session
+from agent.loop import Loop, declared_metrics
 from agent.player import Agent
 from agent.ray_pool import Cluster
 from agent.real_game import RealGame
@@ -19,6 +19,8 @@ from envs.spec import Spec
 from policies.cma_es import Evolution
 from runs.config import Config
 from runs.folder.system import cores
+from runs.report.diagnostics import diagnostics
+from world_model.interface import Metric
 
 
 def agent(config: Config, spec: Spec, device: str | torch.device = "cpu") -> Agent:
@@ -33,13 +35,19 @@ def agent(config: Config, spec: Spec, device: str | torch.device = "cpu") -> Age
     return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def session(config: Config, games: Games, folder: Path | None, device: str | torch.device = "cpu") -> Session:
+def loop(config: Config, games: Games, folder: Path | None, device: str | torch.device = "cpu") -> Loop:
     """Everything that trains; `folder` receives the episodes."""
     made = agent(config, games.spec, device)
     replay = Replay(folder, games.spec, config.replay, seed=config.seed)
-    return Session(
-        made, games, replay, config=config.train, dreams=config.policy, seed=config.seed, real=_real_game(config, made)
-    )
+    return Loop(
+        made, games, replay, config=config.train, dreams=config.policy, seed=config.seed,
+        real=_real_game(config, made), diagnostics=diagnostics,
+    )  # fmt: skip
+
+
+def metrics(config: Config, spec: Spec) -> dict[str, Metric]:
+    """What each number that such a run logs means, by its logged name. Builds nothing that holds memory."""
+    return declared_metrics(agent(config, spec, "meta"))
 
 
 def agent_and_games(config: Config) -> tuple[Agent, Games]:

@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from agent.batch import cut
+from agent.loop import CONTEXT, STARTS
 from agent.player import Agent, Player
-from agent.trainer import mixed_precision
-from agent.work import CONTEXT, STARTS
+from agent.precision import Format, inference_format
 from envs.controls import Controls
 from envs.episode import CorruptEpisode, Episode
 from envs.errors import UserError
@@ -54,10 +54,12 @@ class Loaded(NamedTuple):
 
     def world(self, *, many: bool = False) -> World:
         """What DreamEnv and, with `many`, DreamVectorEnv take."""
-        model, device = self.agent.world_model, self.agent.device
-        # Most single dreams spend in casting the weights to bfloat16 what they save in multiplying with them.
-        pays = many or model.heavy or device.type == "cuda"
-        return World(model, self.starts, self.controls, pays and mixed_precision(device, self.config.train.precision))
+        return World(self.agent.world_model, self.starts, self.controls, self.format(many=many) != "fp32")
+
+    def format(self, *, many: bool = False) -> Format:
+        """The number format in which one dream or, with `many`, a batch of them is fastest."""
+        precision = self.config.train.precision
+        return inference_format(self.agent.world_model, self.agent.device, many=many, precision=precision)
 
 
 class DreamPlayer:

@@ -39,7 +39,7 @@ def objectives(made: Iris) -> tuple[Objective, Objective]:
 def whole(batch_size: int, length: int) -> Batch:
     """Segments without padding."""
     batch = segments(SPEC, batch_size + 1, length)
-    return Batch(*(part[:-1] for part in batch))
+    return batch.rows(torch.arange(batch_size))
 
 
 def tokens_of(made: Iris, batch: Batch) -> Tensor:

@@ -6,18 +6,19 @@ Shapes: B batch, T time, C H W picture, A action size.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from agent.player import Agent
+from agent.trainer import masked
 from envs.spec import Spec
 from runs import build
 from runs.config import Config
 from runs.recipes import RECIPES
 from world_model import trees
-from world_model.interface import Batch, State, WorldModel
+from world_model.interface import Batch, Losses, State, WorldModel
 from world_model.trees import Tree
 
 OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {  # choices of a recipe that change how it works; most have none
@@ -94,13 +95,15 @@ def segments(spec: Spec, batch_size: int, length: int, *, seed: int = 0) -> Batc
 
 def like(batch: Batch, fill: int) -> Batch:
     """The same batch with every frame, action, reward and ending replaced by one value."""
-    same = {name: torch.full_like(getattr(batch, name), fill) for name in ("frame", "action", "reward", "terminated")}
+    names = ("frame", "action", "reward", "terminated", *(("code",) if batch.code is not None else ()))
+    same = {name: torch.full_like(getattr(batch, name), fill) for name in names}
     return batch._replace(**same)
 
 
 def mix(real: Batch, other: Batch, *, valid: Tensor, has_action: Tensor) -> Batch:
     """Frames of `real` where `valid` (B, T), actions and what they brought where `acted` (B, T), else of `other`."""
     masks = {"frame": valid, "action": has_action, "reward": has_action, "terminated": has_action}
+    masks |= {"code": valid} if real.code is not None else {}
     mixed = {
         name: torch.where(mask.view(*mask.shape, *[1] * (getattr(real, name).dim() - 2)), getattr(real, name), fake)
         for name, mask in masks.items()
@@ -117,8 +120,23 @@ def rows(tree: Tree, index: Any) -> Tree:
 @torch.no_grad()
 def follow(model: WorldModel, state: State, action: Tensor) -> list[Tensor]:
     """All that can be known of a state (B, ...): what it shows, and a dream from it under actions (B, T, ...)."""
-    known = [state.latent, model.decode(state.latent), model.features(state), *model.outcome(state)]
+    picture = model.decode(state)
+    known = [state.latent, *([] if picture is None else [picture]), model.features(state), *model.outcome(state)]
     for t in range(action.shape[1]):
         state, reward, cont = model.step(state, action[:, t], temperature=0)
         known += [state.latent, model.features(state), reward, cont]
     return known
+
+
+class Lost(NamedTuple):
+    """What a loss said, its terms masked."""
+
+    terms: dict[str, Tensor]  # (B, T, ...), zero where the term does not count
+    metrics: dict[str, Tensor]
+    states: State | None
+
+
+def lost(losses: Losses, data: Any) -> Lost:
+    """A loss with its terms masked by the data it read."""
+    terms = {name: masked(term, data) for name, term in losses.terms.items()}
+    return Lost(terms, losses.metrics, losses.states)

@@ -26,10 +26,10 @@ def make(folder: Path, recipe: str = "reverie") -> Path:
     config = small("Catch-v0", recipe)
     run = Run.create(config, folder)
     games = config.game.build(config.env)
-    session = build.session(config, games, run.episodes_folder)
+    loop = build.loop(config, games, run.episodes_folder)
     run.note(**commands.about(games))
-    session.collector.collect(STEPS, at_random=True)
-    session.save(run)
+    loop.collector.collect(STEPS, at_random=True)
+    loop.save(run)
     step = {"env_steps": run.step, "hours": 0.1, "command": "python main.py evaluate"}
     run.result(
         "evaluation-sampled", {"policy": "sampled", "returns": [1.0], **dict.fromkeys(pretrained.SCORE, 1)} | step

@@ -49,7 +49,12 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
-        return Batch(*(part if part is None else part.to(device, non_blocking=True) for part in self))
+        parts = {name: part.to(device, non_blocking=True) for name, part in self._asdict().items() if part is not None}
+        return self._replace(**parts)
+
+    def rows(self, chosen: Tensor) -> Batch:
+        """Some of the segments, by index or mask."""
+        return self._replace(**{name: part[chosen] for name, part in self._asdict().items() if part is not None})
 
     def mask(self, name: str) -> Tensor:
         """Where a term of a loss counts, (B, T) bool: "valid", "has_action", or "arrived".
@@ -216,6 +221,13 @@ class WorldModel(nn.Module, ABC):
     def reset_rows(self, memory: Tree, mask: Tensor) -> Tree:
         """Forgets the rows where mask (B,) is True, which then await an episode's first frame."""
         return trees.where(mask, self.initial(mask.shape[0]), memory)
+
+    def picture(self, state: State) -> Tensor:
+        """`decode`, for those who cannot do without. Raises ValueError for a model without pictures."""
+        decoded = self.decode(state)
+        if decoded is None:
+            raise ValueError("this world model has no pictures: it follows a game and dreams, but nobody can watch")
+        return decoded
 
 
 def parameters_of(modules: Iterable[nn.Module | nn.Parameter]) -> tuple[nn.Parameter, ...]:

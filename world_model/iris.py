@@ -17,8 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.spec import Spec
-from world_model import trees
-from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, to_unit
+from world_model.interface import (
+    Batch,
+    Losses,
+    Metric,
+    Objective,
+    Optim,
+    Stage,
+    State,
+    Step,
+    Term,
+    WorldModel,
+    to_unit,
+)
 from world_model.parts import perceptual, quantizers
 from world_model.parts.gpt import GPT, GPTConfig
 from world_model.parts.heads import SignedReward, mean_where
@@ -27,6 +38,27 @@ from world_model.parts.vq_tokenizer import QuantizerKind, VQTokenizer, VQTokeniz
 from world_model.trees import Tree
 
 SIGMA = 0.15  # as `reverie`'s: the error of a pixel that costs half a nat
+
+
+TOKENIZER_METRICS = {
+    "weighted_pixels": Metric("loss of the picture without a perceptual network: squared errors, weighted"),
+    "pixels": Metric("with a perceptual network: L1 of the pixels in [-1, 1]"),
+    "lpips": Metric("distance in the features of LPIPS"),
+    "st_lpips": Metric("distance in the features of ST-LPIPS"),
+    "l1": Metric("L1 of the pixels in [-1, 1], whatever the loss", shown="tokenizer"),
+    "codebook": Metric("what pulls the codes to the latents"),
+    "commitment": Metric("what pulls the latents to the codes"),
+    "codebook_usage": Metric("share of the codes that a batch uses"),
+    "dead_codes": Metric("how many of them it does not"),
+    "perplexity": Metric("exp of the entropy of their use"),
+}
+TRANSFORMER_METRICS = {
+    "tokens": Metric(
+        "surprise at the next token, nats", shown="tokens", panel="surprise at the next token, nats"
+    ),
+    "reward": Metric("cross-entropy of the reward's sign, nats a step", panel="reward cross-entropy, nats"),
+    "end": Metric("cross-entropy of the end of an episode, nats a step"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,14 +85,14 @@ class IrisConfig:
     tokenizer_lr: float = 1e-4
     tokenizer_decay: int = 0  # updates after which the n-th has decay / n of the rate; 0: always the whole
     # The transformer; see GPTConfig.
-    steps: int = 20
+    context_frames: int = 20
     keep: int = 10  # frames, with their actions, that remain when the window is full
     width: int = 256
     layers: int = 10
     heads: int = 4
     dropout: float = 0.1
     updates: int = 200  # a round
-    batch_size: int = 64  # segments of `steps` frames
+    batch_size: int = 64  # segments of `context_frames`
     lr: float = 1e-4
     weight_decay: float = 0.01  # of the linear layers' weights
     clip: float = 10.0
@@ -77,7 +109,7 @@ class IrisConfig:
     def transformer(self, tokens: int) -> GPTConfig:
         """What the transformer is built from, for so many tokens a frame."""
         return GPTConfig(
-            codes=self.codes, tokens=tokens, steps=self.steps, width=self.width, layers=self.layers,
+            codes=self.codes, tokens=tokens, context_frames=self.context_frames, width=self.width, layers=self.layers,
             heads=self.heads, dropout=self.dropout,
         )  # fmt: skip
 
@@ -98,9 +130,10 @@ class Iris(WorldModel):
         super().__init__()
         if not spec.discrete:
             raise ValueError("iris reads an action as one of a few tokens, and this game's actions are continuous")
-        if not 1 <= config.keep <= config.steps - 2:
+        if not 1 <= config.keep <= config.context_frames - 2:
             raise ValueError(
-                f"of a window of {config.steps} steps 1 to {config.steps - 2} can be kept, got keep={config.keep}"
+                f"of a window of {config.context_frames} frames 1 to {config.context_frames - 2} can be kept, "
+                f"got keep={config.keep}"
             )
         self.config, self.spec = config, spec
         self.tokenizer: VQTokenizer = config.tokenizer.build(spec.frame)
@@ -108,43 +141,56 @@ class Iris(WorldModel):
         self.reward = SignedReward()
         tokens = self.tokenizer.tokens
         self.latent_shape = (tokens,)
-        self.heavy = config.width >= 256  # weights that outgrow the cache, read once a token
         flat = spec.frame[0] * spec.frame[1] * spec.frame[2]
-        self.sees_frames = config.view == "frame"
-        self.feature_size = flat if self.sees_frames else tokens * self.tokenizer.width + config.width
+        self.feature_size = flat if config.view == "frame" else tokens * self.tokenizer.width + config.width
         self.register_buffer("background", torch.full(spec.frame, 0.5))
 
-    # ---- the six verbs ----
+    # ---- the state machine ----
     def encode(self, frame: Tensor) -> Tensor:
+        """The tokens of frames, which need no memory: (..., C, H, W) -> (..., N)."""
         return self.tokenizer.encode(self._contrast(frame))
 
-    def decode(self, latent: Tensor) -> Tensor:
-        return self._picture(self.tokenizer.picture(self.tokenizer.embedding(latent))).clamp(0, 1)
+    def decode(self, state: State) -> Tensor:
+        return state.memory["frame"] if self.config.view == "frame" else self._decoded(state.latent)
 
     def initial(self, batch_size: int) -> Tree:
-        return self.transformer.initial(batch_size)
+        return self._with_frame(self.transformer.initial(batch_size), None)
 
     def advance(self, state: State, action: Tensor) -> Tree:
-        # Room for this frame and the one dreamed after it, which the window's last action was never taught to tell.
-        memory = self.transformer.slide(state.memory, self.config.keep, ahead=2)
-        return self.transformer.append_step(memory, _in_a_row(state.latent, action))
+        memory, _ = self._advanced(state, action)
+        return self._with_frame(memory, None)
 
-    def dream(self, memory: Tree, temperature: float = 1.0) -> Tensor:
-        """A frame is read while it is drawn."""
-        return self.transformer.dream_frame(memory, temperature)
+    def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
+        after, latent = self.transformer.draw(_without_frame(memory), temperature)
+        return State(latent, self._with_frame(after, latent))
+
+    def observe(self, memory: Tree, frame: Tensor) -> State:
+        latent = self.encode(frame)
+        after, _ = self.transformer.append(_without_frame(memory), latent[:, :-1])
+        return State(latent, self._with_frame({**after, "h": memory["h"]}, latent))
+
+    def step(self, state: State, action: Tensor, frame: Tensor | None = None, temperature: float = 1.0) -> Step:
+        """As the base class has it, with one copy of the memory instead of two, and as little looked at as there is."""
+        memory, end = self._advanced(state, action)
+        h = memory["h"]
+        if frame is None:
+            memory, latent = self.transformer.draw_into(memory, temperature, end)
+        else:
+            latent = self.encode(frame)
+            memory, _ = self.transformer.read_into(memory, latent[:, :-1], end + self.latent_shape[0] - 1)
+        state = State(latent, self._with_frame({**memory, "h": h}, latent))
+        return Step(state, *self.outcome(state))
 
     def condense(self, memory: Tree) -> Tree:
         return self.transformer.condense(memory)
 
     def recall(self, condensed: Tree) -> Tree:
-        return self.transformer.recall(condensed)
-
-    def sample(self, memory: Tree, temperature: float = 1.0) -> Tensor:
-        return self.transformer.draw_frame(memory, temperature)
+        known = self.transformer.recall(_without_frame(condensed))
+        return {**known, **({"frame": condensed["frame"]} if "frame" in condensed else {})}
 
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
         """The mean over the three kinds of reward, and P(goes on); 0 and 1 where nothing has been done yet."""
-        h, begun = state.memory["h"], state.memory["position"] > 0
+        h, begun = state.memory["h"], self._begun(state)
         reward = self.reward.mean(self.transformer.reward(h))
         cont = self.transformer.end(h).float().softmax(-1)[..., 0]
         return reward.masked_fill(~begun, 0.0), cont.masked_fill(~begun, 1.0)
@@ -152,11 +198,11 @@ class Iris(WorldModel):
     def reward_sign(self, state: State) -> Tensor:
         """What the reward head itself says, whatever a sign is worth."""
         sign = self.reward.sign(self.transformer.reward(state.memory["h"]))
-        return sign.masked_fill(state.memory["position"] == 0, 0.0)
+        return sign.masked_fill(~self._begun(state), 0.0)
 
     def features(self, state: State) -> Tensor:
-        if self.sees_frames:
-            return self.decode(state.latent).flatten(-3)
+        if self.config.view == "frame":
+            return state.memory["frame"].flatten(-3)
         return torch.cat([self.tokenizer.embedding(state.latent).flatten(-2), state.memory["h"]], -1)
 
     def start(self, frame: Tensor, action: Tensor | None = None) -> State:
@@ -165,23 +211,36 @@ class Iris(WorldModel):
         if past and action is None:
             raise ValueError("a context of several frames needs the actions between them")
         held = self._held(past)
-        latent, memory = self.encode(frame[:, past - held :]), self.initial(frame.shape[0])
+        tokens, memory = self.encode(frame[:, past - held :]), self.transformer.initial(frame.shape[0])
+        latent, h = tokens[:, -1], memory["h"]
+        row = latent[:, :-1]
         if held and action is not None:
-            seen = _in_a_row(latent[:, :-1], action[:, past - held : past])
-            memory = self.transformer.append(memory, seen.flatten(1))[0]
-        return State(latent[:, -1], memory)
+            steps = torch.cat([tokens[:, :-1], action[:, past - held : past].unsqueeze(-1)], -1)  # (B, held, N + 1)
+            row = torch.cat([steps.flatten(1), row], 1)
+        memory, hidden = self.transformer.read_into(memory, row, row.shape[1])
+        h = hidden[:, held * self.transformer.stride - 1] if held else h
+        return State(latent, self._with_frame({**memory, "h": h}, latent))
 
-    def observe(self, frame: Tensor, action: Tensor) -> State:
-        """Every t has a cache of its own, 7 MB at the paper's size; `start` builds the last one alone."""
-        latent = self.encode(frame)
-        memories = [self.initial(frame.shape[0])]
-        for t in range(frame.shape[1] - 1):
-            memories.append(self.advance(State(latent[:, t], memories[-1]), action[:, t]))
-        return State(latent, trees.map(lambda *leaves: torch.stack(leaves, 1), *memories))
+    def _advanced(self, state: State, action: Tensor) -> tuple[Tree, int]:
+        """A frame is read but for its last token, which stands in the latent: one pass reads it with the action."""
+        return self.transformer.advance(_without_frame(state.memory), state.latent[:, -1], action, self.config.keep)
+
+    def _begun(self, state: State) -> Tensor:
+        return state.memory["position"] >= self.transformer.stride
+
+    def _with_frame(self, memory: Tree, latent: Tensor | None) -> Tree:
+        """For a policy that sees frames, the picture of the latent: decoded once, seen and shown."""
+        if self.config.view != "frame":
+            return memory
+        frame = memory["h"].new_zeros(len(memory["h"]), *self.spec.frame) if latent is None else self._decoded(latent)
+        return {**memory, "frame": frame}
+
+    def _decoded(self, latent: Tensor) -> Tensor:
+        return self._picture(self.tokenizer.picture(self.tokenizer.embedding(latent))).clamp(0, 1)
 
     def _held(self, past: int) -> int:
         """How many of so many steps `advance` leaves in the memory."""
-        most, keep = self.config.steps - 1, self.config.keep
+        most, keep = self.config.context_frames - 1, self.config.keep
         return past if past <= most else keep + 1 + (past - most - 1) % (most - keep)
 
     # ---- training ----
@@ -202,9 +261,9 @@ class Iris(WorldModel):
             "tokenizer", tuple(p for p in self.tokenizer.parameters() if p.requires_grad),
             partial(self._tokenizer_loss, network), scales,
             Optim(lr=config.tokenizer_lr, clip=config.clip, decay=config.tokenizer_decay),
-            after=self._follow if isinstance(book, MovingCodebook) else None,
+            after=self._follow if isinstance(book, MovingCodebook) else None, metrics=TOKENIZER_METRICS,
         )  # fmt: skip
-        predicted = config.steps * self.tokenizer.tokens
+        predicted = config.context_frames * self.tokenizer.tokens
         world_model = Objective(
             "world_model", tuple(self.transformer.parameters()), self._transformer_loss,
             # The paper's mean is over all tokens that are predicted: a segment's first one is not.
@@ -214,7 +273,7 @@ class Iris(WorldModel):
         )  # fmt: skip
         return (
             Stage("tokenizer", (tokenizer,), config.tokenizer_batch, 1, config.tokenizer_updates),
-            Stage("world_model", (world_model,), config.batch_size, config.steps, config.updates, self._seen),
+            Stage("world_model", (world_model,), config.batch_size, config.context_frames, config.updates, self._codes),
         )
 
     def _tokenizer_loss(self, network: nn.Module | None, batch: Batch) -> Losses:
@@ -237,7 +296,7 @@ class Iris(WorldModel):
         real = quantized.tokens[batch.valid].flatten()
         metrics |= quantizers.usage(real, self.config.codes)
         learned = (latent.detach().float()[batch.valid].flatten(0, 1), real)
-        return Losses({name: term * valid for name, term in terms.items()}, metrics, learned=learned)
+        return Losses({name: Term(term, "valid") for name, term in terms.items()}, metrics, learned=learned)
 
     def _contrast(self, frame: Tensor) -> Tensor:
         """What the tokenizer reads, whose networks see 2 x - 1."""
@@ -252,30 +311,31 @@ class Iris(WorldModel):
         self.tokenizer.embedding.follow(*learned)
 
     @torch.no_grad()
-    def _seen(self, frame: Tensor) -> Tensor:
-        """What the transformer learns from: frames (n, C, H, W) -> tokens (n, N)."""
+    def _codes(self, frame: Tensor, action: Tensor) -> Tensor:
+        """What the transformer learns from: frames (T, C, H, W) -> tokens (T, N)."""
         return self.encode(frame)
 
     def _transformer_loss(self, batch: Batch) -> Losses:
-        """How surprising a frame's tokens were, in nats each, and what the action at t brought: (B, T).
+        """How surprising a frame's tokens were, in nats each (B, T, N), and what the action at t brought (B, T).
 
-        `batch.frame` is (B, T, N) of `_seen`.
+        `batch.code` is (B, T, N) of `_codes`.
         """
-        tokens, (valid, has_action) = batch.frame.long(), (batch.valid.float(), batch.has_action.float())
+        assert batch.code is not None
+        tokens = batch.code.long()
         said = self.transformer(tokens, batch.action)
         logits, next_token = said.token.float().flatten(1, 2)[:, :-1], tokens.flatten(1)[:, 1:]
         nats = F.pad(_surprise(logits, next_token), (1, 0)).view_as(tokens)  # nobody predicts the very first
         terms = {
-            "tokens": nats.mean(-1) * valid,
-            "reward": _surprise(said.reward.float(), self.reward.target(batch.reward)) * has_action,
-            "end": _surprise(said.end.float(), batch.terminated.long()) * has_action,
+            "tokens": Term(nats, "valid"),
+            "reward": Term(_surprise(said.reward.float(), self.reward.target(batch.reward)), "has_action"),
+            "end": Term(_surprise(said.end.float(), batch.terminated.long()), "has_action"),
         }
         return Losses(terms, {}, learned=batch.reward[batch.has_action])
 
 
-def _in_a_row(latent: Tensor, action: Tensor) -> Tensor:
-    """A frame's tokens (..., N) and its action (...), as the transformer reads them: (..., N + 1)."""
-    return torch.cat([latent, action.unsqueeze(-1)], -1)
+def _without_frame(memory: Tree) -> Tree:
+    """What is the transformer's."""
+    return {name: leaf for name, leaf in memory.items() if name != "frame"}
 
 
 def _surprise(logits: Tensor, target: Tensor) -> Tensor:

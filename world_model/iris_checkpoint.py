@@ -139,7 +139,7 @@ def _build(state: Mapping[str, Tensor], heads: int) -> tuple[VQTokenizer, GPT]:
     world_model = GPTConfig(
         codes=_shape(state, "world_model.embedder.embedding_tables.1.weight", 2)[0],
         tokens=tokens,
-        steps=steps,
+        context_frames=steps,
         width=width,
         layers=_count(state, r"world_model\.transformer\.blocks\.(\d+)\."),
         heads=heads,

@@ -14,12 +14,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.spec import Spec
-from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, to_unit
+from world_model.interface import (
+    Batch,
+    Losses,
+    Metric,
+    Objective,
+    Optim,
+    Stage,
+    State,
+    Term,
+    WorldModel,
+    to_unit,
+)
 from world_model.parts.dynamics import GRU, Transformer
-from world_model.parts.heads import Categoricals, TwoHot
+from world_model.parts.heads import Categoricals, TwoHot, one_hot
 from world_model.parts.nets import FrameDecoder, FrameEncoder, mlp
 from world_model.parts.points import PointDecoder, PointEncoder
 from world_model.trees import Tree, map
+
+METRICS = {
+    "pixels": Metric(
+        "error of the reconstruction: half the squared error in units of `pixel_sigma`, weighted, summed over a frame",
+        shown="pixels",
+    ),
+    "dyn": Metric("KL(posterior, prior) in nats, at least `free_nats`, from which the prior learns"),
+    "rep": Metric("the same, from which the encoder learns"),
+    "kl": Metric(
+        "the same without the free bits: how much of a frame the memory did not foresee",
+        shown="kl", panel="KL: what the memory did not foresee, nats",
+    ),
+    "reward": Metric(
+        "cross-entropy of the reward head, nats a step", shown="reward", panel="reward cross-entropy, nats"
+    ),
+    "cont": Metric("cross-entropy of the continuation head, nats a step"),
+    "posterior_entropy": Metric("nats left open by the encoder"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,25 +127,29 @@ class Reverie(WorldModel):
         self.register_buffer("background", torch.full(spec.frame, 0.5))
         self.register_buffer("sigma", torch.tensor(config.pixel_sigma), persistent=False)
 
-    # ---- the six verbs ----
-    def encode(self, frame: Tensor) -> Tensor:
-        return self.latents.mode(self.latents.log_probs(self.encoder(self._contrast(frame))))
-
-    def decode(self, latent: Tensor) -> Tensor:
-        contrast = self.decoder(latent.flatten(-2)).float()
-        # The decoder leaves a faint noise where nothing is. A person hardly sees it, but the encoder never has: with it
-        # 11 % of a decoded frame's variables come back when it is encoded again, without it 97 %.
-        faint = contrast.abs().amax(-3, keepdim=True) * self.sigma < self.config.faint
-        return torch.addcmul(self.background, contrast.masked_fill(faint, 0), self.sigma).clamp(0, 1)
-
+    # ---- the state machine ----
     def initial(self, batch_size: int) -> Tree:
         return self.dynamics.initial(batch_size)
 
     def advance(self, state: State, action: Tensor) -> Tree:
         return self.dynamics.step(state.memory, self._input(state.latent, action))
 
-    def sample(self, memory: Tree, temperature: float = 1.0) -> Tensor:
-        return self.latents.sample(self._prior(self.dynamics.output(memory)), temperature)
+    def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
+        return State(self.latents.sample(self._prior(self.dynamics.output(memory)), temperature), memory)
+
+    def observe(self, memory: Tree, frame: Tensor) -> State:
+        return State(self.encode(frame), memory)
+
+    def encode(self, frame: Tensor) -> Tensor:
+        """The most likely code of frames, which needs no memory: (..., C, H, W) -> (..., G, K)."""
+        return self.latents.mode(self.latents.log_probs(self.encoder(self._contrast(frame))))
+
+    def decode(self, state: State) -> Tensor:
+        contrast = self.decoder(state.latent.flatten(-2)).float()
+        # The decoder leaves a faint noise where nothing is. A person hardly sees it, but the encoder never has: with it
+        # 11 % of a decoded frame's variables come back when it is encoded again, without it 97 %.
+        faint = contrast.abs().amax(-3, keepdim=True) * self.sigma < self.config.faint
+        return torch.addcmul(self.background, contrast.masked_fill(faint, 0), self.sigma).clamp(0, 1)
 
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
         features = self.features(state)
@@ -124,10 +157,6 @@ class Reverie(WorldModel):
 
     def features(self, state: State) -> Tensor:
         return torch.cat([state.latent.flatten(-2), self.dynamics.output(state.memory)], -1)
-
-    def observe(self, frame: Tensor, action: Tensor) -> State:
-        latent = self.encode(frame)
-        return State(latent, self.dynamics.scan(self._input(latent, action)))
 
     # ---- training ----
     def prepare(self, frames: Tensor) -> None:
@@ -138,7 +167,7 @@ class Reverie(WorldModel):
         config = self.config
         scales = {"pixels": 1.0, "dyn": config.dyn_scale, "rep": config.rep_scale, "reward": 1.0, "cont": 1.0}
         optim = Optim(lr=config.lr, clip=config.clip)
-        objective = Objective("world_model", tuple(self.parameters()), self.loss, scales, optim)
+        objective = Objective("world_model", tuple(self.parameters()), self.loss, scales, optim, metrics=METRICS)
         return (Stage("world_model", (objective,), config.batch_size, config.length),)
 
     def loss(self, batch: Batch) -> Losses:
@@ -151,22 +180,19 @@ class Reverie(WorldModel):
         prior = self._prior(self.dynamics.output(memory))
         features = self.features(state)
 
-        arrived = batch.valid[:, 1:] & batch.has_action[:, :-1]  # what action[t - 1] brought is told by the state at t
-        arrived = F.pad(arrived, (1, 0)).float()
         reward = F.pad(batch.reward[:, :-1], (1, 0))
         cont = F.pad(1.0 - batch.terminated[:, :-1].float(), (1, 0), value=1.0)
         error = self.decoder(latent.flatten(-2)).float() - target
         emphasis = 1 + self.config.foreground * self.sigma * torch.maximum(target.amax(-3), -target.amin(-3))
-        valid = batch.valid.float()
         dyn = self.latents.kl(posterior.detach(), prior)
         rep = self.latents.kl(posterior, prior.detach())
+        goes_on = self.cont(features).float().squeeze(-1)
         terms = {
-            "pixels": 0.5 * (error.square().sum(-3) * emphasis).sum((-2, -1)) * valid,
-            "dyn": dyn.clamp(min=self.config.free_nats) * valid,
-            "rep": rep.clamp(min=self.config.free_nats) * valid,
-            "reward": self.twohot.loss(self.reward(features), reward) * arrived,
-            "cont": F.binary_cross_entropy_with_logits(self.cont(features).float().squeeze(-1), cont, reduction="none")
-            * arrived,
+            "pixels": Term(0.5 * (error.square().sum(-3) * emphasis).sum((-2, -1)), "valid"),
+            "dyn": Term(dyn.clamp(min=self.config.free_nats), "valid"),
+            "rep": Term(rep.clamp(min=self.config.free_nats), "valid"),
+            "reward": Term(self.twohot.loss(self.reward(features), reward), "arrived"),
+            "cont": Term(F.binary_cross_entropy_with_logits(goes_on, cont, reduction="none"), "arrived"),
         }
         metrics = {"kl": dyn.detach().mean(), "posterior_entropy": self.latents.entropy(posterior.detach()).mean()}
         return Losses(terms, metrics, State(latent.detach(), map(Tensor.detach, memory)))
@@ -181,5 +207,5 @@ class Reverie(WorldModel):
 
     def _input(self, latent: Tensor, action: Tensor) -> Tensor:
         if self.spec.discrete:
-            action = F.one_hot(action, self.spec.action_size)
+            action = one_hot(action, self.spec.action_size)
         return self.embed(torch.cat([latent.flatten(-2), action.to(latent.dtype)], -1))

@@ -15,9 +15,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from envs.spec import Spec
-from runs.report.diagnostics import Pictures, diagnostics
-from world_model.interface import Batch, Losses, Objective, Optim, Stage, State, WorldModel, parameters_of, to_unit
-from world_model.parts.heads import mean_where
+from world_model.interface import (
+    Batch,
+    Losses,
+    Metric,
+    Objective,
+    Optim,
+    Stage,
+    State,
+    Term,
+    WorldModel,
+    parameters_of,
+    to_unit,
+)
+from world_model.parts.heads import mean_where, one_hot
 from world_model.parts.mixture import Mixture, split
 from world_model.parts.nets import mlp
 from world_model.parts.vae import ConvVAE, Discriminator, draw_latent, kl_from_normal
@@ -26,6 +37,31 @@ from world_model.trees import Tree
 VISION_CLIP = 1e3  # the errors of all pixels are summed: gradients are long from the start
 WON = 0.35  # nats a frame: a discriminator better than this waits for the decoder
 MIN_REWARD_SQUARE = 1e-3  # a batch with hardly any reward is not blown up beyond this
+
+
+VISION_METRICS = {
+    "pixels": Metric("squared error of a frame, summed over its pixels in [0, 1]", shown="frames"),
+    "kl": Metric("KL of the code from a unit Gaussian in nats, not pressed below 0.5 a dimension"),
+    "kl_nats": Metric("what that KL is"),
+    "likeness": Metric("VAE-GAN: error in the discriminator's features"),
+    "fooling": Metric("VAE-GAN: the generator's loss"),
+}
+JUDGE_METRICS = {
+    "real": Metric("VAE-GAN: cross-entropy of the discriminator on real frames"),
+    "reconstructed": Metric("VAE-GAN: the same on reconstructions"),
+    "invented": Metric("VAE-GAN: the same on frames of latents drawn from the prior"),
+    "learns": Metric("share of the updates in which the discriminator had not won already, and learned"),
+}
+MEMORY_METRICS = {
+    "nll": Metric(
+        "surprise at the next latent, nats a dimension", shown="memory", panel="latent not foreseen, nats a dimension"
+    ),
+    "reward": Metric("squared error of the reward"),
+    "cont": Metric("cross-entropy of going on, nats a step"),
+    "reward_unexplained": Metric(
+        "share of the rewards' mean square that is not foreseen", panel="share of the reward not foreseen"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -124,25 +160,34 @@ class WorldModels(WorldModel):
         self.reward = mlp(both, config.heads, 1, layers=1, zero=True)
         self.cont = mlp(both, config.heads, 1, layers=1)
 
-    # ---- the six verbs ----
+    # ---- the state machine ----
     def encode(self, frame: Tensor) -> Tensor:
+        """The mean code of frames, which needs no memory: (..., C, H, W) -> (..., Z).
+
+        The memory learns on draws, as the authors' does, and theirs acts on draws too. Following the game with the mean
+        foresees the next latent a little better (0.825 nats a dimension against 0.832; CarRacing, 12,000 random steps,
+        900 updates of the memory) and rewards no worse, and what the controller sees does not tremble.
+        """
         return self.vae.encode(frame)[0]
 
-    def decode(self, latent: Tensor) -> Tensor:
-        return self.vae.decode(latent)
+    def observe(self, memory: Tree, frame: Tensor) -> State:
+        return State(self.encode(frame), memory)
+
+    def decode(self, state: State) -> Tensor:
+        return self.vae.decode(state.latent)
 
     def initial(self, batch_size: int) -> Tree:
         return self.lstm.initial(batch_size)
 
     def advance(self, state: State, action: Tensor) -> Tree:
-        return self.lstm.step(state.memory, self._input(state.latent, action))
+        return self.lstm.step(state.memory, self.inputs(state.latent, action))
 
     def mixture(self, memory: Tree) -> Mixture:
         """What is expected of the next latent, (..., Z, K)."""
         return split(self.expect(memory["h"]), self.config.mixtures)
 
-    def sample(self, memory: Tree, temperature: float = 1.0) -> Tensor:
-        return self.mixture(memory).sample(temperature)
+    def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
+        return State(self.mixture(memory).sample(temperature), memory)
 
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
         reward, cont = self._outcome(state.memory["h"], state.latent)
@@ -153,36 +198,31 @@ class WorldModels(WorldModel):
             return state.latent
         return torch.cat([state.latent, state.memory["h"]], -1)
 
-    def observe(self, frame: Tensor, action: Tensor) -> State:
-        latent = self.encode(frame)
-        return State(latent, self.lstm.scan(self._input(latent, action)))
-
-    def pictures(self, frame: Tensor, action: Tensor) -> Pictures:
-        return diagnostics(self, frame, action)
-
     # ---- training ----
     def stages(self) -> tuple[Stage, ...]:
         """First what is seen, then what becomes of it: the memory learns on the finished latents."""
         config = self.config
         optim = Optim(lr=config.vision_lr, clip=VISION_CLIP)
         scales = {"pixels": 1.0, "kl": 1.0}
-        vision: tuple[Objective, ...] = (Objective("vision", self._vision(), self._vae_loss, scales, optim),)
+        vision: tuple[Objective, ...] = (
+            Objective("vision", self._vision(), self._vae_loss, scales, optim, metrics=VISION_METRICS),
+        )
         if self.discriminator is not None:
             scales = {"likeness": 1.0, "kl": 1.0, "fooling": config.gan_weight}
             judged = {"real": 1.0, "reconstructed": 1.0, "invented": 1.0}
             judge = tuple(self.discriminator.parameters())
             vision = (
-                Objective("vision", self._vision(), self._vae_gan_loss, scales, optim),
-                Objective("discriminator", judge, self._discriminator_loss, judged, optim),
+                Objective("vision", self._vision(), self._vae_gan_loss, scales, optim, metrics=VISION_METRICS),
+                Objective("discriminator", judge, self._discriminator_loss, judged, optim, metrics=JUDGE_METRICS),
             )
         parts = parameters_of([self.lstm, self.expect, self.reward, self.cont])
         memory = Objective(
             "memory", parts, self._memory_loss, {"nll": 1.0, "reward": 1.0, "cont": 1.0},
-            Optim(lr=config.memory_lr, clip=1.0),
+            Optim(lr=config.memory_lr, clip=1.0), metrics=MEMORY_METRICS,
         )  # fmt: skip
         return (
             Stage("vision", vision, config.vision_batch, 1, config.vision_updates),
-            Stage("memory", (memory,), config.memory_batch, config.memory_length, config.memory_updates, self._seen),
+            Stage("memory", (memory,), config.memory_batch, config.memory_length, config.memory_updates, self._codes),
         )
 
     def _vision(self) -> tuple[nn.Parameter, ...]:
@@ -190,11 +230,11 @@ class WorldModels(WorldModel):
 
     def _vae_loss(self, batch: Batch) -> Losses:
         """Squared error of all pixels in [0, 1], and the KL above its floor (the authors' `vae.py`), (B, T)."""
-        target, valid = to_unit(batch.frame), batch.valid.float()
+        target = to_unit(batch.frame)
         mean, log_var = self.vae.encode(target)
         error = (self.vae.decode(draw_latent(mean, log_var)) - target).square()
-        terms = {"pixels": error.sum((-3, -2, -1)) * valid}
-        return self._with_kl(terms, {}, mean, log_var, valid)
+        terms = {"pixels": Term(error.sum((-3, -2, -1)), "valid")}
+        return self._with_kl(terms, {}, mean, log_var, batch.valid.float())
 
     def _vae_gan_loss(self, batch: Batch) -> Losses:
         """Encoder and decoder of Larsen et al. 2016, algorithm 1.
@@ -212,8 +252,8 @@ class WorldModels(WorldModel):
         features = self._judge(frame)[1]
         logit = self._judge(torch.stack([again, invented]))[0]
         terms = {
-            "likeness": 0.5 * (features - real).square().sum(-1) * valid,
-            "fooling": F.softplus(-logit).sum(0) * valid,
+            "likeness": Term(0.5 * (features - real).square().sum(-1), "valid"),
+            "fooling": Term(F.softplus(-logit).sum(0), "valid"),
         }
         pixels = (frame.detach() - target).square().sum((-3, -2, -1))
         return self._with_kl(terms, {"pixels": mean_where(pixels, valid)}, mean, log_var, valid)
@@ -227,12 +267,12 @@ class WorldModels(WorldModel):
             frames = torch.cat([target.unsqueeze(0), self.vae.decode(torch.stack([z, torch.randn_like(z)]))])
         real, reconstructed, invented = self.discriminator(frames)[0]
         terms = {
-            "real": F.softplus(-real) * valid,
-            "reconstructed": F.softplus(reconstructed) * valid,
-            "invented": F.softplus(invented) * valid,
+            "real": F.softplus(-real),
+            "reconstructed": F.softplus(reconstructed),
+            "invented": F.softplus(invented),
         }
         learns = (mean_where(torch.stack([*terms.values()]).mean(0).detach(), valid) > WON).float()
-        return Losses({name: _pulled(term, learns) for name, term in terms.items()}, {"learns": learns})
+        return Losses({name: Term(_pulled(term, learns), "valid") for name, term in terms.items()}, {"learns": learns})
 
     def _judge(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         """What the discriminator says of a frame, without a gradient to its own weights."""
@@ -242,28 +282,32 @@ class WorldModels(WorldModel):
         return judged
 
     def _with_kl(
-        self, terms: dict[str, Tensor], metrics: dict[str, Tensor], mean: Tensor, log_var: Tensor, valid: Tensor
+        self, terms: dict[str, Term], metrics: dict[str, Tensor], mean: Tensor, log_var: Tensor, valid: Tensor
     ) -> Losses:
         kl = kl_from_normal(mean, log_var).sum(-1)
-        terms["kl"] = kl.clamp(min=self.config.free_nats * self.config.z) * valid
+        terms["kl"] = Term(kl.clamp(min=self.config.free_nats * self.config.z), "valid")
         return Losses(terms, metrics | {"kl_nats": mean_where(kl.detach(), valid)})
 
     @torch.no_grad()
-    def _seen(self, frame: Tensor) -> Tensor:
-        """What the memory learns from: frames (N, C, H, W) -> means and log-variances (N, 2 Z)."""
+    def _codes(self, frame: Tensor, action: Tensor) -> Tensor:
+        """What the memory learns from: frames (T, C, H, W) -> means and log-variances (T, 2 Z)."""
         return torch.cat(self.vae.encode(frame), -1)
 
     def _memory_loss(self, batch: Batch) -> Losses:
         """How surprising the next latent was, in nats a dimension, and what the action brought: (B, T), at arrival.
 
-        `batch.frame` is (B, T, 2 Z) of `_seen`; latents are drawn anew each time, lest the memory learns one draw.
+        `batch.code` is (B, T, 2 Z) of `_codes`; latents are drawn anew each time, lest the memory learns one draw.
         """
-        z = draw_latent(*batch.frame.float().chunk(2, -1))
-        h = self.lstm.outputs(self._input(z, batch.action)[:, :-1])  # (B, T - 1, H): awaiting z[:, 1:]
-        arrived = (batch.valid[:, 1:] & batch.has_action[:, :-1]).float()
+        assert batch.code is not None
+        z = draw_latent(*batch.code.float().chunk(2, -1))
+        h = self.lstm.outputs(self.inputs(z, batch.action)[:, :-1])  # (B, T - 1, H): awaiting z[:, 1:]
+        arrived = batch.mask("arrived")[:, 1:].float()
         reward, cont = self._outcome(h, z[:, 1:])
         square = mean_where(batch.reward[:, :-1].square(), arrived).clamp(min=MIN_REWARD_SQUARE)
-        # Only the pull is measured in the batch's rewards, not the term, which would otherwise tell of later ones.
+        # Only the pull is measured in the batch's rewards, not the term, which would otherwise tell of later ones. A
+        # running mean of their square, or none at all, foresaw the rewards of 20 dreamed steps no better: 0.74 and 0.69
+        # of their variance against 0.76 (CarRacing, 12,000 random steps, 600 updates). Where nearly no step has a
+        # reward the pull is up to 1,000 times as strong, which is what makes a rare one count.
         error = (_pulled(reward, 1 / square) - batch.reward[:, :-1]).square()
         terms = {
             "nll": -self.mixture({"h": h}).log_prob(z[:, 1:]).mean(-1),
@@ -271,9 +315,8 @@ class WorldModels(WorldModel):
             "cont": F.binary_cross_entropy_with_logits(cont, 1.0 - batch.terminated[:, :-1].float(), reduction="none"),
         }
         unexplained = mean_where(error.detach(), arrived) / square
-        return Losses(
-            {name: F.pad(term * arrived, (1, 0)) for name, term in terms.items()}, {"reward_unexplained": unexplained}
-        )
+        told = {name: Term(F.pad(term, (1, 0)), "arrived") for name, term in terms.items()}
+        return Losses(told, {"reward_unexplained": unexplained})
 
     # ---- parts ----
     def _outcome(self, h: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -284,9 +327,10 @@ class WorldModels(WorldModel):
         both = torch.cat([h, latent], -1)
         return self.reward(both).float().squeeze(-1), self.cont(both).float().squeeze(-1)
 
-    def _input(self, latent: Tensor, action: Tensor) -> Tensor:
+    def inputs(self, latent: Tensor, action: Tensor) -> Tensor:
+        """What the memory reads: (..., Z), (...[, A]) -> (..., Z + A)."""
         if self.spec.discrete:
-            action = F.one_hot(action, self.spec.action_size)
+            action = one_hot(action, self.spec.action_size)
         return torch.cat([latent, action.to(latent.dtype)], -1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from agent.loop import Session
+from agent.loop import Loop
 from envs.controls import Controls
 from envs.games import Games
 from runs.config import Config
@@ -70,33 +70,33 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
     config = run.config
     games = config.game.build(config.env)
     run.note(**about(games))
-    session: Session | None = None
+    loop: Loop | None = None
     with Progress() as progress:
         progress.say(f"{config.env}: {games.description}, {games.num} side by side")
         progress.say(f"{config.recipe}, size {config.size}, on {device}, {threads} torch threads")
         progress.say(f"{'resuming' if resumed else 'writing'} {run.folder}")
         try:
-            session = build.session(config, games, run.episodes_folder, device)
+            loop = build.loop(config, games, run.episodes_folder, device)
             if config.init_replay and not resumed:
-                taken = session.replay.take_over(find(config.init_replay) / EPISODES)
-                progress.say(f"{taken} episodes of {config.init_replay}, {session.replay.steps:,} steps")
+                taken = loop.replay.take_over(find(config.init_replay) / EPISODES)
+                progress.say(f"{taken} episodes of {config.init_replay}, {loop.replay.steps:,} steps")
             if resumed:
-                session.load_state_dict(run.load_checkpoint(device, say=progress.say))
+                loop.load_state_dict(run.load_checkpoint(device, say=progress.say))
                 run.rewind(threads=threads, device=device)
-                if taken := session.replay.take_in(run.human_folder):
+                if taken := loop.replay.take_in(run.human_folder):
                     progress.say(f"{taken} episodes that a person played join the replay")
-                progress.say(f"resumed at step {run.step:,}, update {session.updates:,}")
-            for sentence in session.replay.skipped:
+                progress.say(f"resumed at step {run.step:,}, update {loop.updates:,}")
+            for sentence in loop.replay.skipped:
                 progress.say(sentence)
-            progress.start(config.steps, session.replay.steps)
-            session.train(config.steps, run, progress, only)
+            progress.start(config.steps, loop.replay.steps)
+            loop.train(config.steps, run, progress, only)
         except KeyboardInterrupt:
             if run.step:
                 progress.say(f"stopped at step {run.step:,}; go on with python main.py resume run={run.folder}")
             raise
         finally:
-            if session and session.real:
-                session.real.close()
+            if loop and loop.real:
+                loop.real.close()
             games.close()
             run.close()
     evaluate(run)

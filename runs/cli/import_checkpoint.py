@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from agent.loop import Session
+from agent.loop import Loop
 from agent.player import Agent
 from envs.errors import UserError
 from envs.games import PROTOCOLS, Games
@@ -111,17 +111,17 @@ def _write(asked: ImportConfig, config: Config, games: Games, fill: Callable[[Ag
     with TemporaryDirectory(dir=asked.folder.parent, prefix=".importing-") as place, Progress() as progress:
         run = Run.create(config, Path(place) / "run", imported={"format": asked.format, "path": asked.path})
         run.note(**about(games))
-        session: Session = build.session(config, games, run.episodes_folder)
-        fill(session.agent)
+        loop: Loop = build.loop(config, games, run.episodes_folder)
+        fill(loop.agent)
         progress.say(f"{asked.path}: playing {PLAYED} steps of {asked.env}, from which dreams can begin")
         progress.start(PLAYED, 0)
-        while session.replay.steps < PLAYED:
-            session.collect(games.num, progress)
-        assert isinstance(session.agent.world_model, Iris)
-        for episode in session.replay.memory().values():  # the checkpoint knows the signs of rewards alone
-            session.agent.world_model.reward.note(torch.from_numpy(episode.reward))
-        session.updates = 1  # the round of those who trained it: the next one begins by playing
-        session.save(run)
+        while loop.replay.steps < PLAYED:
+            loop.collect(games.num, progress)
+        assert isinstance(loop.agent.world_model, Iris)
+        for episode in loop.replay.memory().values():  # the checkpoint knows the signs of rewards alone
+            loop.agent.world_model.reward.note(torch.from_numpy(episode.reward))
+        loop.updates = 1  # the round of those who trained it: the next one begins by playing
+        loop.save(run)
         run.close()
         os.rename(run.folder, asked.folder)
 
@@ -134,7 +134,8 @@ def _iris_config(env: str, published: Published) -> Config:
     model = replace(
         base.model, view="frame", quantizer="gradient", patch=1,
         codes=see.codes, code_width=see.width, channels=see.channels, halvings=see.halvings, blocks=see.blocks,
-        attention=see.attention, steps=think.steps, keep=think.steps // 2, width=think.width, layers=think.layers,
+        attention=see.attention, context_frames=think.context_frames,
+        keep=think.context_frames // 2, width=think.width, layers=think.layers,
         heads=think.heads,
     )  # fmt: skip
     layers = [sizes.get(f"conv{i + 1}.bias", torch.empty(base.policy.channels[i])).numel() for i in range(4)]

@@ -80,7 +80,7 @@ def latent(model: WorldModel) -> str:
     """The latent's shape, kind and bits a frame."""
     frame = torch.zeros(1, *model.spec.frame)
     with torch.inference_mode():
-        made = model.encode(frame)
+        made = model.start(frame.unsqueeze(1)).latent
     shape = " x ".join(str(side) for side in model.latent_shape)
     bits = latent_bits(made)
     if not made.is_floating_point():

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from agent.trainer import lower
+from agent.precision import for_inference
 from envs.errors import UserError
 from envs.games import Games
 from play.session import HOTTEST, MOST_FPS, GameSession
@@ -94,14 +94,13 @@ def play(words: Sequence[str]) -> None:
 
 def threads_for(loaded: Loaded, asked: int) -> int:
     """As many of torch's as asked for, or as pay; 0: as pay. The browser wants a core too."""
-    return asked or (min(2, cores()) if loaded.agent.world_model.heavy else 1)
+    return asked or (min(2, cores()) if loaded.format() == "int8" else 1)
 
 
 def parts(loaded: Loaded) -> Parts:
     """What the tables need of a loaded model."""
     config, world = loaded.config, loaded.world()
-    if world.autocast:
-        lower(loaded.agent.world_model, loaded.agent.learner)
+    for_inference(loaded.agent.world_model, loaded.agent.learner, format=loaded.format())
     return Parts(config.env, world, loaded.agent.learner, partial(_game, loaded), config.replay.human_weight)
 
 

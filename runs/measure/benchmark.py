@@ -80,23 +80,23 @@ class _Measurement:
         self.task = bar.add_task("starting", total=8)
         quiet = replace(config.train, prefill=PREFILL, pretrain=0, show_every=10**9, save_every=1e9)
         self.cuda = torch.device(device).type == "cuda"
-        self.session = build.session(replace(config, train=quiet), games, None, device)
+        self.loop = build.loop(replace(config, train=quiet), games, None, device)
 
     def all(self) -> dict[str, Any]:
         """Rows, phases and operators."""
-        session, horizon = self.session, self.config.policy.horizon
+        loop, horizon = self.loop, self.config.policy.horizon
         screen, nowhere = Phases(self._sync), Nowhere()
         # Both long enough for every game to end more than once: beginning a new one loads the ROM, which takes 65 ms.
         alone = self._begin("games", lambda: self._time(self._player_of_random_games(), 0.15))
-        self._begin("random games first", lambda: session.prefill(nowhere, screen))
-        acting = self._begin("acting", lambda: self._time(lambda: session.collect(self._steps, screen), 0.3))
+        self._begin("random games first", lambda: loop.prefill(nowhere, screen))
+        acting = self._begin("acting", lambda: self._time(lambda: loop.collect(self._steps, screen), 0.3))
         stages, policy = self._begin("updates", self._updates)
-        states = session.states(session.dreams.starts or 192)
+        states = loop.states(loop.dreams.starts or 192)
         dreams = self._begin("dreaming", lambda: self._time(lambda: self._dream(states), 0.1))
         frames = self._begin("one frame", lambda: self._time(self._dreamer(_first(states, 1)), 0.05))
         pairs = np.sum([*stages.values(), policy], 0)
         # Of a recipe whose rounds take thousands of updates there is no loop to be seen in a minute.
-        short = all(stage.updates == 1 for stage in session.stages)
+        short = all(stage.updates == 1 for stage in loop.stages)
         updates = 0.25 * self.seconds / float(np.median(pairs))
         shares = self._begin("the loop", lambda: self._loop(updates) if short else {})
         operators = self._begin("operators", self._operators)
@@ -104,15 +104,15 @@ class _Measurement:
         many, dream = f"{self.games.num} games", f"{starts} x {horizon}"
         whole = f"{population_size} x {dream}" if population_size > 1 else dream
         return {
-            "precision": "bf16" if session.trainer.autocast else "fp32",
-            "parameters": {"world_model": count(session.agent.world_model), "policy": count(session.agent.learner)},
+            "precision": "bf16" if loop.trainer.autocast else "fp32",
+            "parameters": {"world_model": count(loop.agent.world_model), "policy": count(loop.agent.learner)},
             "rows": [
                 row("random games", alone, "agent steps", size=many, each=self._steps),
                 row("acting", acting, "agent steps", size=many, each=self._steps),
                 *(
                     row(f"{kind.name.replace('_', '-')} update", stages[kind.name], "updates",
                         size=f"{kind.batch_size} x {kind.length}")
-                    for kind in session.stages
+                    for kind in loop.stages
                 ),
                 row("policy update", policy, "updates", size=whole),
                 row("both updates" if short else "one of each", pairs, "updates"),
@@ -170,37 +170,37 @@ class _Measurement:
 
     def _updates(self) -> tuple[dict[str, list[float]], list[float]]:
         """Seconds of an update of each stage and of the policy, one after the other as in the loop."""
-        session = self.session
-        taken: dict[str, list[float]] = {stage.name: [] for stage in session.stages}
-        encoded = {stage.name: session.encoded(stage) for stage in session.stages}
+        loop = self.loop
+        taken: dict[str, list[float]] = {stage.name: [] for stage in loop.stages}
+        encoded = {stage.name: loop.encoded(stage) for stage in loop.stages}
 
         def all_of_them() -> None:
             states = None
-            for stage in session.stages:
+            for stage in loop.stages:
                 began = time.perf_counter()
-                states = session.train_world_model(stage, encoded[stage.name])
+                states = loop.train_world_model(stage, encoded[stage.name])
                 self._sync()
                 taken[stage.name].append(time.perf_counter() - began)
-            session.train_policy(states)
+            loop.train_policy(states)
 
         whole = np.array(self._time(all_of_them, 0.35))
         kept = {name: each[-len(whole) :] for name, each in taken.items()}
         return kept, (whole - np.sum(list(kept.values()), 0)).tolist()
 
     def _dream(self, states: State) -> None:
-        session = self.session
-        with session.trainer.mixed():
-            imagine(session.agent.world_model, session.agent.learner.policy, states, horizon=session.dreams.horizon)
+        loop = self.loop
+        with loop.trainer.mixed():
+            imagine(loop.agent.world_model, loop.agent.learner.policy, states, horizon=loop.dreams.horizon)
 
     @torch.inference_mode()
     def _dreamer(self, state: State) -> Callable[[], object]:
         """What a person who plays the dream waits for: one step and its picture."""
-        model = self.session.agent.world_model
-        action, _ = self.session.agent.learner.policy.act(model.features(state))
+        model = self.loop.agent.world_model
+        action, _ = self.loop.agent.learner.policy.act(model.features(state))
 
         @torch.inference_mode()
         def frame() -> np.ndarray:
-            return to_pixels(model.decode(model.step(state, action).state.latent))
+            return to_pixels(model.picture(model.step(state, action).state))
 
         return frame
 
@@ -208,18 +208,18 @@ class _Measurement:
         """The real loop for so many updates: the share of its time that each phase takes."""
         count = int(min(max(updates, 5), MOST))
         screen = Phases(self._sync)
-        steps = self.session.replay.steps + count * self.session.config.steps_per_update
-        self.session.train(steps, Nowhere(), screen)
+        steps = self.loop.replay.steps + count * self.loop.config.steps_per_update
+        self.loop.train(steps, Nowhere(), screen)
         screen.phase("end")
         seconds = {name: screen.seconds.get(name, 0.0) for name in PHASES}
         return {name: round(spent / sum(seconds.values()), 4) for name, spent in seconds.items()}
 
     def _operators(self) -> dict[str, list[dict[str, Any]]]:
-        session = self.session
-        states = session.states(session.dreams.starts or 192)
-        stages = {stage.name.replace("_", " "): (stage, session.encoded(stage)) for stage in session.stages}
-        found = {name: self._profile(partial(session.train_world_model, *what)) for name, what in stages.items()}
-        return found | {"policy": self._profile(lambda: session.train_policy(states))}
+        loop = self.loop
+        states = loop.states(loop.dreams.starts or 192)
+        stages = {stage.name.replace("_", " "): (stage, loop.encoded(stage)) for stage in loop.stages}
+        found = {name: self._profile(partial(loop.train_world_model, *what)) for name, what in stages.items()}
+        return found | {"policy": self._profile(lambda: loop.train_policy(states))}
 
     def _profile(self, work: Callable[[], object]) -> list[dict[str, Any]]:
         """The operators that take most time themselves, without those they call: calls and ms an update."""

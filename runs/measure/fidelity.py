@@ -64,7 +64,7 @@ def measure(run: Run, *, contexts: int = CONTEXTS, temperature: float = 0.0, dev
     try:
         agent = build.agent(config, games.spec, device)
         agent.load_state_dict(run.load_checkpoint(device)["agent"])
-        codes(agent.world_model, agent.world_model.encode(torch.zeros(1, *games.spec.frame, device=device)))
+        codes(agent.world_model, agent.world_model.start(torch.zeros(1, 1, *games.spec.frame, device=device)).latent)
         batch = play(agent, games, contexts, config.train.burn_in + 1 + AHEAD[-1], seed=config.seed)
     finally:
         games.close()
@@ -79,7 +79,7 @@ def measure(run: Run, *, contexts: int = CONTEXTS, temperature: float = 0.0, dev
 
 def play(agent: Agent, games: Games, count: int, length: int, *, seed: int) -> Batch:
     """`count` segments of `length` frames, from episodes with seeds that were never trained on."""
-    held_out = Replay(None, games.spec, ReplayConfig(), seed=seed)
+    held_out = Replay(None, games.spec, ReplayConfig(validation=0.0), seed=seed)
     collector = Collector(games, held_out, Player(agent), seed=seed + EVALUATION_SEED)
     while held_out.episodes < EPISODES:
         collector.collect(games.num)
@@ -94,20 +94,21 @@ def judge(model: WorldModel, batch: Batch, context: int, temperature: float, *, 
     would reach.
     """
     whole = batch.has_action[:, :-1].all(1)
-    batch = Batch(*(leaf[whole] for leaf in batch)).to(next(model.parameters()).device)
+    batch = batch.rows(whole).to(next(model.parameters()).device)
     found: dict[int, list[dict[str, Tensor]]] = {ahead: [] for ahead in AHEAD}
     for begin in range(0, len(batch.frame), PART):
         frame, action = batch.frame[begin : begin + PART], batch.action[begin : begin + PART]
         state = model.start(to_unit(frame[:, :context]), action[:, : context - 1])
-        seen = codes(model, state.latent)
+        followed, seen = state, codes(model, state.latent)
         for ahead in range(1, AHEAD[-1] + 1):
             now = context + ahead - 1
             state = model.step(state, action[:, now - 1], temperature=temperature).state
+            followed = model.step(followed, action[:, now - 1], to_unit(frame[:, now])).state
             if ahead in AHEAD:
-                real, dreamed = codes(model, model.encode(to_unit(frame[:, now]))), codes(model, state.latent)
+                real, dreamed = codes(model, followed.latent), codes(model, state.latent)
                 part = {"right": dreamed == real, "moved": seen != real}
                 if ball:
-                    part |= _balls(frame[:, now], model.decode(state.latent))
+                    part |= _balls(frame[:, now], model.picture(state))
                 found[ahead].append(part)
     return [_row(ahead, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
             for ahead, parts in found.items()]  # fmt: skip

@@ -113,7 +113,7 @@ def reconstruct(model: WorldModel, frame: np.ndarray) -> np.ndarray:
     """What the latents keep of frames (M, C, H, W) uint8, each seen alone: the same shape, up to 255."""
     device = next(model.parameters()).device
     parts = [
-        model.decode(model.encode(to_unit(torch.from_numpy(part).to(device)))).float().cpu()
+        model.picture(model.start(to_unit(torch.from_numpy(part).to(device)).unsqueeze(1))).float().cpu()
         for part in np.array_split(frame, max(1, len(frame) // 100))
     ]
     return torch.cat(parts).mul(255).numpy()

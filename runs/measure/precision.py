@@ -6,6 +6,7 @@ distributions over each token with those in float32. Writes results/precision.js
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from agent.precision import Format, for_inference
 from envs.errors import UserError
 from runs.cli import compose
 from runs.cli.exit_codes import guarded
@@ -22,13 +24,12 @@ from runs.dreams import Loaded, load_parts
 from runs.folder.progress import as_table
 from world_model.interface import to_unit
 from world_model.iris import Iris
-from world_model.parts.blocks import mlp
 from world_model.parts.gpt import GPT
 
-FORMATS = {  # name: (rows at once, autocast)
-    "float32, a single row": (1, False),
-    "bfloat16, all rows at once": (0, True),
-    "int8 weights, a single row": (1, True),
+FORMATS: dict[str, tuple[int, Format]] = {  # name: (rows at once, all with 0; number format)
+    "float32, a single row": (1, "fp32"),
+    "bfloat16, all rows at once": (0, "bf16"),
+    "int8 weights, a single row": (1, "int8"),
 }
 
 
@@ -53,14 +54,16 @@ def measure(loaded: Loaded) -> list[dict[str, Any]]:
             f"This run's recipe is {loaded.config.recipe}: runs.measure.precision measures iris and iris_ac."
         )
     frame, action = loaded.starts
-    steps = min(action.shape[1], model.config.steps - 1)
+    steps = min(action.shape[1], model.config.context_frames - 1)
     tokens = model.encode(to_unit(frame[:, : steps + 1]))  # (S, T + 1, N)
     past = torch.cat([tokens[:, :steps], action[:, :steps].unsqueeze(-1)], -1).flatten(1)
     exact = foreseen(model.transformer, past, tokens[:, steps], len(frame))
     rows = []
-    for name, (count, mixed) in FORMATS.items():
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            other = foreseen(model.transformer, past, tokens[:, steps], count or len(frame))
+    for name, (count, kind) in FORMATS.items():
+        transformer = copy.deepcopy(model.transformer)
+        for_inference(transformer, format=kind)
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind != "fp32"):
+            other = foreseen(transformer, past, tokens[:, steps], count or len(frame))
         apart = (exact.exp() * (exact - other)).sum(-1)
         rows.append({
             "format": name,
@@ -82,9 +85,7 @@ def foreseen(gpt: GPT, past: Tensor, now: Tensor, count: int) -> Tensor:
         for token in next_ones[:, :-1].split(1, dim=1):
             memory, _ = gpt.append(memory, token)
             hidden.append(memory["h"])
-        head = gpt.cast(len(begun)).head
-        with torch.autocast("cpu", enabled=False):
-            told.append(torch.stack([mlp(h, *head).float().log_softmax(-1) for h in hidden], 1))
+        told.append(torch.stack([gpt.next_token_logits(h).float().log_softmax(-1) for h in hidden], 1))
     return torch.cat(told)
 
 

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from world_model.interface import State, to_pixels
+from world_model.interface import State, WorldModel, to_pixels
 from world_model.parts.mixture import Mixture
+from world_model.world_models import WorldModels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from world_model.world_models import WorldModels
 
 Pictures = dict[str, np.ndarray]  # (H, W, 3) uint8 each, by name
 CONTEXT = 8  # real frames before a dream
@@ -36,8 +35,13 @@ class Dreamed(NamedTuple):
     log_weights: Tensor  # (D, Z, K) of the mixtures that the latents were drawn from
 
 
+def diagnostics(model: WorldModel, frame: Tensor, action: Tensor) -> Pictures:
+    """Further pictures of what a system knows, by name; most systems have none. See `portraits`."""
+    return portraits(model, frame, action) if isinstance(model, WorldModels) else {}
+
+
 @torch.no_grad()
-def diagnostics(model: WorldModels, frame: Tensor, action: Tensor) -> Pictures:
+def portraits(model: WorldModels, frame: Tensor, action: Tensor) -> Pictures:
     """Pictures (H, W, 3) uint8 by name, of a real segment (1, T, C, H, W) in [0, 1] and its actions (1, T[, A]).
 
     Dreams go on from the first 8 frames, from half of them where the segment is shorter than 16. A single frame has
@@ -49,14 +53,15 @@ def diagnostics(model: WorldModels, frame: Tensor, action: Tensor) -> Pictures:
     context = min(CONTEXT, length // 2)
     with torch.random.fork_rng([frame.device] if frame.is_cuda else []):
         dreams = {at: dream(model, frame, action, context, at) for at in TEMPERATURES}
-    state = model.observe(frame, action)
+    latent = model.encode(frame)
+    memory = model.lstm.scan(model.inputs(latent, action))
     times = _spread(0, length, FRAMES)
     real = frame[0, times]
     return {
         "mixture": _mixture(dreams[1.0].log_weights, context),
-        "latents": _latents(state.latent[0], model.mixture(state.memory), dreams[1.0].latent, context),
+        "latents": _latents(latent[0], model.mixture(memory), dreams[1.0].latent, context),
         "temperatures": _temperatures(model, frame, dreams, context),
-        "reconstructions": _rows({"real": real, "reconstruction": model.decode(model.encode(real))}, times),
+        "reconstructions": _rows({"real": real, "reconstruction": model.vae.decode(model.encode(real))}, times),
     }
 
 
@@ -145,7 +150,7 @@ def _temperatures(model: WorldModels, frame: Tensor, dreams: Mapping[float, Drea
     picked = [t - context + 1 for t in times]
     for temperature, dreamed in dreams.items():
         latent = torch.cat([model.encode(frame[:, context - 1]), dreamed.latent])
-        rows[f"temperature {temperature:g}"] = model.decode(latent[picked])
+        rows[f"temperature {temperature:g}"] = model.vae.decode(latent[picked])
     return _rows(rows, times)
 
 

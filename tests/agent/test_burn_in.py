@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from agent.loop import Loop
 from agent.player import Agent, Player
 from agent.replay import Replay
 from agent.replay_config import ReplayConfig
 from agent.trainer import TrainConfig
-from agent.work import Work
 from envs.errors import UserError
 from envs.games import GameConfig
 from envs.spec import Spec
@@ -41,11 +41,8 @@ class Mirror(WorldModel):
         self.spec, self.latent_shape, self.feature_size = spec, spec.frame, SIZE
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
-    def encode(self, frame: Tensor) -> Tensor:
-        return frame + self.weight
-
-    def decode(self, latent: Tensor) -> Tensor:
-        return latent
+    def decode(self, state: State) -> Tensor:
+        return state.latent
 
     def initial(self, batch_size: int) -> Tree:
         return {"count": torch.zeros(batch_size), "sum": torch.zeros(batch_size), "last": torch.zeros(batch_size, SIZE)}
@@ -55,8 +52,11 @@ class Mirror(WorldModel):
         now = {"count": memory["count"] + 1, "sum": 2 * memory["sum"] + action}
         return {**now, "last": state.latent.flatten(1)}
 
-    def sample(self, memory: Tree, temperature: float = 1.0) -> Tensor:
-        return memory["last"].view(-1, *self.spec.frame)
+    def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
+        return State(memory["last"].view(-1, *self.spec.frame), memory)
+
+    def observe(self, memory: Tree, frame: Tensor) -> State:
+        return State(frame + self.weight, memory)
 
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
         return state.memory["count"], torch.ones_like(state.memory["count"])
@@ -67,9 +67,6 @@ class Mirror(WorldModel):
 
     def reward_sign(self, state: State) -> Tensor:
         return self.outcome(state)[0]  # all of it, to be read below
-
-    def observe(self, frame: Tensor, action: Tensor) -> State:
-        raise AssertionError("nobody needs the states on the way")
 
     def stages(self) -> tuple[Stage, ...]:
         return ()
@@ -85,7 +82,7 @@ class Listener(CnnLstm):
         return {}
 
 
-def work(at_start: float = 0.0, burn_in: int = 4, **config: Any) -> Work:
+def work(at_start: float = 0.0, burn_in: int = 4, **config: Any) -> Loop:
     """Two episodes of 20 frames, and one that has not ended."""
     register()
     torch.manual_seed(0)
@@ -94,12 +91,12 @@ def work(at_start: float = 0.0, burn_in: int = 4, **config: Any) -> Work:
     agent = Agent(Mirror(games.spec), Listener(settings, SIZE, games.spec))
     replay = Replay(None, games.spec, ReplayConfig(), seed=0)
     schedule = TrainConfig(burn_in=burn_in, at_start=at_start, precision="fp32")
-    made = Work(agent, games, replay, config=schedule, dreams=settings, seed=0)
+    made = Loop(agent, games, replay, config=schedule, dreams=settings, seed=0)
     made.collector.collect(50, at_random=True)
     return made
 
 
-def dreamed(made: Work) -> Trajectory:
+def dreamed(made: Loop) -> Trajectory:
     made.train_policy()
     assert isinstance(made.agent.learner, Listener)
     return made.agent.learner.dreams[-1]

@@ -14,7 +14,7 @@ import torch
 
 from agent.collector import episode_seed
 from agent.evaluate import evaluate
-from agent.loop import Session
+from agent.loop import Loop
 from runs import build
 from runs.config import Config
 from runs.folder.progress import Progress
@@ -29,9 +29,9 @@ def quick(env: str, **train: Any) -> Config:
     return replace(config, env=env, train=schedule, model=model, game=replace(config.game, num=1))
 
 
-def begin(config: Config, run: Run) -> Session:
+def begin(config: Config, run: Run) -> Loop:
     games = config.game.build(config.env)
-    return build.session(config, games, run.episodes_folder)
+    return build.loop(config, games, run.episodes_folder)
 
 
 def same(a: Any, b: Any, where: str = "state") -> None:
@@ -55,10 +55,10 @@ def same(a: Any, b: Any, where: str = "state") -> None:
 def test_a_resumed_run_is_bit_identical_to_one_never_stopped(env: str, tmp_path: Path) -> None:
     config = quick(env)
     run = Run.create(config, tmp_path / "whole")
-    session = begin(config, run)
-    session.train(400, run, Progress())
+    loop = begin(config, run)
+    loop.train(400, run, Progress())
     shutil.copytree(tmp_path / "whole", tmp_path / "stopped")  # as kill -9 after this checkpoint would leave it
-    session.train(700, run, Progress())
+    loop.train(700, run, Progress())
 
     again = Run.open(tmp_path / "stopped")
     (again.episodes_folder / "000123.npz").write_bytes(b"written after the checkpoint")
@@ -67,7 +67,7 @@ def test_a_resumed_run_is_bit_identical_to_one_never_stopped(env: str, tmp_path:
     again.rewind()
     resumed.train(700, again, Progress())
 
-    same(session.state_dict(), resumed.state_dict())
+    same(loop.state_dict(), resumed.state_dict())
     machine = ("hours", "memory_gb")
     timeless = [[{k: v for k, v in line.items() if k not in machine} for line in one.metrics()] for one in (run, again)]
     assert timeless[0] == timeless[1]
@@ -78,7 +78,7 @@ def test_a_resumed_run_is_bit_identical_to_one_never_stopped(env: str, tmp_path:
 def test_ctrl_c_ends_the_update_saves_a_checkpoint_and_goes_on_up(sign: signal.Signals, tmp_path: Path) -> None:
     config = quick("Catch-v0")
     run = Run.create(config, tmp_path / "run")
-    session = begin(config, run)
+    loop = begin(config, run)
 
     class Impatient(Progress):
         killed = False
@@ -89,10 +89,10 @@ def test_ctrl_c_ends_the_update_saves_a_checkpoint_and_goes_on_up(sign: signal.S
                 os.kill(os.getpid(), sign)
 
     with pytest.raises(KeyboardInterrupt):
-        session.train(10_000, run, Impatient())
+        loop.train(10_000, run, Impatient())
     saved = run.load_checkpoint()
-    assert 600 <= saved["replay"]["steps"] == session.replay.steps < 650
-    assert saved["updates"] == session.trainer.updates["actor"] // config.policy.minibatches > 0
+    assert 600 <= saved["replay"]["steps"] == loop.replay.steps < 650
+    assert saved["updates"] == loop.trainer.updates["actor"] // config.policy.minibatches > 0
 
 
 def test_episode_seeds_differ_between_runs_and_episodes() -> None:
@@ -115,9 +115,9 @@ def test_catch_is_solved_by_imagination_alone(tmp_path: Path) -> None:
     """No update ever sees the real game: the policy learns from dreams only. A random player catches one in three."""
     config = replace(reverie("toy"), env="Catch-v0", steps=20_000)
     games = config.game.build(config.env)
-    session = build.session(config, games, tmp_path)
+    loop = build.loop(config, games, tmp_path)
     with Progress() as progress:
-        session.train(config.steps, Run.create(config, tmp_path / "run"), progress)
-    scores = evaluate(session.agent, games, 20, seed=1).returns
+        loop.train(config.steps, Run.create(config, tmp_path / "run"), progress)
+    scores = evaluate(loop.agent, games, 20, seed=1).returns
     caught = (sum(scores) / len(scores) + 10) / 20  # ten blocks a game, +1 or -1 each
     assert caught >= 0.9, f"{caught:.0%} caught"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from agent.collector import Collector
+from agent.loop import Loop
 from envs.errors import UserError
 from envs.spec import Spec
 from policies.cma_es import EvolutionConfig
@@ -18,7 +19,7 @@ from runs.config import Config
 from runs.folder.progress import Progress
 from runs.folder.run import Run
 from runs.recipes.world_models import world_models
-from tests import test_loop
+from tests.agent import test_loop
 from tests.agent.test_loop import begin, same
 from world_model.interface import Stage
 
@@ -99,6 +100,7 @@ def test_the_player_burns_in_after_every_long_round_and_after_pretraining(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds: list[int] = []
+    session: Loop
     monkeypatch.setattr(Collector, "burn_in", lambda collector, length: rounds.append(session.updates))
     config = quick("dream")
     config = replace(config, steps=400)
@@ -171,7 +173,8 @@ def test_a_stage_reads_what_was_encoded_once(tmp_path: Path) -> None:
     session.prefill(Run.create(config, tmp_path / "other"), Progress())
     calls: list[int] = []
 
-    def brightness(frame: torch.Tensor) -> torch.Tensor:
+    def brightness(frame: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        assert len(action) == len(frame) - 1
         calls.append(len(frame))
         return frame.mean((1, 2, 3)).unsqueeze(1)
 
@@ -181,7 +184,8 @@ def test_a_stage_reads_what_was_encoded_once(tmp_path: Path) -> None:
     calls.clear()
     session.collect(8, Progress())  # the encoder is as it was: only what is new is encoded
     grown = session.encoded(stage)
-    assert sum(calls) == sum(map(len, grown)) - sum(map(len, encoded)) > 0
+    new = sum(map(len, grown)) - sum(map(len, encoded))
+    assert 0 < new <= sum(calls) <= new + len(calls), "and the frame before it"
     session.trainer.updates["vision"] += 1
     calls.clear()
     encoded = session.encoded(stage)
@@ -190,9 +194,10 @@ def test_a_stage_reads_what_was_encoded_once(tmp_path: Path) -> None:
     frames = session.replay.sample(16, 5)
     session.replay.rng.bit_generator.state = before
     batch = session.replay.sample(16, 5, encoded=encoded)
-    assert batch.frame.dtype == torch.float32 and batch.frame.shape == (16, 5, 1)
+    assert batch.code is not None and batch.code.dtype == torch.float32 and batch.code.shape == (16, 5, 1)
+    assert torch.equal(batch.frame, frames.frame)
     expected = torch.where(frames.valid, (frames.frame.float() / 255).mean((2, 3, 4)), 0)
-    torch.testing.assert_close(batch.frame[..., 0], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(batch.code[..., 0], expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(batch.action, frames.action)
 
 

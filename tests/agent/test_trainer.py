@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from agent.trainer import NonFiniteLoss, Trainer, lower, mixed_precision, reduce
-from world_model.interface import Losses, Objective, Optim
+from agent.precision import for_inference, mixed_precision
+from agent.trainer import NonFiniteLoss, Trainer, masked, reduce
+from world_model.interface import Batch, Losses, Objective, Optim, Term
 
 CPU = torch.device("cpu")
 
@@ -35,7 +36,10 @@ class Toy:
         terms = {"square": y.float().square().mean(-1), "size": y.float().abs().mean(-1)}
         for name, value in self.bad.items():
             terms[name] = terms[name] * value
-        return Losses(terms, {"offset": y.detach().float().mean()})
+        return Losses({name: Term(term) for name, term in terms.items()}, {"offset": y.detach().float().mean()})
+
+    def total(self, losses: Losses) -> Tensor:
+        return reduce({name: term.value for name, term in losses.terms.items()}, self.objective.scales)
 
     def trainer(self, **options: Any) -> Trainer:
         return Trainer([self.objective], device=CPU, **{"precision": "fp32", **options})
@@ -47,6 +51,17 @@ class Toy:
 def data(count: int, seed: int = 0) -> list[Tensor]:
     rng = torch.Generator().manual_seed(seed)
     return [torch.randn(2, 5, 4, generator=rng) for _ in range(count)]
+
+
+def test_a_mask_counts_for_all_that_stands_behind_it() -> None:
+    """The denominator is the number of all numbers, those that are masked included."""
+    valid = torch.tensor([[True, True, False]])
+    batch = Batch(*torch.zeros(5, 1, 3).unbind(), valid)
+    term = masked(Term(torch.ones(1, 3, 4), "valid"), batch)
+    assert term.shape == (1, 3, 4) and term.mean() == pytest.approx(2 / 3) and not term[:, 2].any()
+    assert masked(Term(torch.ones(2, 2)), None).mean() == 1
+    with pytest.raises(KeyError, match="somewhere"):
+        masked(Term(torch.ones(1, 3), "somewhere"), batch)
 
 
 def test_reduce_is_the_sum_of_scaled_means() -> None:
@@ -79,7 +94,7 @@ def test_a_loss_that_is_not_finite_is_named(bad: str, value: float) -> None:
 def test_a_gradient_that_is_not_finite_is_named_too() -> None:
     toy = Toy()
     trainer = toy.trainer()
-    root = Objective("toy", toy.objective.params, lambda x: Losses({"root": toy.net(x).abs().mul(0).sqrt()}, {}),
+    root = Objective("toy", toy.objective.params, lambda x: Losses({"root": Term(toy.net(x).abs().mul(0).sqrt())}, {}),
                      {"root": 1.0})  # fmt: skip
     trainer.update(root, data(1)[0])  # the loss is 0, its slope is not a number
     with pytest.raises(NonFiniteLoss, match="toy/grad_norm"):
@@ -93,7 +108,7 @@ def test_a_report_averages_since_the_last_one() -> None:
     means = []
     for x in batches:
         losses = trainer.update(toy.objective, x)
-        means.append({name: term.mean().item() for name, term in losses.terms.items()})
+        means.append({name: term.value.mean().item() for name, term in losses.terms.items()})
     trainer.note({"policy/return": torch.tensor(4.0)})
     trainer.note({"policy/return": torch.tensor(1.0)})
     report = trainer.report()
@@ -111,7 +126,7 @@ def test_an_update_goes_downhill_and_only_on_its_own_parameters() -> None:
     stranger = Objective("other", tuple(other.parameters()), toy.loss, {})
     trainer = Trainer([toy.objective, stranger], device=CPU, precision="fp32")
     before, (x, *_) = [p.detach().clone() for p in other.parameters()], data(1)
-    losses = [reduce(trainer.update(toy.objective, x).terms, toy.objective.scales).item() for _ in range(50)]
+    losses = [toy.total(trainer.update(toy.objective, x)).item() for _ in range(50)]
     assert losses[-1] < 0.3 * losses[0]
     assert_close(list(other.parameters()), before, rtol=0, atol=0)
     assert trainer.updates == {"toy": 50, "other": 0}
@@ -135,7 +150,7 @@ class _Spy(torch.autograd.Function):
 def test_gradients_flow_outside_of_autocast() -> None:
     """A policy improves within the autocast of its rollouts, which PyTorch advises against for the backward pass."""
     toy = Toy()
-    loss = lambda x: Losses({"size": _Spy.apply(toy.net(x)).abs()}, {})  # noqa: E731
+    loss = lambda x: Losses({"size": Term(_Spy.apply(toy.net(x)).abs())}, {})  # noqa: E731
     trainer = Trainer([objective := Objective("toy", toy.objective.params, loss, {"size": 1.0})],
                       device=CPU, precision="bf16")  # fmt: skip
     _Spy.seen.clear()
@@ -168,7 +183,7 @@ def test_the_learning_rate_falls_when_it_shall() -> None:
 def test_gradients_are_clipped_and_their_norm_is_reported_unclipped() -> None:
     toy = Toy(clip=0.01)
     trainer, (x, *_) = toy.trainer(), data(1)
-    total = reduce(toy.loss(x).terms, toy.objective.scales)
+    total = toy.total(toy.loss(x))
     norm = torch.cat([g.flatten() for g in torch.autograd.grad(total, toy.objective.params)]).norm()
     trainer.update(toy.objective, x)
     clipped = torch.cat([p.grad.flatten() for p in toy.objective.params if p.grad is not None]).norm()
@@ -231,7 +246,7 @@ def several(update: Callable[[Objective, Any], Losses], toy: Toy, *, outer: torc
     losses = []
     if outer is None:
         for x in data(4):
-            losses.append(update(toy.objective, x).terms["square"])
+            losses.append(update(toy.objective, x).terms["square"].value)
         return losses
     with outer:
         return several(update, toy, outer=None)
@@ -256,7 +271,7 @@ def test_lowered_layers_say_what_autocast_would() -> None:
             return [conv(picture), lstm(row)[0], linear(flat)]
 
     before = said()
-    lower(parts)
+    for_inference(parts, format="bf16")
     assert {part.weight.dtype for part in (conv, linear)} == {torch.bfloat16, torch.float32}
     assert lstm.weight_hh_l0.dtype == torch.bfloat16
     assert all(torch.equal(a, b) for a, b in zip(before, said(), strict=True))

@@ -135,7 +135,7 @@ def test_both_dreams_on_from_the_real_game() -> None:
     made.sync()
     assert made.now.horizon == 0 and made.now.dream is not None
     with torch.inference_mode():
-        kept = to_pixels(model.decode(model.encode(to_unit(torch.from_numpy(real.frame[None])))))[0]
+        kept = to_pixels(model.picture(model.start(to_unit(torch.from_numpy(real.frame[None, None])))))[0]
     assert np.array_equal(made.now.dream.picture, kept)
     made.close()
 

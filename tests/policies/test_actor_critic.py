@@ -20,7 +20,7 @@ from policies.actor_critic import ActorCritic, ActorCriticConfig, Targets
 from policies.imagination import imagine
 from policies.interface import Policy, Trajectory
 from policies.returns import lambda_returns
-from tests.toys import VARIANTS, Variant, segments
+from tests.toys import VARIANTS, Variant, lost, segments
 from world_model.interface import Objective
 
 DISCRETE, CONTINUOUS = Spec((1, 1, 1), 2, True), Spec((1, 1, 1), 1, False)
@@ -92,7 +92,7 @@ def test_losses_reach_their_own_networks_and_forget_the_dead() -> None:
     targets = made._targets(dreams())
     actor, critic = made.objectives()
     for objective, others in ((actor, critic.params), (critic, actor.params)):
-        terms = objective.loss(targets).terms
+        terms = lost(objective.loss(targets), targets).terms
         assert terms.keys() == objective.scales.keys()
         assert all(term.shape == (10, 3) and not term[0, 1:].any() and term[1:].any() for term in terms.values())
         total = sum(term.sum() for term in terms.values())
@@ -109,10 +109,11 @@ def test_a_good_action_becomes_likelier_and_entropy_is_rewarded() -> None:
     made = learner()
     targets = made._targets(dreams())._replace(advantage=torch.ones(10, 3), alive=torch.ones(10, 3))
     log_prob, entropy = made.policy.evaluate(targets.view, targets.action)
-    terms = made.objectives()[0].loss(targets).terms
+    terms = lost(made.objectives()[0].loss(targets), targets).terms
     assert_close(terms["policy"], -log_prob)
     assert_close(terms["entropy"], -entropy)
-    worse = made.objectives()[0].loss(targets._replace(advantage=-2 * targets.advantage)).terms
+    bad = targets._replace(advantage=-2 * targets.advantage)
+    worse = lost(made.objectives()[0].loss(bad), bad).terms
     assert_close(worse["policy"], 2 * log_prob)
 
 
@@ -130,13 +131,16 @@ def test_several_passes_begin_as_one_and_stop_when_the_policy_has_gone_far() -> 
     several, one = learner(epochs=2, entropy=0.0), learner(entropy=0.0)
     targets = several._targets(dreams())
     gradients = [
-        torch.autograd.grad(made.objectives()[0].loss(targets).terms["policy"].sum(), tuple(made.policy.parameters()))
+        torch.autograd.grad(
+            lost(made.objectives()[0].loss(targets), targets).terms["policy"].sum(), tuple(made.policy.parameters())
+        )
         for made in (several, one)
     ]
     assert_close(*gradients)
     away = targets._replace(log_prob=targets.log_prob - 0.5)  # all actions have become 1.65 times as likely
     for sign, moves in ((1.0, False), (-1.0, True)):
-        gain = several.objectives()[0].loss(away._replace(advantage=sign * torch.ones(10, 3))).terms["policy"].sum()
+        far = away._replace(advantage=sign * torch.ones(10, 3))
+        gain = lost(several.objectives()[0].loss(far), far).terms["policy"].sum()
         assert any(g.any() for g in torch.autograd.grad(gain, tuple(several.policy.parameters()))) == moves
 
 

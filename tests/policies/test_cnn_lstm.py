@@ -17,6 +17,7 @@ from envs.spec import Spec
 from policies.cnn_lstm import CnnLstm, CnnLstmConfig
 from policies.interface import Policy, Trajectory
 from policies.returns import lambda_returns
+from tests.toys import lost
 
 SPEC = Spec((3, 16, 16), 2, discrete=True)
 SIZE = 3 * 16 * 16
@@ -123,7 +124,7 @@ def test_the_loss_is_that_of_the_paper() -> None:
 def test_gradients_flow_through_the_memory_to_the_first_view_and_not_beyond_the_target() -> None:
     made, dream = learner(), lived()
     view, memory = dream.view.requires_grad_(), {key: x.requires_grad_() for key, x in dream.memory.items()}
-    terms = made.objectives()[0].loss(dream._replace(view=view, memory=memory)).terms
+    terms = lost(made.objectives()[0].loss(dream._replace(view=view, memory=memory)), dream).terms
     late, first = torch.autograd.grad(terms["policy"][:, -1].sum(), [view, memory["c"]], retain_graph=True)
     assert (late[:, :-1].abs().sum(-1) > 0).all() and (first.abs().sum(-1) > 0).all()
     assert not late[:, -1].any(), "the last view only says what the return is worth"

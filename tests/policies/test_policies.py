@@ -160,11 +160,8 @@ class Counting(WorldModel):
 
     spec, latent_shape, feature_size = Spec((1, 1, 1), 10, True), (2,), 3
 
-    def encode(self, frame: Tensor) -> Tensor:
-        return frame.flatten(-3).expand(*frame.shape[:-3], 2)
-
-    def decode(self, latent: Tensor) -> Tensor:
-        return latent[..., :1, None, None]
+    def decode(self, state: State) -> Tensor:
+        return state.latent[..., :1, None, None]
 
     def initial(self, batch_size: int) -> Tree:
         return {"count": torch.zeros(batch_size), "acted": torch.full((batch_size,), -1.0)}
@@ -172,8 +169,8 @@ class Counting(WorldModel):
     def advance(self, state: State, action: Tensor) -> Tree:
         return {"count": state.latent[:, 0] + 1, "acted": action.float()}
 
-    def sample(self, memory: Tree, temperature: float = 1.0) -> Tensor:
-        return torch.stack([memory["count"], torch.full_like(memory["count"], temperature)], -1)
+    def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
+        return State(torch.stack([memory["count"], torch.full_like(memory["count"], temperature)], -1), memory)
 
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
         return 100 * state.latent[:, 0] + state.memory["acted"], 1 / state.latent[:, 0]
@@ -181,7 +178,7 @@ class Counting(WorldModel):
     def features(self, state: State) -> Tensor:
         return torch.cat([state.latent, state.memory["acted"].unsqueeze(-1)], -1)
 
-    def observe(self, frame: Tensor, action: Tensor) -> State:
+    def observe(self, memory: Tree, frame: Tensor) -> State:
         raise NotImplementedError
 
     def stages(self) -> tuple[Stage, ...]:

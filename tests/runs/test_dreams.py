@@ -51,11 +51,11 @@ def test_starts_are_real_contexts(run_folder: Path) -> None:
     assert frames.shape[1] == work.CONTEXT and len({frame.tobytes() for frame in frames}) > 1
     config = parts.config
     games = config.game.build(config.env)
-    session = build.session(config, games, run_folder / "episodes")
+    loop = build.loop(config, games, run_folder / "episodes")
     assert parts.run is not None
-    session.load_state_dict(parts.run.load_checkpoint())
+    loop.load_state_dict(parts.run.load_checkpoint())
     games.close()
-    episodes = [*session.replay._kept, *(recording.view() for _, recording in session.replay._open.values())]
+    episodes = [*loop.replay._kept, *(recording.view() for _, recording in loop.replay._open.values())]
     for frame, action in zip(frames, actions, strict=True):
         assert any(
             np.array_equal(episode.frame[t : t + work.CONTEXT], frame)
@@ -156,15 +156,15 @@ def test_importing_runs_loads_no_model() -> None:
 def test_taking_starts_disturbs_nothing_and_tells_when_there_are_none(tmp_path: Path) -> None:
     config = trained.small("Catch-v0")
     games = config.game.build(config.env)
-    session = build.session(config, games, tmp_path)
-    assert work.starts(session.replay) == {}
-    session.collector.collect(8, at_random=True)  # two episodes of four steps
-    assert not len(work.starts(session.replay)["frame"])
-    session.collector.collect(200, at_random=True)
-    before = session.replay.state_dict()["rng"]
-    first, second = work.starts(session.replay), work.starts(session.replay)
+    loop = build.loop(config, games, tmp_path)
+    assert work.starts(loop.replay) == {}
+    loop.collector.collect(8, at_random=True)  # two episodes of four steps
+    assert not len(work.starts(loop.replay)["frame"])
+    loop.collector.collect(200, at_random=True)
+    before = loop.replay.state_dict()["rng"]
+    first, second = work.starts(loop.replay), work.starts(loop.replay)
     games.close()
-    assert session.replay.state_dict()["rng"] == before
+    assert loop.replay.state_dict()["rng"] == before
     assert torch.equal(first["frame"], second["frame"])
     made = Starts(**first)
     assert made.frame.shape == (work.STARTS, work.CONTEXT, 3, 64, 64)

@@ -30,9 +30,9 @@ from world_model.iris_checkpoint import published_names
 from world_model.parts.gpt import GPT, GPTConfig
 from world_model.parts.vq_tokenizer import VQTokenizer, VQTokenizerConfig
 
-FULL = Path(__file__).parents[2] / "shared" / "vectors" / "iris" / "keys_full_size.json"
+FULL = Path(__file__).parents[3] / "shared" / "vectors" / "iris" / "keys_full_size.json"
 TOKENIZER = VQTokenizerConfig(codes=8, width=8, channels=4, halvings=3, blocks=1, attention=(1,))  # 16 pixels, 4 tokens
-TRANSFORMER = GPTConfig(codes=8, tokens=4, steps=5, width=16, layers=1, heads=4)
+TRANSFORMER = GPTConfig(codes=8, tokens=4, context_frames=5, width=16, layers=1, heads=4)
 PONG = "ALE/Pong-v5"
 
 
@@ -228,6 +228,6 @@ def test_an_import_that_is_stopped_leaves_nothing(monkeypatch: pytest.MonkeyPatc
     def stopped(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(import_checkpoint.Session, "save", stopped)
+    monkeypatch.setattr(import_checkpoint.Loop, "save", stopped)
     assert main.main(words()) == 130
     assert not os.listdir("runs/out")

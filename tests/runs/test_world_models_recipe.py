@@ -12,8 +12,8 @@ from torch.testing import assert_close
 
 from agent.trainer import Trainer
 from envs.spec import Spec
-from tests.toys import like, mix, rows, segments
-from world_model.interface import Batch, Losses, Objective, State, to_unit
+from tests.toys import Lost, like, lost, mix, segments
+from world_model.interface import Batch, Objective, State, to_unit
 from world_model.parts.vae import kl_from_normal
 from world_model.world_models import LSTM, WON, WorldModels, WorldModelsConfig
 
@@ -40,18 +40,26 @@ def seen(model: WorldModels, batch: Batch) -> Batch:
     """The batch as the memory's loss reads it."""
     encode = model.stages()[1].encode
     assert encode is not None
-    return batch._replace(frame=encode(to_unit(batch.frame.flatten(0, 1))).unflatten(0, batch.valid.shape))
+    rows = zip(to_unit(batch.frame), batch.action, strict=True)
+    return batch._replace(code=torch.stack([encode(frame, action[:-1]) for frame, action in rows]))
 
 
 def certain(batch: Batch) -> Batch:
     """Latents without any variance, so that a draw is the mean."""
-    mean, log_var = batch.frame.chunk(2, -1)
-    return batch._replace(frame=torch.cat([mean, torch.full_like(log_var, -60)], -1))
+    assert batch.code is not None
+    mean, log_var = batch.code.chunk(2, -1)
+    return batch._replace(code=torch.cat([mean, torch.full_like(log_var, -60)], -1))
 
 
-def lose(model: WorldModels, name: str, batch: Batch) -> Losses:
+def latents(batch: Batch) -> Tensor:
+    """The means (B, T, Z) of a batch's codes."""
+    assert batch.code is not None
+    return batch.code[..., :6]
+
+
+def lose(model: WorldModels, name: str, batch: Batch) -> Lost:
     torch.manual_seed(0)
-    return objectives(model)[name].loss(batch)
+    return lost(objectives(model)[name].loss(batch), batch)
 
 
 def reached(model: WorldModels, term: Tensor) -> set[str]:
@@ -84,10 +92,12 @@ def test_the_controller_sees_what_was_asked_for() -> None:
 def test_one_pass_equals_stepping(spec: Spec) -> None:
     model, batch = build(spec), segments(spec, B, T)
     with torch.no_grad():
-        every = model.observe(batch.frame / 255, batch.action)
+        latent = model.encode(batch.frame / 255)
+        every = model.lstm.scan(model.inputs(latent, batch.action))
         for t in range(1, T + 1):
             state = model.start(batch.frame[:, :t] / 255, batch.action[:, : t - 1])
-            assert_close(rows(every, (slice(None), t - 1)), state)
+            assert_close(({key: leaf[:, t - 1] for key, leaf in every.items()}), state.memory)
+            assert_close(latent[:, t - 1], state.latent)
 
 
 def test_the_fused_pass_equals_stepping() -> None:
@@ -120,7 +130,7 @@ def test_a_dream_draws_from_the_mixture() -> None:
         mixture = model.mixture({key: leaf[:1] for key, leaf in step.state.memory.items()})
         mean = (mixture.log_weights.exp() * mixture.mean).sum(-1)
         assert_close(step.state.latent.mean(0), mean[0], rtol=0, atol=0.15)
-        still = model.sample(step.state.memory, 0)
+        still = model.imagine(step.state.memory, 0).latent
     assert_close(still, still[:1].expand(4000, 6))
 
 
@@ -129,7 +139,7 @@ def test_what_the_memory_is_told_and_when() -> None:
     model, batch = build(), segments(SPEC, B, T)
     batch = certain(seen(model, batch))
     terms = lose(model, "memory", batch).terms
-    z, memory = batch.frame[..., :6], model.initial(B)
+    z, memory = latents(batch), model.initial(B)
     for t in range(T):
         if t:
             memory = model.advance(State(z[:, t - 1], memory), batch.action[:, t - 1])
@@ -161,7 +171,7 @@ def test_latents_are_drawn_anew_for_every_batch() -> None:
     model = build()
     batch = seen(model, segments(SPEC, B, T))
     loss = objectives(model)["memory"].loss
-    assert not torch.allclose(loss(batch).terms["nll"], loss(batch).terms["nll"])
+    assert not torch.allclose(loss(batch).terms["nll"].value, loss(batch).terms["nll"].value)
 
 
 @pytest.mark.parametrize("unit", [1.0, 50.0])
@@ -190,14 +200,14 @@ def test_the_mean_of_a_random_reward_is_not_biased() -> None:
     batch = certain(seen(model, batch))._replace(
         reward=reward, valid=torch.ones(16, T, dtype=torch.bool), has_action=torch.ones(16, T, dtype=torch.bool)
     )
-    batch = batch._replace(frame=batch.frame.new_zeros(batch.frame.shape) - 60)  # every frame the same
+    batch = batch._replace(code=torch.full((16, T, 12), -60.0))  # every frame the same
     optimizer = torch.optim.Adam(model.reward.parameters(), lr=1e-2)
     for _ in range(400):
         optimizer.zero_grad()
         lose(model, "memory", batch).terms["reward"].mean().backward()
         optimizer.step()
     with torch.no_grad():
-        z, memory, said = batch.frame[..., :6], model.initial(16), []
+        z, memory, said = latents(batch), model.initial(16), []
         for t in range(T - 1):
             memory = model.advance(State(z[:, t], memory), batch.action[:, t])
             said.append(model.outcome(State(z[:, t + 1], memory))[0])
@@ -270,7 +280,7 @@ def test_the_memory_learns_on_finished_latents() -> None:
     assert (memory.updates, memory.batch_size, memory.length) == (7, 4, 8)
     batch = segments(SPEC, B, T)
     mean, log_var = model.vae.encode(batch.frame / 255)
-    assert_close(seen(model, batch).frame, torch.cat([mean, log_var], -1))
+    assert_close(seen(model, batch).code, torch.cat([mean, log_var], -1))
     terms = lose(model, "memory", seen(model, batch)).terms
     assert reached(model, sum(terms.values(), torch.zeros(B, T))) == {"lstm", "expect", "reward", "cont"}
 

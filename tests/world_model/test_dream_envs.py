@@ -113,7 +113,7 @@ def test_dreams_start_where_asked_with_what_the_model_makes_of_the_context() -> 
     env = DreamEnv(made)
     with torch.inference_mode():
         state = made.model.start(made.starts.frame.float() / 255, made.starts.action)
-        shown = (made.model.decode(state.latent) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        shown = (made.model.picture(state) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     for start in (2, 0):
         frame, info = env.reset(options={"start": start})
         assert info["start"] == start and np.array_equal(frame, shown[start])

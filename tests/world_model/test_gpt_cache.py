@@ -1,8 +1,8 @@
-"""The transformer's cache: rows of any age, what it must not look at or touch, number formats; and its own dropout.
-"""
+"""The transformer's cache: rows of any age, what it must not look at or touch, number formats; and its own dropout."""
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from agent.precision import Format, for_inference
 from agent.trainer import Trainer
 from world_model import trees
-from world_model.interface import Losses, Objective, Optim
+from world_model.interface import Losses, Objective, Optim, Term
 from world_model.parts import blocks
 from world_model.parts.gpt import GPT, GPTConfig
 from world_model.trees import Tree
 
-TOY = GPTConfig(codes=8, tokens=4, steps=5, width=16, layers=2, heads=2)
+TOY = GPTConfig(codes=8, tokens=4, context_frames=5, width=16, layers=2, heads=2)
 AGES = (20, 5, 10)  # tokens read: whole steps of 5
 
 
@@ -46,8 +47,8 @@ def one_each(gpt: GPT) -> list[Tree]:
 
 def test_rows_of_all_ages_dream_as_they_would_alone(gpt: GPT) -> None:
     alone = one_each(gpt)
-    drawn = gpt.draw_frame(together(alone), temperature=0)
-    assert torch.equal(drawn, torch.cat([gpt.draw_frame(memory, temperature=0) for memory in alone]))
+    drawn = gpt.draw(together(alone), 0)[1]
+    assert torch.equal(drawn, torch.cat([gpt.draw(memory, 0)[1] for memory in alone]))
     assert len({tuple(row) for row in drawn.tolist()}) > 1, "else it says nothing"
 
 
@@ -61,12 +62,12 @@ def test_nothing_beyond_a_row_s_own_age_is_looked_at(gpt: GPT) -> None:
 
 
 def test_slots_that_nobody_has_filled_are_not_even_read(gpt: GPT) -> None:
-    """The cost of a frame follows from the age of the oldest row."""
+    """For a caller who says how old the oldest row is; `advance` knows."""
     memory, more = together(one_each(gpt)[1:]), tokens_of(2, 2)
     for cache in (*memory["k"], *memory["v"]):
         cache[:, :, 12:] = math.nan
-    assert gpt.append(memory, more)[1].isfinite().all()
-    assert gpt.append(trees.rows(memory, slice(0, 1)), more[:1])[1].isfinite().all()
+    assert gpt.append(memory, more, 12)[1].isfinite().all()
+    assert gpt.draw(trees.rows(memory, slice(0, 1)), end=5)[1].max() < 8
 
 
 def test_a_memory_may_be_a_view_of_any_kind(gpt: GPT) -> None:
@@ -80,7 +81,7 @@ def test_a_memory_may_be_a_view_of_any_kind(gpt: GPT) -> None:
         assert_close(out[row], gpt.append(memory, more[row : row + 1])[1][0], rtol=0, atol=1e-5)
     stacked = trees.map(lambda a, b: torch.stack([a, b], 1)[:, 1], read, read)
     assert not stacked["k"][0].is_contiguous()
-    assert torch.equal(gpt.draw_frame(stacked, temperature=0), gpt.draw_frame(read, temperature=0))
+    assert torch.equal(gpt.draw(stacked, 0)[1], gpt.draw(read, 0)[1])
     assert all(torch.equal(a, b) for a, b in zip(trees.leaves(memory), trees.leaves(before), strict=True)), "untouched"
 
 
@@ -91,36 +92,27 @@ def test_a_row_without_room_is_an_error(gpt: GPT) -> None:
 
 
 def test_only_full_rows_slide(gpt: GPT) -> None:
-    young, full = (gpt.append(gpt.initial(1), tokens_of(1, age))[0] for age in (20, 25))
-    assert gpt.slide(young, keep=2) is young
-    memory = gpt.slide(together([young, full, young]), keep=2)
-    assert memory["position"].tolist() == [20, 10, 20]
+    young, full = (gpt.append(gpt.initial(1), tokens_of(1, age))[0] for age in (15, 25))
+    assert gpt.slide(young, [15], keep=2) == (young, [15])
+    memory, positions = gpt.slide(together([young, full, young]), [15, 25, 15], keep=2)
+    assert memory["position"].tolist() == positions == [15, 10, 15]
     for row in (0, 2):
         kept = trees.rows(memory, slice(row, row + 1))
         assert all(torch.equal(a, b) for a, b in zip(trees.leaves(kept), trees.leaves(young), strict=True))
 
 
-def test_what_was_read_while_it_was_drawn_is_not_read_again(gpt: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drawn_frame_is_read_but_for_its_last_token(gpt: GPT) -> None:
     plain = together([gpt.append(gpt.initial(1), tokens_of(1, age))[0] for age in (15, 5, 10)])
-    memory = trees.map(torch.clone, plain)
-    drawn = gpt.dream_frame(memory, temperature=0)
-    assert torch.equal(drawn, gpt.draw_frame(plain, temperature=0))
-    step = torch.cat([drawn, torch.tensor([[2], [0], [1]])], 1)
-    other = torch.cat([(drawn + 1) % 3, step[:, -1:]], 1)
-    lengths: list[int] = []
-    append = gpt.append
-
-    def counted(memory: Tree, tokens: Tensor) -> tuple[Tree, Tensor]:
-        lengths.append(tokens.shape[1])
-        return append(memory, tokens)
-
-    monkeypatch.setattr(gpt, "append", counted)
-    for tokens, read in ((step, 2), (other, 5)):
-        quick, whole = gpt.append_step(memory, tokens), append(plain, tokens)[0]
-        assert lengths.pop() == read
-        assert torch.equal(quick["tokens"], whole["tokens"]) and torch.equal(quick["position"], whole["position"])
-        assert_close(quick["h"], whole["h"], rtol=0, atol=1e-5)
-        assert torch.equal(gpt.draw_frame(quick, temperature=0), gpt.draw_frame(whole, temperature=0))
+    memory, drawn = gpt.draw(plain, 0)
+    assert memory["position"].tolist() == [18, 8, 13] and torch.equal(memory["h"], plain["h"])
+    action = torch.tensor([2, 0, 1])
+    quick, end = gpt.advance(memory, drawn[:, -1], action, keep=2)
+    whole, _ = gpt.append(plain, torch.cat([drawn, action.unsqueeze(1)], 1))
+    assert end == 20 and torch.equal(quick["position"], whole["position"])
+    for row, position in enumerate(quick["position"].tolist()):
+        assert torch.equal(quick["tokens"][row, :position], whole["tokens"][row, :position])
+    assert_close(quick["h"], whole["h"], rtol=0, atol=1e-5)
+    assert torch.equal(gpt.draw(quick, 0, end)[1], gpt.draw(whole, 0)[1])
 
 
 def test_a_condensed_memory_comes_back(gpt: GPT) -> None:
@@ -128,7 +120,7 @@ def test_a_condensed_memory_comes_back(gpt: GPT) -> None:
     memory = together([*one_each(gpt), gpt.initial(1)])
     kept = gpt.condense(memory)
     assert trees.size_bytes(kept) < trees.size_bytes(memory) / 5
-    gpt.dream_frame(trees.map(torch.clone, memory))
+    gpt.draw(memory)
     back = gpt.recall(kept)
     assert all(torch.equal(back[name], memory[name]) for name in kept)
     more = tokens_of(4, 5)
@@ -147,51 +139,56 @@ def test_mixed_precision_is_near_and_keeps_the_memory_in_full(gpt: GPT, rows: in
     with torch.inference_mode(inference), torch.autocast("cpu", torch.bfloat16):
         memory, _ = gpt.append(gpt.initial(rows), start)
         memory, out = gpt.append(memory, more)
-        assert gpt.draw_frame(memory).shape == (rows, 4)
+        assert gpt.draw(memory)[1].shape == (rows, 4)
     assert {leaf.dtype for leaf in trees.leaves(memory)} == {torch.float32, torch.int64}
     assert not torch.equal(out, whole), "else nothing was mixed"
     assert_close(out, whole, rtol=0, atol=0.1)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_weights_are_cast_anew_when_they_have_changed(gpt: GPT, rows: int) -> None:
-    """By an optimiser, in place, and by new tensors; and what inference mode has cast serves outside of it too."""
-    start, more = tokens_of(rows, 5), tokens_of(rows, 1)
+@pytest.mark.parametrize("format", ["bf16", "int8"])
+def test_weights_cast_once_for_playing_say_nearly_the_same(gpt: GPT, format: Format) -> None:
+    for parameter in gpt.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    start, more = tokens_of(1, 5), tokens_of(1, 1)
 
-    def mixed() -> Tensor:
+    def out(model: GPT) -> Tensor:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            return model.append(model.append(model.initial(1), start)[0], more)[1]
+
+    player = copy.deepcopy(gpt)
+    for_inference(player, format=format)
+    weights = (dict(model.named_parameters())["blocks.0.qkv.weight"].dtype for model in (gpt, player))
+    assert tuple(weights) == (torch.float32, torch.int8 if format == "int8" else torch.bfloat16), (
+        "a copy alone was cast"
+    )
+    if format == "bf16":
+        assert torch.equal(out(player), out(gpt))
+    else:
+        assert not torch.equal(out(player), out(gpt))
+        assert_close(out(player), out(gpt), rtol=0, atol=0.1)
+
+
+def test_weights_that_have_learned_are_used_at_once(gpt: GPT) -> None:
+    """Nothing is kept of their casts, however they were changed: an optimiser's fused step counts no version."""
+    start = tokens_of(2, 5)
+
+    def mixed(model: GPT) -> Tensor:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            return gpt.append(gpt.append(gpt.initial(rows), start)[0], more)[1]
+            return model.append(model.initial(2), start)[1]
 
-    def mixed_anew() -> Tensor:
-        gpt._casts.clear()
-        return mixed()
-
-    with torch.inference_mode():
-        inferred = mixed()
-    first = mixed()
-    assert torch.equal(first, inferred) and torch.equal(first, mixed())
+    first = mixed(gpt)
     parameters, scales = tuple(gpt.parameters()), {"sum": 1.0}
     objective = Objective("gpt", parameters, lambda tokens: summed(gpt, tokens), scales, Optim(lr=0.1))
-    Trainer([objective], device=torch.device("cpu"), precision="fp32").update(objective, tokens_of(2, 4).view(2, 1, 4))
-    assert torch.equal(mixed(), mixed_anew()) and not torch.equal(mixed(), first)
-    gpt.load_state_dict({name: -tensor for name, tensor in gpt.state_dict().items()})
-    assert torch.equal(mixed(), mixed_anew())
-    for parameter in gpt.parameters():
-        parameter.data = parameter.data * 0.5
-    assert torch.equal(mixed(), mixed_anew())
+    trainer = Trainer([objective], device=torch.device("cpu"), precision="bf16")
+    with trainer.mixed():
+        trainer.update(objective, tokens_of(2, 4).view(2, 1, 4))
+        learned = mixed(gpt)
+    assert torch.equal(learned, mixed(copy.deepcopy(gpt))) and not torch.equal(learned, first)
 
 
 def summed(gpt: GPT, tokens: Tensor) -> Losses:
     told = gpt(tokens, torch.zeros_like(tokens[:, :, 0]))
-    return Losses({"sum": sum(part.square().sum() for part in told)}, {})
-
-
-def test_shapes_alone_are_enough() -> None:
-    """`info` asks for the size of a memory without computing anything."""
-    with torch.device("meta"):
-        gpt = TOY.build(actions=3)
-        memory, out = gpt.append(gpt.initial(2), torch.zeros(2, 5, dtype=torch.long))
-        assert out.shape == (2, 5, 16) and gpt.draw_frame(memory).shape == (2, 4)
+    return Losses({"sum": Term(torch.stack([part.square().sum() for part in told]).sum())}, {})
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean() -> None:

@@ -20,7 +20,7 @@ from world_model.dream.envs import DreamEnv
 from world_model.interface import State, to_unit
 from world_model.iris import Iris, IrisConfig
 
-WINDOW: dict[str, Any] = {"steps": 4, "keep": 1}
+WINDOW: dict[str, Any] = {"context_frames": 4, "keep": 1}
 
 
 # ---- what it is ----
@@ -43,7 +43,7 @@ def test_grids(height: int, width: int, halvings: int, patch: int, grid: tuple[i
     state = made.start(torch.rand(2, 1, 1, height, width))
     step = made.step(state, torch.tensor([0, 1]))
     assert step.state.latent.shape == (2, *made.latent_shape)
-    assert made.decode(step.state.latent).shape == (2, 1, height, width)
+    assert made.decode(step.state).shape == (2, 1, height, width)
 
 
 def test_a_patch_loses_no_pixel() -> None:
@@ -164,7 +164,7 @@ def test_what_a_policy_sees() -> None:
     batch = whole(2, 3)
     made = model()
     state = made.start(to_unit(batch.frame), batch.action)
-    assert_close(made.features(state).view(2, 3, 64, 64), made.decode(state.latent))
+    assert_close(made.features(state).view(2, 3, 64, 64), made.decode(state))
     made = model(view="tokens")
     state = made.start(to_unit(batch.frame), batch.action)
     seen = made.features(state)

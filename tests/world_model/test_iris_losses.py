@@ -16,16 +16,18 @@ from torch.testing import assert_close
 
 from agent.trainer import Trainer, reduce
 from tests.iris_toys import SPEC, TOY, model, objectives, tokens_of, whole
+from tests.toys import lost
 from world_model.interface import Batch, to_unit
 
 
 def test_the_loss_is_the_plain_mean_over_all_that_is_predicted() -> None:
     """As the paper sums it: tokens but the first, rewards by their sign, endings."""
     made = model()
-    batch = whole(3, TOY.steps)
+    batch = whole(3, TOY.context_frames)
     tokens = tokens_of(made, batch)
     objective = objectives(made)[1]
-    total = reduce(objective.loss(batch._replace(frame=tokens.float())).terms, objective.scales)
+    batch = batch._replace(code=tokens)
+    total = reduce(lost(objective.loss(batch), batch).terms, objective.scales)
     said = made.transformer(tokens, batch.action)
     has_action = batch.has_action
     assert has_action.all()
@@ -64,7 +66,7 @@ def test_what_moves_counts_more_than_what_stands() -> None:
     frame[0, 0, :, 30:32, 30:32] = 250
     batch = batch._replace(frame=frame)
     made.prepare(torch.full((4, 3, 64, 64), 100 / 255))
-    term = objectives(made)[0].loss(batch).terms["weighted_pixels"]
+    term = lost(objectives(made)[0].loss(batch), batch).terms["weighted_pixels"]
     shown = made.tokenizer.reconstruct(to_unit(batch.frame))[0]
     weight = torch.ones(3, 64, 64)
     weight[:, 30:32, 30:32] += TOY.foreground * 150 / 255
@@ -84,7 +86,7 @@ def test_every_tokenizer_learns_pictures(quantizer: dict[str, Any]) -> None:
     objective = objectives(made)[0]
     trainer = Trainer([objective], device=torch.device("cpu"), precision="fp32")
     losses = [trainer.update(objective, batch) for _ in range(80)]
-    first, last = (loss.terms["weighted_pixels"].mean().item() for loss in (losses[0], losses[-1]))
+    first, last = (loss.terms["weighted_pixels"].value.mean().item() for loss in (losses[0], losses[-1]))
     assert last < 0.5 * first
     assert losses[-1].metrics["perplexity"] > 3, "several codes are in use"
     book = made.tokenizer.embedding
@@ -101,7 +103,7 @@ def test_with_contrast_the_background_costs_nothing() -> None:
     assert isinstance(last, nn.Conv2d) and last.bias is not None
     last.weight.zero_()
     last.bias.zero_()
-    assert_close(made.decode(torch.zeros(1, 4, dtype=torch.long))[0], background)
+    assert_close(made._decoded(torch.zeros(1, 4, dtype=torch.long))[0], background)
     seen: list[Tensor] = []
     made.tokenizer.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     made.encode(background)
@@ -130,13 +132,13 @@ def test_it_learns_a_small_world_and_knows_it_beyond_its_window(worth: tuple[flo
     for _ in range(60):
         trainer.update(tokenizer, turning(32, 1))
     for _ in range(220):
-        batch = turning(16, TOY.steps, worth)
-        trainer.update(world_model, batch._replace(frame=tokens_of(made, batch).float()))
+        batch = turning(16, TOY.context_frames, worth)
+        trainer.update(world_model, batch._replace(code=tokens_of(made, batch)))
     with torch.no_grad():
-        real = turning(8, 2 * TOY.steps, worth)
+        real = turning(8, 2 * TOY.context_frames, worth)
         assert len({tuple(tokens.flatten().tolist()) for tokens in tokens_of(made, real).flatten(0, 1)}) == 4
         state, right = made.start(to_unit(real.frame[:, :2]), real.action), []
-        for t in range(1, 2 * TOY.steps - 1):
+        for t in range(1, 2 * TOY.context_frames - 1):
             dreamed = made.step(state, real.action[:, t], temperature=0)
             state, reward, cont = made.step(state, real.action[:, t], to_unit(real.frame[:, t + 1]))
             right += [

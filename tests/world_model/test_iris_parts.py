@@ -28,9 +28,9 @@ from world_model.parts.gpt import GPT, GPTConfig
 from world_model.parts.vq_tokenizer import VQTokenizer, VQTokenizerConfig
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "iris"
-FULL = Path(__file__).parents[2] / "shared" / "vectors" / "iris"
+FULL = Path(__file__).parents[3] / "shared" / "vectors" / "iris"
 TOY = VQTokenizerConfig(codes=8, width=8, channels=4, halvings=2, blocks=1, attention=(1,))
-TOY_GPT = GPTConfig(codes=8, tokens=4, steps=5, width=16, layers=2, heads=2)
+TOY_GPT = GPTConfig(codes=8, tokens=4, context_frames=5, width=16, layers=2, heads=2)
 
 
 def vectors(name: str) -> dict[str, Tensor]:
@@ -197,7 +197,7 @@ def test_a_drawn_frame_is_the_most_likely_one_at_temperature_0() -> None:
     tokens, action = segment(3, 2)
     memory, _ = gpt.append(gpt.initial(3), in_a_row(tokens, action))
     before = trees.map(torch.clone, memory)
-    drawn = gpt.draw_frame(memory, temperature=0)
+    drawn = gpt.draw(memory, 0)[1]
     assert all(torch.equal(a, b) for a, b in zip(trees.leaves(memory), trees.leaves(before), strict=True)), "untouched"
     told = gpt(torch.cat([tokens, drawn.unsqueeze(1)], 1), torch.cat([action, action[:, :1]], 1)).token
     assert torch.equal(drawn, told.flatten(1, 2)[:, 7:11].argmax(-1)), "token[j] is about observation token j + 1"
@@ -208,7 +208,7 @@ def test_frames_are_drawn_as_often_as_they_are_likely() -> None:
     tokens, action = segment(1, 1)
     memory, out = gpt.append(gpt.initial(1), in_a_row(tokens, action))
     many = trees.map(lambda leaf: leaf.expand(4000, *leaf.shape[1:]), memory)
-    share = torch.bincount(gpt.draw_frame(many, temperature=2.0)[:, 0], minlength=8) / 4000
+    share = torch.bincount(gpt.draw(many, 2.0)[1][:, 0], minlength=8) / 4000
     assert_close(share, (gpt.next_token(out[0, -1]) / 2).softmax(-1), rtol=0, atol=0.03)
 
 
@@ -217,13 +217,14 @@ def test_a_full_window_slides_and_remembers() -> None:
     tokens, action = segment(2, 6)
     row = in_a_row(tokens, action)
     full, _ = gpt.append(gpt.initial(1), row[:1, :25])
-    young, _ = gpt.append(gpt.initial(1), row[1:, :20])
-    memory = gpt.slide(trees.map(lambda a, b: torch.cat([a, b]), full, young), keep=3)
-    assert memory["position"].tolist() == [15, 20]
+    young, _ = gpt.append(gpt.initial(1), row[1:, :15])
+    both = trees.map(lambda a, b: torch.cat([a, b]), full, young)
+    memory, positions = gpt.slide(both, [25, 15], keep=3)
+    assert memory["position"].tolist() == positions == [15, 15]
     assert torch.equal(memory["h"][:1], full["h"])
-    _, out = gpt.append(memory, torch.stack([row[0, 25:30], row[1, 20:25]]))
+    _, out = gpt.append(memory, torch.stack([row[0, 25:30], row[1, 15:20]]))
     slid = gpt(tokens[:1, 2:], action[:1, 2:]).reward[:, -1]
-    whole = gpt(tokens[1:, :5], action[1:, :5]).reward[:, -1]
+    whole = gpt(tokens[1:, :4], action[1:, :4]).reward[:, -1]
     assert_close(gpt.reward(out[:, -1]), torch.cat([slid, whole]), rtol=0, atol=1e-5)
 
 
@@ -232,8 +233,8 @@ def test_impossible_transformers() -> None:
         toy_gpt()(*segment(1, 6))
     with pytest.raises(ValueError, match="16 cannot be shared among 3"):
         GPTConfig(width=16, heads=3).build(2)
-    with pytest.raises(ValueError, match="between 1 and 4"):
-        toy_gpt().slide(toy_gpt().initial(1), keep=5)
+    with pytest.raises(ValueError, match="between 1 and 3"):
+        toy_gpt().slide(toy_gpt().initial(1), [0], keep=4)
 
 
 # ---- the reader ----

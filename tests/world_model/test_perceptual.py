@@ -14,7 +14,7 @@ from agent.trainer import reduce
 from envs.errors import UserError
 from envs.spec import Spec
 from runs.recipes.iris import MODELS
-from tests.toys import segments
+from tests.toys import lost, segments
 from world_model.interface import to_unit
 from world_model.iris import Iris
 from world_model.parts import perceptual
@@ -52,7 +52,7 @@ def test_a_perceptual_network_is_read_and_its_loss_is_told(monkeypatch: pytest.M
     (objective,) = made.stages()[0].objectives
     assert objective.scales == {"pixels": 1, "st_lpips": 1, "codebook": 1, "commitment": 1}
     batch = segments(SPEC, 3, 1)
-    losses = objective.loss(batch)
+    losses = lost(objective.loss(batch), batch)
     assert losses.terms["st_lpips"].shape == (3, 1) and (losses.terms["st_lpips"][batch.valid] > 0).all()
     shown = made.tokenizer.reconstruct(to_unit(batch.frame))[0]
     l1 = 2 * (shown - to_unit(batch.frame)).abs().mean((2, 3, 4))

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from envs.spec import Spec
-from tests.toys import like, mix, segments
-from world_model.interface import Batch, Losses
+from tests.toys import Lost, like, lost, mix, segments
+from world_model.interface import Batch
 from world_model.parts.dynamics import GRU, Transformer
 from world_model.reverie import Reverie, ReverieConfig
 
@@ -30,9 +30,9 @@ def build(**changes: object) -> Reverie:
     return model
 
 
-def lose(model: Reverie, batch: Batch) -> Losses:
+def lose(model: Reverie, batch: Batch) -> Lost:
     torch.manual_seed(0)
-    return model.loss(batch)
+    return lost(model.loss(batch), batch)
 
 
 @pytest.mark.parametrize("dynamics", ["gru", "transformer"])
@@ -80,7 +80,8 @@ def test_the_background_is_the_median_frame_and_costs_nothing() -> None:
     model, frame = silent(build()), segments(SPEC, 5, 4).frame[:, :1] / 255
     model.prepare(frame.flatten(0, 1))
     assert_close(model.background, frame.flatten(0, 1).median(0).values)
-    assert_close(model.decode(model.encode(frame)), model.background.expand_as(frame))
+    shown = model.decode(model.start(frame))
+    assert_close(shown, model.background.expand_as(shown))
     still = segments(SPEC, 2, 4)
     still = still._replace(frame=(model.background * 255).round().byte().expand(2, 4, *SPEC.frame))
     assert_close(lose(model, still).terms["pixels"], torch.zeros(2, 4), rtol=0, atol=0.01)
@@ -128,7 +129,7 @@ def test_learning_lowers_what_it_should() -> None:
     first = {name: term.mean().item() for name, term in lose(model, batch).terms.items()}
     for _ in range(60):
         optimizer.zero_grad()
-        torch.stack([term.mean() for term in model.loss(batch).terms.values()]).sum().backward()
+        torch.stack([term.mean() for term in lost(model.loss(batch), batch).terms.values()]).sum().backward()
         optimizer.step()
     last = {name: term.mean().item() for name, term in lose(model, batch).terms.items()}
     assert last["pixels"] < 0.7 * first["pixels"] and last["reward"] < 0.7 * first["reward"]
@@ -211,14 +212,14 @@ def test_odd_frames_are_refused(frame: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("frame", [(1, 32, 32), (3, 48, 32), (1, 80, 64), (1, 96, 48)])
 def test_frames_need_not_be_square(frame: tuple[int, int, int]) -> None:
     model, picture = TOY.build(Spec(frame, 3, True)), torch.rand(2, 5, *frame)
-    assert model.decode(model.encode(picture)).shape == picture.shape
+    assert model.decode(model.start(picture[:, :1])).shape == picture[:, 0].shape
 
 
 def test_what_is_hardly_there_is_shown_as_background() -> None:
     model = build()
     model.prepare(torch.rand(5, 1, 32, 32) * 0.4 + 0.3)
-    latent = model.encode(torch.rand(6, 1, 32, 32))
-    raw = (model.decoder(latent.flatten(-2)).float() * model.sigma).abs().detach()
+    state = model.start(torch.rand(6, 1, 1, 32, 32))
+    raw = (model.decoder(state.latent.flatten(-2)).float() * model.sigma).abs().detach()
     model.config = replace(model.config, faint=float(raw.median()))
-    apart, shown = (model.decode(latent) - model.background).abs(), raw >= raw.median()
+    apart, shown = (model.decode(state) - model.background).abs(), raw >= raw.median()
     assert (apart[~shown] == 0).all() and (apart[shown] > 0).all()

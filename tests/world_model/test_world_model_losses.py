@@ -1,4 +1,4 @@
-"""How every recipe is trained: named losses (B, T) that read only what they may, and one owner for each parameter.
+"""How every recipe is trained: named losses (B, T, ...) that read only what they may, and one owner for each parameter.
 
 Shapes: B batch, T time. Losses draw from the default generator, so the same seed goes before each that is compared.
 """
@@ -13,9 +13,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from agent.trainer import reduce
-from tests.toys import VARIANTS, Variant, follow, like, mix, rows, segments
+from tests.toys import VARIANTS, Lost, Variant, follow, like, lost, mix, rows, segments
 from world_model import trees
-from world_model.interface import Batch, Losses, Objective, State, WorldModel
+from world_model.interface import Batch, Objective, State, WorldModel
 
 B = 3
 
@@ -30,15 +30,15 @@ def objectives(model: WorldModel) -> Iterator[tuple[Objective, Batch]]:
     for stage in model.stages():
         batch = segments(model.spec, B, max(8, stage.length))  # the future of a single frame cannot leak
         if stage.encode:
-            flat = stage.encode(batch.frame.flatten(0, 1) / 255)
-            batch = batch._replace(frame=flat.unflatten(0, batch.valid.shape))
+            rows = zip(batch.frame / 255, batch.action, strict=True)
+            batch = batch._replace(code=torch.stack([stage.encode(frame, action[:-1]) for frame, action in rows]))
         for objective in stage.objectives:
             yield objective, batch
 
 
-def lose(objective: Objective, batch: Batch, seed: int = 0) -> Losses:
+def lose(objective: Objective, batch: Batch, seed: int = 0) -> Lost:
     torch.manual_seed(seed)
-    return objective.loss(batch)
+    return lost(objective.loss(batch), batch)
 
 
 def gradients(model: nn.Module, objective: Objective, batch: Batch) -> list[torch.Tensor]:
@@ -70,7 +70,7 @@ def test_terms_are_unreduced_and_every_one_has_a_scale(variant: Variant) -> None
         losses = lose(objective, batch)
         assert losses.terms.keys() == objective.scales.keys()
         for name, term in losses.terms.items():
-            assert term.shape == batch.valid.shape, name
+            assert term.shape[:2] == batch.valid.shape, name
             assert term.isfinite().all(), name
         for name, metric in losses.metrics.items():
             assert metric.shape == () and not metric.requires_grad, name
@@ -83,7 +83,7 @@ def test_a_loss_changes_nothing_but_gradients(variant: Variant) -> None:
     model = variant.agent().world_model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for objective, batch in objectives(model):
-        copy = Batch(*(tensor.clone() for tensor in batch))
+        copy = batch.rows(torch.arange(B))
         first, second = lose(objective, batch), lose(objective, batch)
         assert_close(first.terms, second.terms, rtol=0, atol=0)
         assert_close(batch, copy, rtol=0, atol=0)
@@ -117,7 +117,8 @@ def test_losses_hear_every_real_frame_action_reward_and_ending(variant: Variant)
     for name in ("frame", "action", "reward", "terminated"):
         heard = False
         for objective, batch in objectives(model):
-            changed = batch._replace(**{name: getattr(batch, name).flip(1)})
+            code = {"code": batch.code.flip(1)} if name == "frame" and batch.code is not None else {}
+            changed = batch._replace(**{name: getattr(batch, name).flip(1)}, **code)
             a, b = lose(objective, batch).terms, lose(objective, changed).terms
             heard |= any(not torch.allclose(a[term], b[term]) for term in a)
         assert heard, f"no loss depends on {name}"

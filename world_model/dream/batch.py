@@ -145,7 +145,7 @@ class DreamBatch(SeededModel):
         with self.rng_scope():  # every start once: beginning again is then free
             frame, action = (part.to(self.device) for part in world.starts)
             self._starts = world.model.start(to_unit(frame), action)
-            self._pictures = to_pixels(world.model.decode(self._starts.latent).float())
+            self._pictures = to_pixels(world.model.picture(self._starts).float())
 
     def begin(self, rows: np.ndarray, starts: np.ndarray) -> None:
         """Begins the rows anew from the starts, (R,) indices each; the first time all rows."""
@@ -170,7 +170,7 @@ class DreamBatch(SeededModel):
         model = self.world.model
         with self.rng_scope():
             self.state, reward, cont = model.step(self.state, action.to(self.device), temperature=self.temperature)
-            self.frame = to_pixels(model.decode(self.state.latent).float())
+            self.frame = to_pixels(model.picture(self.state).float())
             told = (
                 torch.stack([reward.double(), cont.double(), torch.rand_like(cont, dtype=torch.float64)]).cpu().numpy()
             )

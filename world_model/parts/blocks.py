@@ -48,13 +48,23 @@ class Block(nn.Module):
 
 
 def affine(layer: nn.Module, kind: torch.dtype | None = None) -> Affine:
-    """A layer's weight and bias, cast to `kind`; with int8 the rows of the weight are rounded to 255 steps each."""
+    """A layer's weight and bias, cast to `kind`; those that `to_int8` has rounded stay as they are."""
     weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
-    if kind != torch.int8:
-        return Affine(weight.to(kind), bias.to(kind))
-    scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
-    whole = (weight / scale).round().to(torch.int8)
-    return Affine(whole, bias.to(torch.bfloat16), scale.squeeze(1).to(torch.bfloat16))
+    if weight.dtype == torch.int8:
+        return Affine(weight, bias, layer.get_buffer("scale"))
+    return Affine(weight.to(kind), bias.to(kind))
+
+
+def to_int8(layer: nn.Linear) -> None:
+    """Rounds the rows of a weight to 255 steps each, in place: for one row a pass, which costs reading the weights.
+
+    That moves twice the probability that bfloat16 does, 0.10 and 0.05 % of it (`precision`, IRIS xs on Pong).
+    """
+    scale = layer.weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+    whole = (layer.weight / scale).round().to(torch.int8)
+    layer.weight = nn.Parameter(whole, requires_grad=False)
+    layer.bias = nn.Parameter(layer.bias.to(torch.bfloat16), requires_grad=False)
+    layer.register_buffer("scale", scale.squeeze(1).to(torch.bfloat16))
 
 
 # A token costs as many of these calls at width 256 as it costs arithmetic: plain views, and neither modules nor einops.

@@ -4,7 +4,8 @@
     token      z0 z1 ... zN-1  a[t]   z0 of t+1      the output at a position tells the observation token that follows;
     tells      z1 z2 ...  -    z0'    z1'            at the action also reward[t] and whether the episode ends there
 
-Shapes: B batch, T steps, N tokens a frame, M tokens in a row, S = steps (N + 1) positions, V codes, D width, d of it
+Shapes: B batch, T steps, N tokens a frame, M tokens in a row, S = context_frames (N + 1) positions, V codes, D width,
+d of it
 for each head.
 """
 
@@ -44,7 +45,7 @@ class GPTConfig:
 
     codes: int = 512
     tokens: int = 16  # a frame
-    steps: int = 20  # frames and actions that the transformer sees at most
+    context_frames: int = 20  # frames, each with its action, that the transformer sees at most
     width: int = 256
     layers: int = 10
     heads: int = 4
@@ -68,7 +69,7 @@ class GPT(nn.Module):
 
     Memory: each layer's keys and values (B, heads, S, d), the tokens read (B, S), the output at the last of them
     h (B, D), and each row's own position (B,), so that rows of different ages stand in one batch. It begins with a
-    frame's first token. A slot at or beyond a row's position is free: its token is -1, or that of `dream_frame`.
+    frame's first token. What lies in slots at or beyond a row's position means nothing.
     """
 
     first: Tensor
@@ -79,7 +80,7 @@ class GPT(nn.Module):
             raise ValueError(f"a width of {config.width} cannot be shared among {config.heads} heads")
         self.config, self.actions = config, actions
         self.stride = config.tokens + 1
-        self.window = config.steps * self.stride
+        self.window = config.context_frames * self.stride
         width = config.width
         self.embedding = nn.Embedding(config.codes + actions, width)  # the codes, then the actions
         self.position = nn.Parameter(torch.empty(self.window, width))
@@ -89,17 +90,19 @@ class GPT(nn.Module):
         self.reward = _head(width, len(REWARDS))
         self.end = _head(width, 2)
         # By position: the row of the embedding where this kind of token begins.
-        kinds = torch.tensor(([0] * config.tokens + [config.codes]) * config.steps)
+        kinds = torch.tensor(([0] * config.tokens + [config.codes]) * config.context_frames)
         self.register_buffer("first", kinds, persistent=False)
-        self._casts: dict[torch.dtype, _Cast] = {}
         nn.init.normal_(self.position, std=0.02)
         self.apply(_begin)
 
     def forward(self, tokens: Tensor, action: Tensor) -> Prediction:
-        """Whole segments at once, from their first frame: tokens (B, T, N), action (B, T), T at most `steps`."""
+        """Whole segments at once, from their first frame: tokens (B, T, N), action (B, T).
+
+        Raises ValueError for a T beyond `context_frames`.
+        """
         steps = tokens.shape[1]
-        if steps > self.config.steps:
-            raise ValueError(f"the transformer sees at most {self.config.steps} steps, got {steps}")
+        if steps > self.config.context_frames:
+            raise ValueError(f"the transformer sees at most {self.config.context_frames} steps, got {steps}")
         row = torch.cat([tokens, action.unsqueeze(-1)], -1).flatten(1)  # (B, M)
         slots = torch.arange(row.shape[1], device=row.device)
         bias = hiding(slots, slots.unsqueeze(1)).unsqueeze(0)  # (1, M, M)
@@ -122,68 +125,63 @@ class GPT(nn.Module):
         # A tensor a layer, and not one for all: above 32 MB the C library returns each to the system, to fault anew.
         shape = (batch_size, config.heads, self.window, config.width // config.heads)
         keys, values = (tuple(like.new_zeros(shape) for _ in self.blocks) for _ in "kv")
-        tokens = torch.full((batch_size, self.window), -1, device=like.device)
+        tokens = torch.zeros(batch_size, self.window, dtype=torch.long, device=like.device)
         h = like.new_zeros(batch_size, config.width)
         position = torch.zeros(batch_size, dtype=torch.long, device=like.device)
         return {"k": keys, "v": values, "tokens": tokens, "h": h, "position": position}
 
     @torch.no_grad()
-    def append(self, memory: Tree, tokens: Tensor) -> tuple[Tree, Tensor]:
+    def append(self, memory: Tree, tokens: Tensor, end: int | None = None) -> tuple[Tree, Tensor]:
         """Reads M tokens (B, M) further: the new memory, and the outputs (B, M, D) for the heads.
 
         Whether a token is an observation or an action follows from the row's position. A row without room for M
-        more is an error (see `slide`).
+        more is an error (see `slide`). `end`: the slots that are looked at, for a caller who knows that no row reads
+        beyond; all when not given, half of which are empty on average.
         """
-        end, cast = self._end(memory, tokens.shape[1]), self.cast(tokens.numel())
-        with _without_autocast(tokens):
-            return self._read(_own(memory, self.window), tokens, end, cast.blocks)
+        return self.read_into(_own(memory), tokens, end)
 
     @torch.no_grad()
-    def append_step(self, memory: Tree, tokens: Tensor) -> Tree:
-        """Reads a frame and its action (B, N + 1); what `dream_frame` has read of it is not read again."""
-        drawn, position = self.config.tokens - 1, memory["position"]
-        if not position.is_meta:
-            slots = position.unsqueeze(1) + torch.arange(drawn, device=position.device)
-            if torch.equal(memory["tokens"].gather(1, slots), tokens[:, :drawn]):
-                memory, tokens = {**memory, "position": position + drawn}, tokens[:, drawn:]
-        return self.append(memory, tokens)[0]
+    def draw(self, memory: Tree, temperature: float = 1.0, end: int | None = None) -> tuple[Tree, Tensor]:
+        """Dreams the frame after an action, token by token: the new memory, and the frame's tokens (B, N).
 
-    def draw_frame(self, memory: Tree, temperature: float = 1.0) -> Tensor:
-        """Dreams the next frame, token by token, after an action: (B, N). Temperature 0 takes the most likely ones."""
-        return self.dream_frame(_own(memory, self._end(memory, self.config.tokens - 1)), temperature)
-
-    @torch.no_grad()
-    def dream_frame(self, memory: Tree, temperature: float = 1.0) -> Tensor:
-        """`draw_frame` that leaves what it reads in the free slots of a memory which is the caller's own."""
-        further, state = self.config.tokens - 1, memory
-        end, cast = self._end(memory, further), self.cast(len(memory["h"]))
-        with _without_autocast(memory["h"]), _alone(cast):
-            drawn = [_drawn(mlp(memory["h"], *cast.head), temperature)]
-            for ahead in reversed(range(further)):
-                state, hidden = self._read(state, drawn[-1].unsqueeze(1), end - ahead, cast.blocks)
-                drawn.append(_drawn(mlp(hidden[:, 0], *cast.head), temperature))
-        return torch.stack(drawn, 1)
-
-    @torch.no_grad()
-    def slide(self, memory: Tree, keep: int, ahead: int = 1) -> Tree:
-        """Makes room in rows that cannot take `ahead` steps more: their last `keep` remain, read anew from position 0.
-
-        Absolute positions are part of every key, so the cache cannot simply roll. Rows with room stay as they are;
-        h stays too, as the output of the longer context. The published code forgets everything instead. Which rows
-        are full is asked of the device: once a frame, which is many passes through the transformer.
+        The memory has read all of them but the last, and keeps h, the output at the action. Temperature 0 takes the
+        most likely tokens. `end` as in `append`.
         """
-        if not 0 < keep <= self.config.steps - ahead:
-            raise ValueError(f"between 1 and {self.config.steps - ahead} steps can be kept, got {keep}")
-        position, length = memory["position"], keep * self.stride
-        if position.is_meta:
-            return memory
-        rows = (position + ahead * self.stride > self.window).nonzero().squeeze(1)
-        if not len(rows):
-            return memory
-        slots = position[rows].unsqueeze(1) - length + torch.arange(length, device=rows.device)
+        return self.draw_into(_own(memory), temperature, end)
+
+    @torch.no_grad()
+    def advance(self, memory: Tree, last: Tensor, action: Tensor, keep: int) -> tuple[Tree, int]:
+        """Reads a frame's last token (B,) and its action (B,): a memory of the caller's own, and its longest row.
+
+        A row without room for the frame after this one as well, which the window's last action was never taught to
+        tell, first slides. How long the rows are is asked of the device: once a frame, which is many passes through
+        the transformer.
+        """
+        positions = memory["position"].tolist()
+        memory, positions = self.slide(memory, positions, keep)
+        end = max(positions) + 2
+        return self.read_into(_own(memory), torch.stack([last, action], 1), end)[0], end
+
+    def slide(self, memory: Tree, positions: list[int], keep: int) -> tuple[Tree, list[int]]:
+        """Makes room in rows that cannot take two steps more: their last `keep` remain, read anew from position 0.
+
+        Absolute positions are part of every key, so the cache cannot simply roll. What is read of the present frame
+        remains too. Rows with room stay as they are; h stays, as the output of the longer context. The published code
+        forgets everything instead.
+        """
+        if not 0 < keep <= self.config.context_frames - 2:
+            raise ValueError(f"between 1 and {self.config.context_frames - 2} steps can be kept, got {keep}")
+        full = [row for row, at in enumerate(positions) if (at // self.stride + 2) * self.stride > self.window]
+        if not full:
+            return memory, positions
+        # Rows of a batch stand within the same frame's tokens, however many frames they have read.
+        length = keep * self.stride + positions[full[0]] % self.stride
+        rows = torch.tensor(full, device=memory["position"].device)
+        slots = memory["position"][rows].unsqueeze(1) - length + torch.arange(length, device=rows.device)
         late = memory["tokens"][rows].gather(1, slots)
-        again = {**self.append(self.initial(len(rows)), late)[0], "h": memory["h"][rows]}
-        return trees.map(lambda old, new: old.index_copy(0, rows, new), memory, again)
+        again = {**self.append(self.initial(len(rows)), late, length)[0], "h": memory["h"][rows]}
+        shorter = [length if row in set(full) else at for row, at in enumerate(positions)]
+        return trees.map(lambda old, new: old.index_copy(0, rows, new), memory, again), shorter
 
     def condense(self, memory: Tree) -> Tree:
         """The tokens and what they told, without keys and values: a thousandth of it."""
@@ -191,41 +189,49 @@ class GPT(nn.Module):
 
     def recall(self, condensed: Tree) -> Tree:
         """The memory again: its tokens are read once more, in one pass."""
-        tokens, position = condensed["tokens"], condensed["position"]
-        memory, oldest = self.initial(len(tokens)), int(position.max())
+        tokens, oldest = condensed["tokens"], max(condensed["position"].tolist())
+        memory = self.initial(len(tokens))
         if oldest:
-            memory, _ = self.append(memory, tokens[:, :oldest].clamp(min=0))
-        free = torch.arange(self.window, device=tokens.device) >= position.unsqueeze(1)
-        return {**memory, **condensed, "tokens": tokens.masked_fill(free, -1)}
+            memory, _ = self.append(memory, tokens[:, :oldest], oldest)
+        return {**memory, **condensed}
 
-    def _end(self, memory: Tree, more: int) -> int:
-        """Where the longest row stands `more` tokens further: attention looks at no slot beyond it.
+    # ---- the same, writing into a memory that is the caller's own ----
+    @torch.no_grad()
+    def read_into(self, memory: Tree, tokens: Tensor, end: int | None = None) -> tuple[Tree, Tensor]:
+        """`append`, at the cost of the memory's tensors."""
+        weights = self._weights()
+        with _without_autocast(tokens):
+            return self._read(memory, tokens, end or self.window, weights.blocks)
 
-        That asks the device, once a frame. Half of the slots are empty on average, and of a batch of one all others
-        are filled.
-        """
-        position = memory["position"]
-        return self.window if position.is_meta else int(position.max()) + more
+    @torch.no_grad()
+    def draw_into(self, memory: Tree, temperature: float = 1.0, end: int | None = None) -> tuple[Tree, Tensor]:
+        """`draw`, at the cost of the memory's tensors; `end` is that of the memory as it is."""
+        weights, h = self._weights(), memory["h"]
+        with _without_autocast(h), _alone(weights):
+            drawn = [_drawn(mlp(h, *weights.head), temperature)]
+            for further in range(1, self.config.tokens):
+                until = self.window if end is None else end + further
+                memory, hidden = self._read(memory, drawn[-1].unsqueeze(1), until, weights.blocks)
+                drawn.append(_drawn(mlp(hidden[:, 0], *weights.head), temperature))
+        return {**memory, "h": h}, torch.stack(drawn, 1)
 
-    def cast(self, rows: int) -> _Cast:
-        """The linear layers in the number format in which they multiply.
+    def next_token_logits(self, h: Tensor) -> Tensor:
+        """What an output (B, D) tells of the token that follows, as the cached form computes it: (B, V)."""
+        weights = self._weights()
+        with _without_autocast(h):
+            return mlp(h, *weights.head)
 
-        Autocast would cast them at every token (and does in inference mode); here once for as long as the parameters
-        stay what they are. Torch keeps count of their changes, but for those by a fused optimiser, whose user must say
-        so (`torch.autograd.graph.increment_version`), as `agent.trainer` does.
+    def _weights(self) -> _Weights:
+        """The linear layers in the number format in which they multiply: autocast's, where it is on.
+
+        Cast here once a call and not at every token. A model for playing alone has weights of the right format
+        already (`agent.precision`), and nothing is cast.
         """
         device, kind = self.position.device.type, self.position.dtype
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            # A single row costs what reading the weights costs. Rounding these to int8 moves twice the probability
-            # that bfloat16 does, 0.10 and 0.05 % of it (runs/iris_error.py, xs on Pong).
-            kind = torch.int8 if rows == 1 and device == "cpu" else torch.get_autocast_dtype(device)
-        state = [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
-        if kind not in self._casts or self._casts[kind].state != state:
-            with torch.inference_mode(False):  # else nothing outside of it could use them
-                blocks = [block.layers(kind) for block in self.blocks]  # type: ignore[operator]
-                head = affine(self.next_token[0], kind), affine(self.next_token[2], kind)
-            self._casts[kind] = _Cast(state, blocks, head)
-        return self._casts[kind]
+            kind = torch.get_autocast_dtype(device)
+        blocks = [block.layers(kind) for block in self.blocks]  # type: ignore[operator]
+        return _Weights(blocks, (affine(self.next_token[0], kind), affine(self.next_token[2], kind)))
 
     def _read(self, memory: Tree, tokens: Tensor, end: int, blocks: list[Layers]) -> tuple[Tree, Tensor]:
         """`append`, writing into the given memory's own tensors; its longest row is `end` tokens long then."""
@@ -249,22 +255,22 @@ class GPT(nn.Module):
         return self.embedding(tokens + self.first[slots]) + self.position[slots]
 
 
-class _Cast(NamedTuple):
-    """Linear layers in a number format, and the state of the parameters that they were cast from."""
+class _Weights(NamedTuple):
+    """What the cached form multiplies with."""
 
-    state: list[tuple[int, int]]
     blocks: list[Layers]
     head: tuple[Affine, Affine]  # of the next token
 
 
 def _without_autocast(like: Tensor) -> torch.autocast:
     """Casting the caches too would cost more than it saves."""
-    return torch.autocast("cpu" if like.is_meta else like.device.type, enabled=False)  # there is none for meta
+    kind = like.device.type
+    return torch.autocast(kind if torch.amp.is_autocast_available(kind) else "cpu", enabled=False)
 
 
-def _alone(cast: _Cast) -> AbstractContextManager[None]:
-    """One thread for a single row in int8: a second takes longer to wake than it helps, and others want the core."""
-    return nullcontext() if cast.head[0].scale is None else torch_threads(1)
+def _alone(weights: _Weights) -> AbstractContextManager[None]:
+    """One thread for int8, which is for single rows: a second takes longer to wake than it helps."""
+    return nullcontext() if weights.head[0].scale is None else torch_threads(1)
 
 
 def _drawn(logits: Tensor, temperature: float) -> Tensor:
@@ -272,11 +278,9 @@ def _drawn(logits: Tensor, temperature: float) -> Tensor:
     return logits.argmax(-1) if temperature <= 0 else draw((logits / temperature).log_softmax(-1))
 
 
-def _own(memory: Tree, end: int) -> Tree:
-    """A copy to write into, of the first `end` slots of the caches."""
-    layout = torch.contiguous_format
-    caches = {name: tuple(cache[:, :, :end].clone(memory_format=layout) for cache in memory[name]) for name in "kv"}
-    return {**trees.map(torch.clone, memory | dict.fromkeys("kv", ())), **caches}
+def _own(memory: Tree) -> Tree:
+    """A copy to write into."""
+    return trees.map(lambda leaf: leaf.clone(memory_format=torch.contiguous_format), memory)
 
 
 def _head(width: int, classes: int) -> nn.Sequential:

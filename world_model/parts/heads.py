@@ -19,6 +19,11 @@ def symexp(x: Tensor) -> Tensor:
     return torch.sign(x) * torch.expm1(x.abs())
 
 
+def one_hot(index: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Indices (...) -> (..., classes). Unlike torch's own it does not ask the device whether they are in range."""
+    return (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).to(dtype)
+
+
 class TwoHot(nn.Module):
     """A scalar as a distribution over bins that are evenly spaced in symlog space (DreamerV3, STORM).
 
@@ -121,7 +126,7 @@ class Categoricals:
 
     def mode(self, log_probs: Tensor) -> Tensor:
         """The most likely class of each variable, one-hot."""
-        return F.one_hot(log_probs.argmax(-1), self.classes).to(log_probs.dtype)
+        return one_hot(log_probs.argmax(-1), self.classes, log_probs.dtype)
 
     def sample(self, log_probs: Tensor, temperature: float = 1.0) -> Tensor:
         """One draw, one-hot (..., G, K); gradients pass straight through to the probabilities."""
@@ -129,7 +134,7 @@ class Categoricals:
             return self.mode(log_probs)
         at = log_probs.detach()
         at = at if temperature == 1 else (at / temperature).log_softmax(-1)
-        drawn = F.one_hot(draw(at), self.classes).to(log_probs.dtype)
+        drawn = one_hot(draw(at), self.classes, log_probs.dtype)
         if not log_probs.requires_grad:
             return drawn
         probabilities = log_probs.exp()
