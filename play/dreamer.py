@@ -1,4 +1,4 @@
-"""What happens next at one visitor's table: the world model and the policy with random numbers of their own.
+"""What happens next in one visitor's game: the world model and the policy with random numbers of their own.
 
 Shapes: C H W picture, F features; B is 1 everywhere.
 """
@@ -14,13 +14,13 @@ from torch import Tensor
 from envs.controls import Action
 from envs.games import Transition
 from play.snapshot import Estimate, Parts, Snapshot, View
-from world_model.dream.batch import SeededModel
-from world_model.interface import State, to_pixels, to_unit
+from world_model.dream.batch import Dream, DreamBatch
+from world_model.interface import State, to_unit
 from world_model.trees import Tree
 
 
-class Dreamer(SeededModel):
-    """Sides from sides. Its only state is its luck; all but `seed` need `thinking`."""
+class Dreamer(DreamBatch):
+    """Views from views, of one dream and of the real game that the model follows; and the agent's choice in them."""
 
     def __init__(self, parts: Parts, seed: int) -> None:
         super().__init__(parts.world, seed)
@@ -28,8 +28,7 @@ class Dreamer(SeededModel):
 
     def from_start(self, start: int) -> View:
         """A dream that goes on from one of the world's starts."""
-        frame, action = (part[start : start + 1].to(self.device) for part in self.world.starts)
-        return self.from_state(self.model.start(to_unit(frame), action))
+        return _view(self.begin(np.array([start])))
 
     def from_frame(self, frame: np.ndarray) -> View:
         """The real game at its first frame (C, H, W) uint8."""
@@ -37,7 +36,7 @@ class Dreamer(SeededModel):
 
     def from_state(self, state: State, total: float = 0.0) -> View:
         """A dream that begins at this state."""
-        return View(state, self._decoded(state), total=total)
+        return _view(self.at(state), total)
 
     def follow(self, before: View, action: Action, brought: Transition) -> View:
         """The real game one step on."""
@@ -46,11 +45,8 @@ class Dreamer(SeededModel):
         return View(state, _shown(frame), frame, score, before.total + score, float(cont), bool(brought.done))
 
     def dream(self, before: View, action: Action, temperature: float) -> View:
-        """The dream one step on; whether it ends is drawn from its continuation."""
-        state, reward, cont = self.model.step(before.state, self._tensor(action), temperature=temperature)
-        gain, going = float(reward), float(cont)
-        done = before.done or float(torch.rand(())) >= going
-        return View(state, self._decoded(state), None, gain, before.total + gain, going, done)
+        """The dream one step on; once it has ended it stays so, however long it is dreamed on."""
+        return _view(self.step(before.state, self._tensor(action), temperature), before.total, before.done)
 
     def act(self, view: Tensor, memory: Tree) -> tuple[Action, Tree]:
         """The agent's choice."""
@@ -88,14 +84,17 @@ class Dreamer(SeededModel):
     def _plain(self, action: Tensor) -> Action:
         return int(action[0]) if self.model.spec.discrete else tuple(action[0].tolist())
 
-    def _decoded(self, state: State) -> np.ndarray:
-        return np.asarray(to_pixels(self.model.picture(state).float())[0])
-
     def _unit(self, frame: np.ndarray) -> Tensor:
         return to_unit(torch.from_numpy(frame).to(self.device).unsqueeze(0))
 
     def _tensor(self, action: Action) -> Tensor:
         return torch.tensor([action], dtype=torch.int64 if isinstance(action, int) else torch.float32).to(self.device)
+
+
+def _view(dream: Dream, total: float = 0.0, done: bool = False) -> View:
+    """One dream as a display shows it."""
+    reward, cont, ended = dream.reward.item(), dream.cont.item(), dream.ended.item()
+    return View(dream.state, dream.picture[0], None, reward, total + reward, cont, done or ended)
 
 
 def _shown(frame: np.ndarray) -> np.ndarray:

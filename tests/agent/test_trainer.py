@@ -56,7 +56,8 @@ def data(count: int, seed: int = 0) -> list[Tensor]:
 def test_a_mask_counts_for_all_that_stands_behind_it() -> None:
     """The denominator is the number of all numbers, those that are masked included."""
     valid = torch.tensor([[True, True, False]])
-    batch = Batch(*torch.zeros(5, 1, 3).unbind(), valid)
+    zeros = torch.zeros(1, 3)
+    batch = Batch(zeros, zeros, zeros, zeros, zeros, valid)
     term = masked(Term(torch.ones(1, 3, 4), "valid"), batch)
     assert term.shape == (1, 3, 4) and term.mean() == pytest.approx(2 / 3) and not term[:, 2].any()
     assert masked(Term(torch.ones(2, 2)), None).mean() == 1

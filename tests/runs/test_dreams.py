@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from agent import work
+from agent import loop as agent_loop
 from envs.errors import UserError
 from envs.games import GameConfig
 from runs import build, dreams
@@ -39,7 +39,7 @@ def test_a_run_is_loaded_without_its_game_and_its_episodes(
     assert torch.equal(before, torch.get_rng_state())
     assert parts.config == Run.open(run_folder).config and parts.step == 400 and parts.run is not None
     assert parts.controls.names == ("LEFT", "STAY", "RIGHT") and parts.controls.action(["left"]) == 0
-    assert 1 <= len(parts.starts.frame) <= work.STARTS
+    assert 1 <= len(parts.starts.frame) <= agent_loop.STARTS
     frame, _ = DreamEnv(parts.world()).reset(seed=0)
     assert frame.shape == (64, 64, 3)
 
@@ -48,7 +48,7 @@ def test_starts_are_real_contexts(run_folder: Path) -> None:
     """Every start stands, frame by frame and action by action, in one of the episodes that were played."""
     parts = dreams.load_parts(run_folder)
     frames, actions = parts.starts.frame.numpy(), parts.starts.action.numpy()
-    assert frames.shape[1] == work.CONTEXT and len({frame.tobytes() for frame in frames}) > 1
+    assert frames.shape[1] == agent_loop.CONTEXT and len({frame.tobytes() for frame in frames}) > 1
     config = parts.config
     games = config.game.build(config.env)
     loop = build.loop(config, games, run_folder / "episodes")
@@ -58,10 +58,10 @@ def test_starts_are_real_contexts(run_folder: Path) -> None:
     episodes = [*loop.replay._kept, *(recording.view() for _, recording in loop.replay._open.values())]
     for frame, action in zip(frames, actions, strict=True):
         assert any(
-            np.array_equal(episode.frame[t : t + work.CONTEXT], frame)
-            and np.array_equal(episode.action[t : t + work.CONTEXT - 1], action)
+            np.array_equal(episode.frame[t : t + agent_loop.CONTEXT], frame)
+            and np.array_equal(episode.action[t : t + agent_loop.CONTEXT - 1], action)
             for episode in episodes
-            for t in range(len(episode) - work.CONTEXT + 1)
+            for t in range(len(episode) - agent_loop.CONTEXT + 1)
         )
 
 
@@ -75,7 +75,7 @@ def test_a_run_from_before_starts_and_controls_were_kept(run_folder: Path, tmp_p
     (tmp_path / "episodes").symlink_to(run_folder / "episodes")
     parts = dreams.load_parts(tmp_path)
     assert parts.controls == dreams.load_parts(run_folder).controls
-    assert parts.starts.frame.shape == (work.STARTS, work.CONTEXT, 3, 64, 64)
+    assert parts.starts.frame.shape == (agent_loop.STARTS, agent_loop.CONTEXT, 3, 64, 64)
     DreamEnv(parts.world()).reset()
 
 
@@ -116,7 +116,7 @@ def test_two_lines_play_a_dream(run_folder: Path) -> None:
         first.append(action)
         assert player.dream.action_space.contains(action)
         frame = player.dream.step(action)[0]
-        player.dream.dreams.done[:] = False
+        player.dream.done[:] = False
     player.reset()
     frame, _ = player.dream.reset(seed=1)
     assert player.act(frame.transpose(2, 0, 1)) == first[0], "channels may come first or last"
@@ -157,16 +157,16 @@ def test_taking_starts_disturbs_nothing_and_tells_when_there_are_none(tmp_path: 
     config = trained.small("Catch-v0")
     games = config.game.build(config.env)
     loop = build.loop(config, games, tmp_path)
-    assert work.starts(loop.replay) == {}
+    assert agent_loop.start_contexts(loop.replay) == {}
     loop.collector.collect(8, at_random=True)  # two episodes of four steps
-    assert not len(work.starts(loop.replay)["frame"])
+    assert not len(agent_loop.start_contexts(loop.replay)["frame"])
     loop.collector.collect(200, at_random=True)
     before = loop.replay.state_dict()["rng"]
-    first, second = work.starts(loop.replay), work.starts(loop.replay)
+    first, second = agent_loop.start_contexts(loop.replay), agent_loop.start_contexts(loop.replay)
     games.close()
     assert loop.replay.state_dict()["rng"] == before
     assert torch.equal(first["frame"], second["frame"])
     made = Starts(**first)
-    assert made.frame.shape == (work.STARTS, work.CONTEXT, 3, 64, 64)
-    assert made.action.shape == (work.STARTS, work.CONTEXT - 1)
+    assert made.frame.shape == (agent_loop.STARTS, agent_loop.CONTEXT, 3, 64, 64)
+    assert made.action.shape == (agent_loop.STARTS, agent_loop.CONTEXT - 1)
     assert asdict(games.spec)["action_size"] == 3

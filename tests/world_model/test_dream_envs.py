@@ -88,11 +88,11 @@ def test_a_seed_determines_the_dream(variant: Variant) -> None:
     runs = []
     for seed in (1, 1, 2):
         first, info = env.reset(seed=seed)
-        env.dreams.done[:] = False
+        env.done[:] = False
         brought = [first, info["start"]]
         for action in actions:
             brought += env.step(action)[:4]
-            env.dreams.done[:] = False  # the draws count here, not what they end
+            env.done[:] = False  # the draws count here, not what they end
         runs.append(brought)
     assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
     assert torch.equal(before, torch.get_rng_state()), "the default generator is as it was"

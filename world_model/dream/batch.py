@@ -1,21 +1,22 @@
-"""N dreams in lock step: what can be dreamed in, how a dream begins, goes on and ends. `engine.py` makes games of it.
+"""N dreams in lock step: what can be dreamed in, how a dream begins, goes on and ends. `envs.py` makes games of it.
 
 Shapes: N dreams, S starts, T time, C H W picture, A action size. Pictures shown are (H, W, 3) uint8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import error, spaces
+from gymnasium import spaces
 from torch import Tensor
 
 from envs.controls import Controls
+from envs.errors import UserError
 from world_model import trees
 from world_model.interface import State, WorldModel, to_pixels, to_unit
 
@@ -27,15 +28,27 @@ class Starts(NamedTuple):
     action: Tensor  # (S, T - 1) int64, or (S, T - 1, A) float in [-1, 1]
 
 
-class EnvState(NamedTuple):
-    """All that the future depends on, beside the actions to come. A copy: nothing that is dreamed later changes it."""
+class Dream(NamedTuple):
+    """N dreams at one moment, and what the last action brought. Nothing in it is ever changed."""
 
-    state: State  # of N dreams
-    time: np.ndarray  # (N,) steps since the start
-    done: np.ndarray  # (N,) bool
-    frame: np.ndarray  # (N, H, W, 3) uint8: what is seen now
-    rng_state: tuple[Tensor, ...]  # of torch's generators, on the CPU and on the model's device
-    np_random: Mapping[str, Any]  # of the generator that picks starts
+    state: State
+    picture: np.ndarray  # (N, H, W, 3) uint8: what is seen now
+    reward: np.ndarray  # (N,) float64, in the game's units; the model's expectation
+    cont: np.ndarray  # (N,) float64, the probability that the game goes on
+    ended: np.ndarray  # (N,) bool, drawn with 1 - cont
+
+    def rows(self, index: np.ndarray) -> Dream:
+        """The rows picked by whole numbers."""
+        device = self.state.latent.device
+        return Dream(trees.rows(self.state, torch.from_numpy(index).to(device)), *(part[index] for part in self[1:]))
+
+    def where(self, mask: np.ndarray, other: Dream) -> Dream:
+        """These rows where mask (N,) is True, else those of `other`."""
+        state = trees.where(torch.from_numpy(mask).to(self.state.latent.device), self.state, other.state)
+        masked = (
+            np.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(self[1:], other[1:], strict=True)
+        )
+        return Dream(state, *masked)
 
 
 @dataclass(frozen=True)
@@ -93,19 +106,11 @@ class World:
         return torch.from_numpy(self.controls.normalised(values).clip(-1, 1))
 
 
-class Outcome(NamedTuple):
-    """What one action brought to N dreams."""
+class DreamBatch:
+    """Dreams in lock step, for gymnasium and for the page: a state goes in, what the action brought comes out.
 
-    reward: np.ndarray  # (N,) float64, in the game's units
-    cont: np.ndarray  # (N,) float64, the probability that the game goes on
-    terminated: np.ndarray  # (N,) bool, drawn with 1 - cont
-    truncated: np.ndarray  # (N,) bool, the horizon
-
-
-class SeededModel:
-    """Who runs a world's model with random numbers of its own: torch's default generators are left as they were.
-
-    Not meant for several threads at once: torch's default generator belongs to all of them.
+    Its only state are random numbers of its own: torch's default generators are left as they were. All but `seed` need
+    `rng_scope`. Not meant for several threads at once: torch's default generator belongs to all of them.
     """
 
     def __init__(self, world: World, seed: int = 0) -> None:
@@ -113,13 +118,13 @@ class SeededModel:
         self.seed(seed)
 
     def seed(self, seed: int) -> None:
-        """Determines all luck from here on."""
+        """Determines all that is drawn from here on."""
         devices = [torch.device("cpu"), *([self.device] if self.device.type == "cuda" else [])]
         self.rng_state = tuple(torch.Generator(device).manual_seed(seed % 2**63).get_state() for device in devices)
 
     @contextmanager
     def rng_scope(self) -> Iterator[None]:
-        """Within it, torch draws from `luck` and computes without gradients, in the precision of the training."""
+        """Within it, torch draws from `rng_state` and computes without gradients, in the precision of the world."""
         cuda = [self.device] if self.device.type == "cuda" else []
         mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=self.world.autocast)
         with torch.random.fork_rng(devices=cuda), torch.inference_mode(), mixed:
@@ -129,54 +134,27 @@ class SeededModel:
             yield
             self.rng_state = (torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in cuda))
 
+    def begin(self, starts: np.ndarray) -> Dream:
+        """Dreams that go on from the world's starts with these numbers (N,)."""
+        frame, action = (part[torch.from_numpy(starts)].to(self.device) for part in self.world.starts)
+        return self.at(self.world.model.start(to_unit(frame), action))
 
-class DreamBatch(SeededModel):
-    """N dreams in lock step."""
+    def at(self, state: State) -> Dream:
+        """Dreams that begin at these states (N, ...). Raises UserError for a model without pictures."""
+        count = len(state.latent)
+        return Dream(state, self._shown(state), np.zeros(count), np.ones(count), np.zeros(count, bool))
 
-    def __init__(self, world: World, num: int, *, horizon: int | None, temperature: float) -> None:
-        if num < 1 or (horizon is not None and horizon < 1) or not temperature >= 0:
-            raise ValueError(f"no dream has num={num}, horizon={horizon}, temperature={temperature}")
-        super().__init__(world)
-        self.num, self.horizon, self.temperature = num, horizon, temperature
-        self.state: State | None = None
-        self.time = np.zeros(num, np.int64)
-        self.done = np.ones(num, bool)
-        self.frame = np.zeros((num, *world.observation_space.shape), np.uint8)
-        with self.rng_scope():  # every start once: beginning again is then free
-            frame, action = (part.to(self.device) for part in world.starts)
-            self._starts = world.model.start(to_unit(frame), action)
-            self._pictures = to_pixels(world.model.picture(self._starts).float())
+    def step(self, state: State, action: Tensor, temperature: float) -> Dream:
+        """One action further in every row: (N,) int64 or (N, A) in [-1, 1]."""
+        state, reward, cont = self.world.model.step(state, action.to(self.device), temperature=temperature)
+        picture, drawn = self._shown(state), torch.rand_like(cont, dtype=torch.float64)
+        gain, going, luck = torch.stack([reward.double(), cont.double(), drawn]).cpu().numpy()
+        return Dream(state, picture, gain, going, luck >= going)
 
-    def begin(self, rows: np.ndarray, starts: np.ndarray) -> None:
-        """Begins the rows anew from the starts, (R,) indices each; the first time all rows."""
-        chosen, mask = np.zeros(self.num, np.int64), np.zeros(self.num, bool)
-        chosen[rows], mask[rows] = starts, True
-        with self.rng_scope():
-            fresh = trees.rows(self._starts, torch.from_numpy(chosen).to(self.device))
-            here = torch.from_numpy(mask).to(self.device)
-            self.state = fresh if self.state is None else trees.where(here, fresh, self.state)
-        self.frame = self.frame.copy()
-        self.frame[rows] = self._pictures[starts]
-        self.time[rows], self.done[rows] = 0, False
-
-    def step(self, action: Tensor) -> Outcome:
-        """One action further in every row: (N,) int64 or (N, A) in [-1, 1].
-
-        Raises:
-            gymnasium.error.ResetNeeded: a row has not begun or is over.
-        """
-        if self.state is None or self.done.any():
-            raise error.ResetNeeded("the dream is over or has not begun: reset it first")
-        model = self.world.model
-        with self.rng_scope():
-            self.state, reward, cont = model.step(self.state, action.to(self.device), temperature=self.temperature)
-            self.frame = to_pixels(model.picture(self.state).float())
-            told = (
-                torch.stack([reward.double(), cont.double(), torch.rand_like(cont, dtype=torch.float64)]).cpu().numpy()
+    def _shown(self, state: State) -> np.ndarray:
+        picture = self.world.model.decode(state)
+        if picture is None:
+            raise UserError(
+                "This model has no pictures: it follows games and trains agents, but its dreams cannot be watched."
             )
-        reward, cont, rng_state = told
-        self.time += 1
-        terminated = rng_state >= cont
-        late = self.time >= self.horizon if self.horizon is not None else np.zeros(self.num, bool)
-        self.done = terminated | late
-        return Outcome(reward, cont, terminated, late & ~terminated)
+        return to_pixels(picture.float())

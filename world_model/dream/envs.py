@@ -6,18 +6,18 @@ Shapes: N dreams, H W picture, A action size. Observations are (H, W, 3) uint8.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium import error
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from torch import Tensor
 
 from envs.errors import UserError
-from world_model import trees
-from world_model.dream.batch import DreamBatch, EnvState, Starts, World
+from world_model.dream.batch import Dream, DreamBatch, Starts, World
 
 if TYPE_CHECKING:
     import pygame
@@ -31,20 +31,38 @@ SDL: dict[str, str | int] = {"space": " ", "enter": "\r", "tab": "\t"}
 SDL |= {"right": 0x4000004F, "left": 0x40000050, "down": 0x40000051, "up": 0x40000052}
 
 
+class EnvState(NamedTuple):
+    """All that the future depends on, beside the actions to come. Nothing that is dreamed later changes it."""
+
+    dream: Dream
+    time: np.ndarray  # (N,) steps since the start
+    done: np.ndarray  # (N,) bool
+    rng_state: tuple[Tensor, ...]  # of torch's generators, on the CPU and on the model's device
+    np_random: Mapping[str, Any]  # of the generator that picks starts
+
+
 class _Dreaming:
-    """What one dream and many share: their state, and how it is saved and restored."""
+    """What one dream and many share: where they stand, and how that is saved and restored.
+
+    Attributes:
+        temperature: of the latents that are drawn: 0 takes the most likely ones, 1 is what the model believes.
+    """
 
     np_random: np.random.Generator
-    dreams: DreamBatch
+
+    def __init__(self, world: World, num: int, *, horizon: int | None, temperature: float) -> None:
+        if num < 1 or (horizon is not None and horizon < 1) or not temperature >= 0:
+            raise ValueError(f"no dream has num={num}, horizon={horizon}, temperature={temperature}")
+        self.dreams, self.horizon, self.temperature = DreamBatch(world), horizon, temperature
+        self.now: Dream | None = None
+        self.time, self.done = np.zeros(num, np.int64), np.ones(num, bool)
+        with self.dreams.rng_scope():  # every start once: beginning again is then free
+            self._starts = self.dreams.begin(np.arange(len(world.starts.frame)))
 
     @property
-    def temperature(self) -> float:
-        """Of the latents that are drawn: 0 takes the most likely ones, 1 is what the model believes."""
-        return self.dreams.temperature
-
-    @temperature.setter
-    def temperature(self, value: float) -> None:
-        self.dreams.temperature = value
+    def world(self) -> World:
+        """What is dreamed in."""
+        return self.dreams.world
 
     def get_state(self) -> EnvState:
         """This moment, to go back to or to branch from any number of times, random numbers included.
@@ -52,35 +70,53 @@ class _Dreaming:
         Raises:
             gymnasium.error.ResetNeeded: no dream has begun.
         """
-        dreams = self.dreams
-        if dreams.state is None:
+        if self.now is None:
             raise error.ResetNeeded("no dream has begun: reset first")
-        state = trees.map(torch.clone, dreams.state)
-        rng_state = tuple(part.clone() for part in dreams.rng_state)
-        arrays = (dreams.time.copy(), dreams.done.copy(), dreams.frame.copy())
-        return EnvState(state, *arrays, rng_state, self.np_random.bit_generator.state)
+        random = dict(self.np_random.bit_generator.state)
+        return EnvState(self.now, self.time, self.done, self.dreams.rng_state, random)
 
     def set_state(self, moment: EnvState) -> None:
         """Goes on from a moment of this world; the same actions bring the same future."""
-        dreams = self.dreams
-        if len(moment.time) != dreams.num:
-            raise ValueError(f"the moment is of {len(moment.time)} dreams, and here are {dreams.num}")
-        dreams.state, dreams.rng_state = moment.state, moment.rng_state
-        dreams.time, dreams.done, dreams.frame = moment.time.copy(), moment.done.copy(), moment.frame.copy()
-        self.np_random.bit_generator.state = dict(moment.np_random)
+        if len(moment.time) != len(self.time):
+            raise ValueError(f"the moment is of {len(moment.time)} dreams, and here are {len(self.time)}")
+        self.now, self.time, self.done, self.dreams.rng_state, random = moment
+        self.np_random.bit_generator.state = dict(random)
 
     def _begin(self, rows: np.ndarray, options: dict[str, Any] | None, *, seeded: bool) -> np.ndarray:
-        """Begins the rows anew and returns which starts they have."""
-        count = len(self.dreams.world.starts.frame)
-        if seeded or self.dreams.state is None:
+        """Begins the rows (R,) anew, the first time all of them, and returns which starts they have."""
+        count = len(self.world.starts.frame)
+        if seeded or self.now is None:
             self.dreams.seed(int(self.np_random.integers(2**63)))
         asked = (options or {}).get("start")
         starts = self.np_random.integers(count, size=len(rows)) if asked is None else np.asarray(asked)
         if not np.issubdtype(starts.dtype, np.integer) or not ((starts >= 0) & (starts < count)).all():
             raise ValueError(f"there is no start {asked}: choose 0 to {count - 1}")
         starts = np.broadcast_to(starts, len(rows))
-        self.dreams.begin(rows, starts)
+        chosen, mask = np.zeros(len(self.time), np.int64), np.zeros(len(self.time), bool)
+        chosen[rows], mask[rows] = starts, True
+        begun = self._starts.rows(chosen)
+        self.now = begun if self.now is None else begun.where(mask, self.now)
+        self.time, self.done = np.where(mask, 0, self.time), self.done & ~mask
         return starts
+
+    def _step(self, given: Any) -> Dream:
+        """One of the game's actions further in every row; `done` is True where that has ended a dream."""
+        action = self.world.action(given, len(self.time))
+        if self.now is None or self.done.any():
+            raise error.ResetNeeded("the dream is over or has not begun: reset it first")
+        with self.dreams.rng_scope():
+            self.now = self.dreams.step(self.now.state, action, self.temperature)
+        self.time = self.time + 1
+        late = self.horizon is not None and self.time >= self.horizon
+        self.done = self.now.ended | late
+        return self.now
+
+    @property
+    def _picture(self) -> np.ndarray:
+        """(N, H, W, 3) uint8, the caller's own."""
+        if self.now is None:
+            raise error.ResetNeeded("no dream has begun: reset first")
+        return self.now.picture.copy()
 
 
 class DreamEnv(_Dreaming, gymnasium.Env[np.ndarray, Any]):
@@ -97,7 +133,7 @@ class DreamEnv(_Dreaming, gymnasium.Env[np.ndarray, Any]):
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f'render_mode is "rgb_array", "human" or None, not "{render_mode}"')
-        self.dreams = DreamBatch(world, 1, horizon=horizon, temperature=temperature)
+        super().__init__(world, 1, horizon=horizon, temperature=temperature)
         self.render_mode = render_mode
         self.observation_space, self.action_space = world.observation_space, world.action_space
         self._window: _Window | None = None
@@ -109,22 +145,22 @@ class DreamEnv(_Dreaming, gymnasium.Env[np.ndarray, Any]):
         super().reset(seed=seed)
         (start,) = self._begin(np.zeros(1, np.int64), options, seeded=seed is not None)
         self._show()
-        return self.dreams.frame[0].copy(), {"start": int(start), "cont": 1.0}
+        return self._picture[0], {"start": int(start), "cont": 1.0}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One action of the game further. Raises ValueError for what is no action, ResetNeeded when it is over."""
-        outcome = self.dreams.step(self.dreams.world.action(np.asarray(action)[None], 1))
+        now = self._step(np.asarray(action)[None])
         self._show()
-        reward, cont, terminated, truncated = (part[0].item() for part in outcome)
-        return self.dreams.frame[0].copy(), reward, terminated, truncated, {"cont": cont}
+        reward, cont, terminated = (part[0].item() for part in (now.reward, now.cont, now.ended))
+        return self._picture[0], reward, terminated, bool(self.done[0]) and not terminated, {"cont": cont}
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         """What is seen now, (H, W, 3) uint8, with render_mode="rgb_array"."""
-        return self.dreams.frame[0].copy() if self.render_mode == "rgb_array" else None
+        return self._picture[0] if self.render_mode == "rgb_array" else None
 
     def get_keys_to_action(self) -> dict[tuple[str | int, ...], Any]:
         """What keys held together mean, in the form that gymnasium.utils.play reads; nothing held is its `noop`."""
-        controls = self.dreams.world.controls
+        controls = self.world.controls
         held = ((chord, controls.native(action)) for chord, action in controls.keys if chord)
         return {tuple(SDL.get(key, key) for key in chord): action for chord, action in held}
 
@@ -136,9 +172,10 @@ class DreamEnv(_Dreaming, gymnasium.Env[np.ndarray, Any]):
 
     def _show(self) -> None:
         if self.render_mode == "human":
+            picture = self._picture[0]
             if self._window is None:
-                self._window = _Window(self.dreams.frame.shape[1:3])
-            self._window.show(self.dreams.frame[0])
+                self._window = _Window(picture.shape[:2])
+            self._window.show(picture)
 
 
 class DreamVectorEnv(_Dreaming, VectorEnv[np.ndarray, Any, np.ndarray]):
@@ -158,7 +195,7 @@ class DreamVectorEnv(_Dreaming, VectorEnv[np.ndarray, Any, np.ndarray]):
     ) -> None:  # fmt: skip
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'render_mode is "rgb_array" or None, not "{render_mode}"')
-        self.dreams = DreamBatch(world, num_envs, horizon=horizon, temperature=temperature)
+        super().__init__(world, num_envs, horizon=horizon, temperature=temperature)
         self.num_envs, self.render_mode = num_envs, render_mode
         self.single_observation_space, self.single_action_space = world.observation_space, world.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -170,24 +207,23 @@ class DreamVectorEnv(_Dreaming, VectorEnv[np.ndarray, Any, np.ndarray]):
         """Begins every row; options={"start": i} or N indices choose the starts."""
         super().reset(seed=seed)
         starts = self._begin(np.arange(self.num_envs), options, seeded=seed is not None)
-        return self.dreams.frame.copy(), {"start": starts.copy(), "cont": np.ones(self.num_envs)}
+        return self._picture, {"start": starts.copy(), "cont": np.ones(self.num_envs)}
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One action in every row, (N,) or (N, A). Raises ValueError for what is no action."""
-        reward, cont, terminated, truncated = self.dreams.step(self.dreams.world.action(actions, self.num_envs))
-        infos: dict[str, Any] = {"cont": cont}
-        if self.dreams.done.any():
-            done = self.dreams.done.copy()
+        now, done = self._step(actions), self.done
+        infos: dict[str, Any] = {"cont": now.cont}
+        if done.any():
             final = np.full(self.num_envs, None, object)
             for row in np.flatnonzero(done):
-                final[row] = self.dreams.frame[row].copy()
+                final[row] = now.picture[row].copy()
             infos |= {"final_obs": final, "_final_obs": done}
             self._begin(np.flatnonzero(done), None, seeded=False)
-        return self.dreams.frame.copy(), reward, terminated, truncated, infos
+        return self._picture, now.reward, now.ended, done & ~now.ended, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """What is seen now, N pictures (H, W, 3) uint8, with render_mode="rgb_array"."""
-        return tuple(self.dreams.frame.copy()) if self.render_mode == "rgb_array" else None
+        return tuple(self._picture) if self.render_mode == "rgb_array" else None
 
 
 def open_window(width: int, height: int, title: str, *, resizable: bool = False) -> pygame.Surface:
