@@ -139,7 +139,7 @@ def _task(composed: object) -> None:
 def _open(command: str, words: list[str]) -> Run:
     """The run that `run=` names, with what else the command line says."""
     from runs.cli import compose
-    from runs.config import RESUMABLE
+    from runs.config import resumable
     from runs.folder import run
 
     named = [word.removeprefix("run=") for word in words if word.startswith("run=")]
@@ -147,7 +147,7 @@ def _open(command: str, words: list[str]) -> Run:
         raise UserError(f"{command} needs one run=FOLDER. {run.newest()}".strip())
     opened = run.Run.open(named[0])
     others = [word for word in words if not word.startswith("run=")]
-    allowed = RESUMABLE if command == "resume" else ("episodes", "seed", "device", "threads")
+    allowed = resumable(opened.config) if command == "resume" else ("episodes", "seed", "device", "threads")
     config = compose.changed(opened.config, others, allowed)
     if command == "resume":
         here = {key: getattr(opened.config, key) for key in OF_THE_MACHINE}

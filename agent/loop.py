@@ -324,12 +324,14 @@ class Loop:
         with torch.no_grad(), self.trainer.mixed():
             for number, episode in self.replay.memory().items():
                 old = codes.get(number, np.zeros(0))
-                found[number] = self._codes_of(episode, stage.encode, old)
+                grown = len(old) < len(episode.frame)
+                found[number] = self._codes_of(episode, stage.encode, old) if grown else old
         self._codes[stage.name] = version, found
         return list(found.values())
 
     def _codes_of(self, episode: Episode, encode: Callable[[Tensor, Tensor], Tensor], known: np.ndarray) -> np.ndarray:
         """The codes (T, ...) of all frames, of which the first are known, in parts that share one frame."""
+        known = known[: len(known) // PART * PART]  # whole parts alone: a run that resumes cuts them alike, bit by bit
         made = [known] if len(known) else []
         for begin in range(len(known), len(episode.frame), PART):
             first, end = max(0, begin - 1), min(begin + PART, len(episode.frame))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agent.precision import mixed_precision
+from envs.settings import setting
 from world_model.interface import Losses, Objective, Optim, Term
 
 
@@ -21,16 +22,24 @@ class TrainConfig:
     An update is a round: of each stage of the world model and of the policy, one update or as many as they say.
     """
 
-    steps_per_update: int = 16  # the train ratio
-    prefill: int = 10_000  # random steps before the first update
-    pretrain: int = 1_000  # world-model updates right after the prefill
-    burn_in: int = 8  # first indices of a segment that only warm up the memory; dreams start from the others
-    at_start: float = 0.5  # share of the dreams that begin where an episode does, when states are drawn for the policy
-    precision: str = "auto"  # "auto", "bf16" or "fp32"
-    compile: bool = False
-    log_every: int = 100  # updates
-    show_every: int = 2_000  # updates between two videos of a dream
-    save_every: float = 120.0  # seconds
+    steps_per_update: int = setting(16, 1, help="the train ratio")
+    prefill: int = setting(10_000, 1, help="random steps before the first update")
+    pretrain: int = setting(1_000, 0, help="world-model updates right after the prefill")
+    burn_in: int = setting(
+        8, 0, 10_000, help="first indices of a segment that only warm up the memory; dreams start from the others"
+    )
+    at_start: float = setting(
+        0.5, 0, 1, help="share of the dreams that begin where an episode does, when states are drawn for the policy"
+    )
+    precision: str = setting(
+        "auto",
+        choices=("auto", "bf16", "fp32"),
+        help="of the networks; auto: bfloat16 where the processor multiplies it natively",
+    )
+    compile: bool = setting(False, help="the losses by torch.compile")
+    log_every: int = setting(100, 1, help="updates between two lines of metrics")
+    show_every: int = setting(2_000, 1, help="updates between two videos of a dream")
+    save_every: float = setting(120.0, 0, 1e6, help="seconds between two checkpoints")
 
 
 class NonFiniteLoss(ArithmeticError):

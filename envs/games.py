@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.errors import UserError
+from envs import settings
+from envs.settings import setting
 from envs.spec import Spec
 
 # What protocol=... on the command line means for the fields of GameConfig.
@@ -57,15 +58,17 @@ class Trace(NamedTuple):
 class GameConfig:
     """How the game is shown and played; `None` keeps what the gymnasium id itself means."""
 
-    size: int = 64  # pixels, both sides
-    gray: bool = True
-    sticky: float | None = None  # probability that the console repeats the previous action
-    noops: int | None = None  # an episode opens with 1 to so many no-ops, in emulator frames, drawn from its seed
-    action_repeat: int | None = None  # emulator frames one agent step lasts
-    life_loss: bool = False  # a lost life is an ending for the continuation head; the game goes on
-    clip_rewards: bool = False  # to [-1, 1]; the score stays in the game's units
-    max_steps: int | None = None  # agent steps an episode
-    num: int = 8  # copies side by side
+    size: int = setting(64, 8, 1024, help="pixels, both sides")
+    gray: bool = setting(True, help="one channel instead of three")
+    sticky: float | None = setting(None, 0, 1, help="probability that the console repeats the previous action")
+    noops: int | None = setting(
+        None, 0, 1000, help="an episode opens with 1 to so many no-ops, in emulator frames, drawn from its seed"
+    )
+    action_repeat: int | None = setting(None, 1, 100, help="emulator frames one agent step lasts")
+    life_loss: bool = setting(False, help="a lost life is an ending for the continuation head; the game goes on")
+    clip_rewards: bool = setting(False, help="to [-1, 1]; the score stays in the game's units")
+    max_steps: int | None = setting(None, 1, help="agent steps an episode")
+    num: int = setting(8, 1, 4096, help="copies side by side")
 
     def build(self, env: str, num: int | None = None) -> Games:
         """Makes `num` copies (`self.num` when None) of the gymnasium id `env`.
@@ -84,19 +87,7 @@ class GameConfig:
 
     def check(self) -> None:
         """Raises UserError naming the first setting that is out of range."""
-        bounds: dict[str, tuple[float, float]] = {
-            "size": (8, 1024),
-            "sticky": (0, 1),
-            "noops": (0, 1000),
-            "action_repeat": (1, 100),
-            "max_steps": (1, float("inf")),
-            "num": (1, 4096),
-        }
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                limit = f"between {low} and {high}" if high != float("inf") else f"at least {low}"
-                raise UserError(f"game.{name} must be {limit}, not {value}.")
+        settings.check(self, "game.")
 
 
 class Games(ABC):

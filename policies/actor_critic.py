@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from envs.settings import setting
 from envs.spec import Spec
 from policies.interface import Learner, Policy, Rollout, Trajectory, Update
 from policies.returns import ReturnScale, lambda_returns
@@ -48,25 +49,35 @@ CRITIC_METRICS = {
 class ActorCriticConfig:
     """The numbers of the actor-critic. `starts` posterior states are dreamed on from at each update (0: all)."""
 
-    starts: int = 192
-    horizon: int = 12
-    temperature: float = 0.5  # of the dream's latents; at 1 a half-trained model loses the ball too often
-    hidden: int = 256
-    layers: int = 2
-    gamma: float = 0.985
-    lam: float = 0.95
-    entropy: float = 1e-3
-    minibatches: int = 4  # gradient steps an imagined batch is split into
-    epochs: int = 1  # over an imagined batch; where dreams are dear several, by the clipped objective of PPO
-    clip_ratio: float = 0.2  # in several passes: how far an action's probability may profitably move
-    updates: int = 1  # a round
-    actor_lr: float = 1e-4
-    critic_lr: float = 3e-4
-    clip: float = 10.0
-    slow_rate: float = 0.02  # of the slow critic, per minibatch
-    slow_scale: float = 1.0
-    return_floor: float = 0.1
-    unimix: float = 0.01
+    starts: int = setting(192, 0, 65_536, help="states that an update dreams on from; 0: all")
+    horizon: int = setting(12, 1, 10_000, help="steps of a dream")
+    temperature: float = setting(
+        0.5, 0, 100, help="of the dream's latents; at 1 a half-trained model loses the ball too often"
+    )
+    hidden: int = setting(256, 1, 16_384, help="width of both networks")
+    layers: int = setting(2, 1, 20, help="of both networks")
+    gamma: float = setting(0.985, 0, 1, help="discount")
+    lam: float = setting(0.95, 0, 1, help="lambda of the returns")
+    entropy: float = setting(1e-3, 0, 10, help="scale of the policy's entropy")
+    minibatches: int = setting(4, 1, 65_536, help="gradient steps an imagined batch is split into")
+    epochs: int = setting(
+        1,
+        1,
+        1000,
+        resumable=True,
+        help="over an imagined batch; where dreams are dear several, by the clipped objective of PPO",
+    )
+    clip_ratio: float = setting(
+        0.2, 0, 1, help="in several passes: how far an action's probability may profitably move"
+    )
+    updates: int = setting(1, 0, resumable=True, help="a round")
+    actor_lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate of the policy")
+    critic_lr: float = setting(3e-4, above=0, high=1, resumable=True, help="learning rate of the critic")
+    clip: float = setting(10.0, above=0, help="of the gradient's norm")
+    slow_rate: float = setting(0.02, 0, 1, help="of the slow critic, per minibatch")
+    slow_scale: float = setting(1.0, 0, 1e3, help="of the critic's likeness to the slow one")
+    return_floor: float = setting(0.1, above=0, help="least range of returns that advantages are divided by")
+    unimix: float = setting(0.01, 0, 1, help="share of the uniform distribution in the policy")
 
     def build(self, features: int, spec: Spec) -> ActorCritic:
         """The learner for a world model's features and a game's actions."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.settings import check, setting
 from envs.spec import Spec
 from policies.interface import Learner, Rollout, Trajectory, Update
 from policies.linear import Linear, Population
@@ -39,19 +39,40 @@ METRICS = {
 class EvolutionConfig:
     """The numbers of the evolution; population, rollouts, sigma and decay are the paper's for CarRacing."""
 
-    where: str = "both"  # "dream", "real", or "both": in the dream each round, in the real game after the last one
-    population: int = 64
-    rollouts: int = 16  # dreams a candidate is judged by, the same ones for all candidates of a generation
-    generations: int = 100  # in the dream, a round
-    real_rollouts: int = 4  # games a candidate is judged by in the real game, where they cost a hundred times as much
-    real_generations: int = 0  # in the real game: a round with "real", after the last round with "both"
-    sigma: float = 0.1  # standard deviation of every weight at the beginning
-    decay: float = 0.01  # this times the mean squared weight is taken from a candidate's fitness
-    diagonal: bool = False  # learn only variances; past 2,000 numbers the full matrix is too slow
-    horizon: int = 250  # agent steps of a dream
-    temperature: float = 1.0  # of the dream's latents
-    restart: bool = True  # in each round the dream begins with the untrained controller, not with the last round's
-    noise: float = 0.1  # of the actions while collecting experience
+    where: str = setting(
+        "both",
+        choices=WHERE,
+        resumable=True,
+        help="dream, real, or both: in the dream each round, in the real game after the last one",
+    )
+    population: int = setting(64, 4, 65_536, help="candidates of a generation")
+    rollouts: int = setting(
+        16,
+        1,
+        65_536,
+        resumable=True,
+        help="dreams a candidate is judged by, the same ones for all candidates of a generation",
+    )
+    generations: int = setting(100, 1, resumable=True, help="in the dream, a round")
+    real_rollouts: int = setting(
+        4,
+        1,
+        10_000,
+        resumable=True,
+        help="games a candidate is judged by in the real game, where they cost a hundred times as much",
+    )
+    real_generations: int = setting(
+        0, 0, resumable=True, help="in the real game: a round with 'real', after the last round with 'both'"
+    )
+    sigma: float = setting(0.1, above=0, high=1e3, help="standard deviation of every weight at the beginning")
+    decay: float = setting(0.01, 0, 1e6, help="this times the mean squared weight is taken from a candidate's fitness")
+    diagonal: bool = setting(False, help="learn only variances; past 2,000 numbers the full matrix is too slow")
+    horizon: int = setting(250, 1, 100_000, help="agent steps of a dream")
+    temperature: float = setting(1.0, 0, 100, help="of the dream's latents")
+    restart: bool = setting(
+        True, help="in each round the dream begins with the untrained controller, not with the last round's"
+    )
+    noise: float = setting(0.1, 0, 10, help="of the actions while collecting experience")
 
     @property
     def starts(self) -> int:
@@ -63,28 +84,12 @@ class EvolutionConfig:
 
         Raises ValueError for numbers that make no evolution, and when its candidates would not fit into the memory.
         """
-        for problem in self._problems():
-            raise ValueError(problem)
+        check(self, "policy.")
+        if self.where == "real" and not self.real_generations:
+            raise ValueError("policy.real_generations must be at least 1 with policy.where=real, not 0")
         learner = Evolution(self, features, spec)
         _check_memory(self, features, learner.policy.size)
         return learner
-
-    def _problems(self) -> Iterator[str]:
-        if self.where not in WHERE:
-            yield f'policy.where is "dream", "real" or "both", got "{self.where}"'
-        least = {
-            "population": 4,
-            "rollouts": 1,
-            "real_rollouts": 1,
-            "generations": 1,
-            "real_generations": int(self.where == "real"),
-        }
-        least |= {"horizon": 1, "decay": 0, "temperature": 0, "noise": 0}
-        for name, limit in least.items():
-            if not getattr(self, name) >= limit:  # refuses NaN too
-                yield f"policy.{name} must be at least {limit}, got {getattr(self, name)}"
-        if not self.sigma > 0:
-            yield f"policy.sigma must be above 0, got {self.sigma}"
 
 
 class Evolution(Learner):

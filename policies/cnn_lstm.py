@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from envs.settings import setting
 from envs.spec import Spec
 from policies.interface import Learner, Policy, Rollout, Trajectory, Update
 from policies.returns import lambda_returns
@@ -41,17 +42,19 @@ ACTOR_METRICS = {
 class CnnLstmConfig:
     """The paper's numbers; `starts` dreams are made at each update."""
 
-    starts: int = 64
-    horizon: int = 20
-    temperature: float = 1.0  # of the dream's latents
-    channels: tuple[int, ...] = (32, 32, 64, 64)  # of the convolutions, after each of which the picture is halved
-    hidden: int = 512  # width of the LSTM
-    gamma: float = 0.995
-    lam: float = 0.95
-    entropy: float = 1e-3
-    updates: int = 200  # a round
-    lr: float = 1e-4
-    clip: float = 10.0
+    starts: int = setting(64, 1, 65_536, help="dreams at each update")
+    horizon: int = setting(20, 1, 10_000, help="steps of a dream")
+    temperature: float = setting(1.0, 0, 100, help="of the dream's latents")
+    channels: tuple[int, ...] = setting(
+        (32, 32, 64, 64), 1, 4096, help="of the convolutions, after each of which the picture is halved"
+    )
+    hidden: int = setting(512, 1, 16_384, help="width of the LSTM")
+    gamma: float = setting(0.995, 0, 1, help="discount")
+    lam: float = setting(0.95, 0, 1, help="lambda of the returns")
+    entropy: float = setting(1e-3, 0, 10, help="scale of the policy's entropy")
+    updates: int = setting(200, 0, resumable=True, help="a round")
+    lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate")
+    clip: float = setting(10.0, above=0, help="of the gradient's norm")
 
     def build(self, features: int, spec: Spec) -> CnnLstm:
         """The learner for a world model whose features are its decoded frames, and a game with discrete actions."""

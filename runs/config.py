@@ -7,24 +7,19 @@ from typing import Any
 
 from agent.replay import ReplayConfig
 from agent.trainer import TrainConfig
-from envs.errors import UserError, nearest
+from envs import settings
+from envs.errors import UserError
 from envs.games import GameConfig
-from runs.config_types import values
+from envs.settings import setting
 
 SIZES = ("toy", "xs", "s", "m")
-PRECISIONS = ("auto", "bf16", "fp32")
-LEAST = {  # every other count of a model, policy or schedule is at least 0
-    **{"steps": 1, "episodes": 1, "seed": 0, "threads": 0, "workers": 0},
-    **{"train.steps_per_update": 1, "train.prefill": 1, "train.log_every": 1, "train.show_every": 1},
-    **{"model.batch_size": 1, "model.length": 2, "policy.horizon": 1, "policy.minibatches": 1, "policy.passes": 1},
+# What keys of older runs are called now: read in config.json, checkpoints, packed models and on the command line.
+OLD_NAMES = {
+    "experience": "init_replay",
+    "policy.passes": "policy.epochs",
+    "policy.ratio": "policy.clip_ratio",
+    "model.steps": "model.context_frames",
 }
-RESUMABLE = (  # what a resumed run may change: how long, how fast and on how much it learns, and where it works
-    "steps", "episodes", "device", "threads", "workers", "cluster",
-    "model.vision_updates", "model.memory_updates", "model.tokenizer_updates", "model.updates",
-    "policy.updates", "policy.passes", "policy.where", "policy.generations", "policy.rollouts",
-    "policy.real_generations", "policy.real_rollouts",
-    "model.lr", "model.tokenizer_lr", "policy.lr", "policy.actor_lr", "policy.critic_lr",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,30 +31,36 @@ class Config:
     model: Any  # the recipe's own dataclasses: of its world model
     policy: Any  # and of its policy
     train: TrainConfig
-    env: str = "ALE/Pong-v5"
-    protocol: str = "default"
-    seed: int = 0
-    steps: int = 400_000  # agent steps of the real game
-    episodes: int = 100  # of an evaluation
-    device: str = "auto"
-    threads: int = 0  # of torch; 0 measures at the start how many are fastest
-    init_replay: str = ""  # another run, whose episodes come before the first step
-    workers: int = 0  # processes that play the real game for a population; 0: one a core, none of their own on one core
-    cluster: str = ""  # a Ray cluster that plays it instead: "local", "auto" or an address
+    env: str = setting("ALE/Pong-v5", help="any gymnasium id with pictures")
+    protocol: str = setting("default", help="how the literature plays it: default, atari100k")
+    seed: int = setting(0, 0, 2**63 - 1, help="of everything random")
+    steps: int = setting(400_000, 1, resumable=True, help="agent steps of the real game")
+    episodes: int = setting(100, 1, 10**6, resumable=True, help="whole episodes of an evaluation")
+    device: str = setting("auto", resumable=True, help="auto, cpu or cuda")
+    threads: int = setting(0, 0, 1024, resumable=True, help="of torch; 0 measures at the start how many are fastest")
+    init_replay: str = setting("", help="another run, whose episodes come before the first step")
+    workers: int = setting(
+        0,
+        0,
+        1024,
+        resumable=True,
+        help="processes that play the real game for a population; 0: one a core, none of their own on one core",
+    )
+    cluster: str = setting(
+        "", resumable=True, help="a Ray cluster that plays it instead: 'local', 'auto' or an address"
+    )
     game: GameConfig = field(default_factory=GameConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
 
     def check(self) -> None:
-        """Raises UserError naming the first value that is out of range."""
-        self.game.check()
-        numbers = values(self)
-        for key, value in numbers.items():
-            counts = key.startswith(("model.", "policy.", "train.")) and type(value) is int
-            least = LEAST.get(key, 0 if counts else None)
-            if least is not None and value < least:
-                raise UserError(f"{key} must be at least {least}, not {value}.")
-        if not 0 <= self.train.at_start <= 1:
-            raise UserError(f"train.at_start must be between 0 and 1, not {self.train.at_start}.")
-        if self.train.precision not in PRECISIONS:
-            hint = nearest(self.train.precision, PRECISIONS)
-            raise UserError(f'train.precision is one of {", ".join(PRECISIONS)}, not "{self.train.precision}". {hint}')
+        """Raises UserError naming the first value that is out of range, or that does not go with another."""
+        settings.check(self)
+        length = getattr(self.model, "length", None)  # where dreams start from the segments that the model trains on
+        if length is not None and self.train.burn_in >= length:
+            raise UserError(f"train.burn_in must be below model.length, {length}, not {self.train.burn_in}.")
+
+
+def resumable(config: Config) -> tuple[str, ...]:
+    """The keys that a resumed run may change: how long, how fast and on how much it learns, and where it works."""
+    found = [key for key, _, rule in settings.walk(config) if rule.resumable]
+    return tuple(sorted(found, key=lambda key: "." in key))  # those without a group first

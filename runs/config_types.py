@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -55,6 +56,19 @@ def values(template: object, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def renamed(given: Mapping[str, Any], old_names: Mapping[str, str], valid: Collection[str]) -> dict[str, Any]:
+    """Nested values with old keys under the names they have now, where those are valid and the old ones are not."""
+    values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in given.items()}
+    for old, new in old_names.items():
+        *groups, last = old.split(".")
+        at: Any = values
+        for group in groups:
+            at = at.get(group) if isinstance(at, dict) else None
+        if isinstance(at, dict) and last in at and old not in valid and new in valid:
+            at.setdefault(new.split(".")[-1], at.pop(last))  # a rename stays within its group
+    return values
+
+
 def unknown_key(key: str, valid: list[str]) -> UserError:
     """The error for a key that does not exist, with the nearest that does."""
     last = key.rsplit(".")[-1]
@@ -90,10 +104,10 @@ def _convert(key: str, value: Any, kind: Any) -> tuple[bool, Any]:
     if kind is type(None) or kind is bool:
         return isinstance(value, kind), value
     if kind is int:
-        whole = isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
+        whole = type(value) is int or (isinstance(value, float) and value.is_integer())
         return whole, int(value) if whole else None
     if kind is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)
         return fits, float(value) if fits else None
     if kind is str:
         fits = isinstance(value, str | int | float)  # Hydra reads device=0 as a number
@@ -115,4 +129,6 @@ def _word(kind: Any) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, str):
         return f'"{value}"'
+    if type(value) is int and abs(value) > sys.float_info.max:
+        return "one of hundreds of digits"  # which Python may refuse to print
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from envs.settings import setting
 from envs.spec import Spec
 from world_model.interface import (
     Batch,
@@ -56,7 +57,7 @@ TRANSFORMER_METRICS = {
     "tokens": Metric(
         "surprise at the next token, nats", shown="tokens", panel="surprise at the next token, nats"
     ),
-    "reward": Metric("cross-entropy of the reward's sign, nats a step", panel="reward cross-entropy, nats"),
+    "reward": Metric("cross-entropy of the reward's sign, nats a step", shown="reward", panel="reward cross-entropy, nats"),
     "end": Metric("cross-entropy of the end of an episode, nats a step"),
 }  # fmt: skip
 
@@ -65,37 +66,45 @@ TRANSFORMER_METRICS = {
 class IrisConfig:
     """The paper's numbers but for the perceptual loss, whose network is not everywhere."""
 
-    view: Literal["frame", "tokens"] = "frame"  # what the policy sees: the decoded frame, or codes and the memory's h
+    view: Literal["frame", "tokens"] = setting(
+        "frame", help="what the policy sees: the decoded frame, or codes and the memory's h"
+    )
     # The tokenizer; what each means stands in VQTokenizerConfig.
-    codes: int = 512
-    code_width: int = 512
-    channels: int = 64
-    halvings: int = 4
-    blocks: int = 2
-    attention: tuple[int, ...] = (2, 3)
-    patch: int = 1
-    local: bool = False
-    quantizer: QuantizerKind = "gradient"
-    levels: tuple[int, ...] = (8, 8, 8)
-    contrast: bool = False  # the networks see and show how far, in sigmas, a pixel stands from the background
-    perceptual: perceptual.Kind = "none"
-    foreground: float = 20.0  # without a perceptual loss: how much more a pixel counts, a unit from the background
-    tokenizer_updates: int = 200  # a round
-    tokenizer_batch: int = 256  # frames
-    tokenizer_lr: float = 1e-4
-    tokenizer_decay: int = 0  # updates after which the n-th has decay / n of the rate; 0: always the whole
+    codes: int = setting(512, 2, 65_536, help="of the tokenizer's codebook")
+    code_width: int = setting(512, 1, 16_384, help="numbers of a code")
+    channels: int = setting(64, 1, 4096, help="of the tokenizer's convolutions")
+    halvings: int = setting(4, 0, 10, help="of the picture's sides")
+    blocks: int = setting(2, 0, 100, help="residual blocks at each resolution")
+    attention: tuple[int, ...] = setting((2, 3), 0, 10, help="resolutions with attention, by their number of halvings")
+    patch: int = setting(1, 1, 64, help="pixels of a side that become one place first")
+    local: bool = setting(False, help="each token's pixels are seen by themselves")
+    quantizer: QuantizerKind = setting("gradient", help="how latents become codes")
+    levels: tuple[int, ...] = setting((8, 8, 8), 2, 1024, help="of each dimension of a finite scalar quantiser")
+    contrast: bool = setting(
+        False, help="the networks see and show how far, in sigmas, a pixel stands from the background"
+    )
+    perceptual: perceptual.Kind = setting("none", help="network of the perceptual loss")
+    foreground: float = setting(
+        20.0, 0, 1e4, help="without a perceptual loss: how much more a pixel counts, a unit from the background"
+    )
+    tokenizer_updates: int = setting(200, 0, resumable=True, help="a round")
+    tokenizer_batch: int = setting(256, 1, 65_536, help="frames")
+    tokenizer_lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate of the tokenizer")
+    tokenizer_decay: int = setting(
+        0, 0, help="updates after which the n-th has decay / n of the rate; 0: always the whole"
+    )
     # The transformer; see GPTConfig.
-    context_frames: int = 20
-    keep: int = 10  # frames, with their actions, that remain when the window is full
-    width: int = 256
-    layers: int = 10
-    heads: int = 4
-    dropout: float = 0.1
-    updates: int = 200  # a round
-    batch_size: int = 64  # segments of `context_frames`
-    lr: float = 1e-4
-    weight_decay: float = 0.01  # of the linear layers' weights
-    clip: float = 10.0
+    context_frames: int = setting(20, 3, 1000, help="frames of the transformer's window, each with its action")
+    keep: int = setting(10, 1, 1000, help="frames, with their actions, that remain when the window is full")
+    width: int = setting(256, 1, 16_384, help="of the transformer")
+    layers: int = setting(10, 1, 100, help="of the transformer")
+    heads: int = setting(4, 1, 128, help="of its attention")
+    dropout: float = setting(0.1, 0, 0.99, help="of the transformer")
+    updates: int = setting(200, 0, resumable=True, help="a round")
+    batch_size: int = setting(64, 1, 65_536, help="segments of `context_frames`")
+    lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate of the transformer")
+    weight_decay: float = setting(0.01, 0, 1, help="of the linear layers' weights")
+    clip: float = setting(10.0, above=0, help="of the gradient's norm")
 
     @property
     def tokenizer(self) -> VQTokenizerConfig:
@@ -269,7 +278,7 @@ class Iris(WorldModel):
             # The paper's mean is over all tokens that are predicted: a segment's first one is not.
             {"tokens": predicted / (predicted - 1), "reward": 1.0, "end": 1.0},
             Optim(lr=config.lr, clip=config.clip, weight_decay=config.weight_decay),
-            undecayed=_other_than_linear(self.transformer), after=self.reward.note,
+            undecayed=_other_than_linear(self.transformer), after=self.reward.note, metrics=TRANSFORMER_METRICS,
         )  # fmt: skip
         return (
             Stage("tokenizer", (tokenizer,), config.tokenizer_batch, 1, config.tokenizer_updates),

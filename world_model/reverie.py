@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from envs.settings import setting
 from envs.spec import Spec
 from world_model.interface import (
     Batch,
@@ -53,29 +54,42 @@ METRICS = {
 
 @dataclass(frozen=True)
 class ReverieConfig:
-    """The numbers of `reverie`. Sizes that differ by `size=` stand in `runs/reverie.py`."""
+    """The numbers of `reverie`. Sizes that differ by `size=` stand in `runs/recipes/reverie.py`."""
 
-    dynamics: str = "gru"  # or "transformer"
-    groups: int = 24  # categorical variables a frame
-    classes: int = 16
-    points: int = 0  # things whose column and row are two of the variables; classes is then their grid's side
-    deter: int = 512  # width of the memory and of what leads into it and predicts from it
-    hidden: int = 256  # width of the reward and continuation heads
-    channels: int = 64  # of the convolutions at 1/8
-    layers: int = 2  # transformer only, as are heads and window
-    heads: int = 4
-    window: int = 32
-    foreground: float = 20.0  # how much more a pixel counts for each unit by which it differs from the background
-    pixel_sigma: float = 0.15  # of the Gaussian pixel likelihood: 1 / (2 sigma^2) nats per squared unit
-    faint: float = 0.05  # shown pixels that differ less than this from the background are the background
-    free_nats: float = 1.0
-    dyn_scale: float = 1.0
-    rep_scale: float = 0.3  # at 0.1 one uncertain fact is told by many variables; at 1 the ball begins to fade
-    unimix: float = 0.01
-    batch_size: int = 12
-    length: int = 24
-    lr: float = 1e-3
-    clip: float = 100.0
+    dynamics: str = setting("gru", choices=("gru", "transformer"), help="what remembers")
+    groups: int = setting(24, 1, 32, help="categorical variables a frame")
+    classes: int = setting(16, 2, 256, help="of each variable")
+    points: int = setting(
+        0, 0, 32, help="things whose column and row are two of the variables; classes is then their grid's side"
+    )
+    deter: int = setting(512, 1, 16_384, help="width of the memory and of what leads into it and predicts from it")
+    hidden: int = setting(256, 1, 16_384, help="width of the reward and continuation heads")
+    channels: int = setting(64, 4, 4096, help="of the convolutions at 1/8")
+    layers: int = setting(2, 1, 64, help="of the transformer, as are heads and window")
+    heads: int = setting(4, 1, 64, help="of its attention")
+    window: int = setting(32, 2, 4096, help="frames that it sees")
+    foreground: float = setting(
+        20.0, 0, 1e4, help="how much more a pixel counts for each unit by which it differs from the background"
+    )
+    pixel_sigma: float = setting(
+        0.15, 1e-3, 10, help="of the Gaussian pixel likelihood: 1 / (2 sigma^2) nats per squared unit"
+    )
+    faint: float = setting(
+        0.05, 0, 1, help="shown pixels that differ less than this from the background are the background"
+    )
+    free_nats: float = setting(1.0, 0, 1e3, help="KL below which neither prior nor encoder learns from it")
+    dyn_scale: float = setting(1.0, 0, 1e3, help="of the KL that the prior learns from")
+    rep_scale: float = setting(
+        0.3,
+        0,
+        1e3,
+        help="of the encoder's KL; at 0.1 one uncertain fact is told by many variables, at 1 the ball begins to fade",
+    )
+    unimix: float = setting(0.01, 0, 1, help="share of the uniform distribution in every categorical")
+    batch_size: int = setting(12, 1, 65_536, help="segments")
+    length: int = setting(24, 3, 10_000, help="frames of a segment")
+    lr: float = setting(1e-3, above=0, high=1, resumable=True, help="learning rate")
+    clip: float = setting(100.0, above=0, help="of the gradient's norm")
 
     def build(self, spec: Spec) -> Reverie:
         """The model, for frames and actions of this kind."""

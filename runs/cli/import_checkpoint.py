@@ -20,6 +20,7 @@ from agent.loop import Loop
 from agent.player import Agent
 from envs.errors import UserError
 from envs.games import PROTOCOLS, Games
+from envs.settings import setting
 from runs import build
 from runs.cli import compose
 from runs.cli.commands import about
@@ -45,10 +46,10 @@ ACTOR_CRITIC_NAMES = {
 class ImportConfig:
     """What `python main.py import` takes."""
 
-    format: str = ""
-    path: str = ""  # of the checkpoint
-    env: str = ""  # the game that it was trained on
-    run: str = ""  # the new run's name under runs/out/; made of format and env when not given
+    format: str = setting("", required=True, help="of the checkpoint: iris")
+    path: str = setting("", required=True, help="of the checkpoint")
+    env: str = setting("", required=True, help="the game that it was trained on")
+    run: str = setting("", help="the new run's name under runs/out/; made of format and env when not given")
 
     def check(self) -> None:
         """Raises UserError naming the first value that is missing or unknown."""

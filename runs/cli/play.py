@@ -17,13 +17,13 @@ from rich.console import Console
 from agent.precision import for_inference
 from envs.errors import UserError
 from envs.games import Games
+from envs.settings import setting
 from play.session import HOTTEST, MOST_FPS, GameSession
 from play.snapshot import MODES, PLAYERS, Parts
 from runs.cli import compose
 from runs.dreams import Loaded, load_parts
 from runs.folder.run import OUT
 from runs.folder.system import cores, keep_freed_memory
-from runs.recipes import choice
 
 EXTRA = 'install it with pip install -e ".[play]"'
 
@@ -32,35 +32,28 @@ EXTRA = 'install it with pip install -e ".[play]"'
 class PlayConfig:
     """What `python main.py play` takes."""
 
-    run: str | None = None  # a run's folder or name; the model in the box when not given
-    mode: str = "dream"
-    player: str | None = None  # human; agent on film
-    seed: int = 0
-    start: int | None = None  # which of the starts the first dream begins from; drawn when not given
-    temperature: float | None = None  # of the dream; that of the policy's training when not given
-    fps: float = 15.0
-    host: str = "127.0.0.1"
-    port: int = 8000
-    open: bool = True  # the page in a browser
-    window: bool = False
-    record: str | None = None  # a video file, made without any display
-    steps: int = 600  # of that video
-    device: str = "auto"
-    threads: int = 0  # of torch; 0: two for a model whose frames are work enough, else one
+    run: str | None = setting(None, help="a run's folder or name; the Pong that ships when not given")
+    mode: str = setting("dream", choices=MODES, help="what is played")
+    player: str | None = setting(None, choices=PLAYERS, help="who plays; human when not given, agent on film")
+    seed: int = setting(0, 0, 2**31 - 1, help="of the dream and the real game")
+    start: int | None = setting(
+        None, 0, 2**31 - 1, help="which of the starts the first dream begins from; drawn when not given"
+    )
+    temperature: float | None = setting(
+        None, 0, HOTTEST, help="of the dream; that of the policy's training when not given"
+    )
+    fps: float = setting(15.0, 1, MOST_FPS, help="frames a second")
+    host: str = setting("127.0.0.1", help="address that the page is served at")
+    port: int = setting(8000, 0, 65_535, help="of the page; 0: any that is free")
+    open: bool = setting(True, help="the page in a browser")
+    window: bool = setting(False, help="a window instead of the page")
+    record: str | None = setting(None, help="a video file, made without any display")
+    steps: int = setting(600, 1, 10**7, help="of that video")
+    device: str = setting("auto", help="auto, cpu or cuda")
+    threads: int = setting(0, 0, 1024, help="of torch; 0: two for a model whose frames are work enough, else one")
 
     def check(self) -> None:
-        """Raises UserError naming the first value that is out of range."""
-        choice("mode", self.mode, MODES)
-        if self.player is not None:
-            choice("player", self.player, PLAYERS)
-        bounds = {
-            "seed": (0, 2**31 - 1), "start": (0, 2**31 - 1), "temperature": (0, HOTTEST), "fps": (1, MOST_FPS),
-            "port": (0, 65535), "steps": (1, 10**7), "threads": (0, 1024),
-        }  # fmt: skip
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UserError(f"{name} must be between {low} and {high}, not {value}.")
+        """Raises UserError for what does not go together."""
         if self.record is not None and not self.record.endswith(".mp4"):
             raise UserError(f"record={self.record} must name a video that ends in .mp4.")
         if self.record is not None and self.window:

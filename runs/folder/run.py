@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from envs.errors import UserError, nearest
-from runs.config import RESUMABLE
+from runs.config import resumable
 from runs.folder import checkpoint, video
 from runs.folder.files import plain, write_atomic, write_json
 from runs.folder.system import clock, facts, memory_gb
@@ -240,7 +240,7 @@ class Run:
             common = saved[part].keys() & own[part].keys() if saved["recipe"] == own["recipe"] else ()
             kept |= {f"{part}.{key}": (saved[part][key], own[part][key]) for key in sorted(common)}
         for key, (was, now) in kept.items():
-            if was != now and key not in RESUMABLE and not isinstance(was, float):
+            if was != now and key not in resumable(self.config) and not isinstance(was, float):
                 raise UserError(f"The checkpoint in {self.folder} is of {key} {was}, its config.json says {now}.")
 
 

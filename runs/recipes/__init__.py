@@ -1,21 +1,44 @@
-"""The recipes by name, and configurations rebuilt from plain values."""
+"""The recipes by name, and configurations rebuilt from plain values.
+
+A file in this folder registers its recipes with `@recipe`. One from elsewhere is named by its place, as gymnasium
+names games: `recipe=MODULE:FUNCTION`, where Python finds the module (`PYTHONPATH`).
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from envs.errors import UserError, nearest
-from runs.config import SIZES, Config
-from runs.config_types import fill
-from runs.recipes.iris import iris, iris_ac
-from runs.recipes.reverie import reverie
-from runs.recipes.world_models import world_models, world_models_ac
+from runs.config import OLD_NAMES, SIZES, Config
+from runs.config_types import fill, keys, renamed
 
-RECIPES: dict[str, Callable[[str], Config]] = {
-    "reverie": reverie, "world_models": world_models, "world_models_ac": world_models_ac,
-    "iris": iris, "iris_ac": iris_ac,
-}  # fmt: skip
+Recipe = Callable[[str], Config]
+RECIPES: dict[str, Recipe] = {}
+
+
+def recipe(function: Recipe) -> Recipe:
+    """Registers a function that returns the complete configuration at a size, under its own name."""
+    RECIPES[function.__name__] = function
+    return function
+
+
+def find(name: str) -> Recipe:
+    """The recipe of this name, or the function at MODULE:FUNCTION.
+
+    Raises:
+        UserError: there is no such recipe, module or function.
+    """
+    if ":" not in name:
+        return RECIPES[choice("recipe", name, RECIPES)]
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+    except (ImportError, AttributeError, ValueError, TypeError) as problem:
+        raise UserError(f"There is no recipe {name}: {problem}. Does PYTHONPATH name its folder?") from problem
 
 
 def preset(recipe: str, size: str) -> Config:
@@ -24,7 +47,10 @@ def preset(recipe: str, size: str) -> Config:
     Raises:
         UserError: an unknown recipe or size.
     """
-    return RECIPES[choice("recipe", recipe, RECIPES)](choice("size", size, SIZES))
+    made = find(recipe)(choice("size", size, SIZES))
+    if not isinstance(made, Config):
+        raise UserError(f"The recipe {recipe} returns no runs.config.Config.")
+    return replace(made, recipe=recipe, size=size)  # the names by which it is found again
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -34,7 +60,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         UserError: an unknown key, recipe or size, or a value of a wrong type.
     """
     recipe, size = (str(values.get(key, "")) for key in ("recipe", "size"))
-    return fill(preset(recipe, size), values)
+    template = preset(recipe, size)
+    return fill(template, renamed(values, OLD_NAMES, keys(template)))
 
 
 def choice(key: str, word: Any, valid: Mapping[str, Any] | tuple[str, ...]) -> str:
@@ -42,3 +69,7 @@ def choice(key: str, word: Any, valid: Mapping[str, Any] | tuple[str, ...]) -> s
     if word in valid:
         return str(word)
     raise UserError(f'Unknown {key} "{word}": choose one of {", ".join(valid)}. {nearest(str(word), valid)}'.strip())
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -42,6 +42,7 @@ from envs.games import GameConfig
 from policies.actor_critic import ActorCriticConfig
 from policies.cnn_lstm import CnnLstmConfig
 from runs.config import Config
+from runs.recipes import recipe
 from world_model.iris import IrisConfig
 
 TOY = IrisConfig(
@@ -80,6 +81,7 @@ SCHEDULES = {
 STEPS = {"toy": 600, "xs": 120_000, "s": 100_000, "m": 100_000}
 
 
+@recipe
 def iris(size: str) -> Config:
     """The complete configuration at a size: toy (tests), xs (two CPU cores), s and m (the paper's)."""
     return Config(
@@ -94,6 +96,7 @@ def iris(size: str) -> Config:
     )
 
 
+@recipe
 def iris_ac(size: str) -> Config:
     """The same world model and rounds with an actor-critic on the tokens."""
     alike = iris(size)

@@ -23,6 +23,7 @@ from agent.trainer import TrainConfig
 from envs.games import GameConfig
 from policies.actor_critic import ActorCriticConfig
 from runs.config import Config
+from runs.recipes import recipe
 from world_model.reverie import ReverieConfig
 
 MODELS = {
@@ -39,6 +40,7 @@ POLICIES = {
 }
 
 
+@recipe
 def reverie(size: str) -> Config:
     """The complete configuration at a size: toy (tests), xs (two CPU cores), s, m (GPU)."""
     return Config(

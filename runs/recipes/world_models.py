@@ -35,6 +35,7 @@ from envs.games import GameConfig
 from policies.actor_critic import ActorCriticConfig
 from policies.cma_es import EvolutionConfig
 from runs.config import Config
+from runs.recipes import recipe
 from world_model.world_models import WorldModelsConfig
 
 TOY = WorldModelsConfig(
@@ -66,6 +67,7 @@ ACTOR_CRITICS = {
 STEPS = {"toy": 600, "xs": 90_000, "s": 10_000_000, "m": 10_000_000}
 
 
+@recipe
 def world_models(size: str) -> Config:
     """The complete configuration at a size: toy (tests), xs (two CPU cores), s and m (the paper's)."""
     return Config(
@@ -81,6 +83,7 @@ def world_models(size: str) -> Config:
     )
 
 
+@recipe
 def world_models_ac(size: str) -> Config:
     """The same world model and rounds with an actor-critic instead of the evolved linear controller."""
     alike = world_models("toy" if size == "toy" else "xs")  # one round on random driving alone would not do here

@@ -214,6 +214,31 @@ def test_the_mean_of_a_random_reward_is_not_biased() -> None:
     assert_close(torch.stack(said).mean(), reward[:, :-1].mean(), rtol=0.05, atol=0)
 
 
+def test_a_reward_that_few_batches_hold_is_not_biased() -> None:
+    """Three batches of four hold none: measured in its own rewards, each of those would outweigh the fourth by far."""
+    model = build(memory_lr=1e-2)
+    batch = certain(seen(model, segments(SPEC, 16, T)))
+    real = torch.ones(16, T, dtype=torch.bool)
+    batch = batch._replace(valid=real, has_action=real, code=torch.full((16, T, 12), -60.0))
+    full = batch._replace(reward=10.0 * (torch.rand(16, T) < 0.2))
+    empty = batch._replace(reward=torch.zeros(16, T))
+    trainer = Trainer(objectives(model).values(), device=torch.device("cpu"), precision="fp32")
+    said = []
+    for update in range(400):
+        losses = trainer.update(objectives(model)["memory"], empty if update % 4 else full)
+        if update >= 300 and update % 4:  # of no reward the term is the square of what was said
+            said.append(losses.terms["reward"].value[:, 1:].detach().sqrt().mean())
+    assert_close(torch.stack(said).mean(), full.reward[:, :-1].mean() / 4, rtol=0.3, atol=0)
+
+
+def test_a_checkpoint_from_before_rewards_were_noted_loads() -> None:
+    model = build()
+    state = model.state_dict()
+    del state["reward_square"]
+    model.load_state_dict(state)
+    assert not model.reward_square.any()
+
+
 def test_vision_is_squared_error_and_a_kl_with_a_floor() -> None:
     model, batch = build(free_nats=0.0), segments(SPEC, B, 2)
     terms = lose(model, "vision", batch).terms
