@@ -1,61 +1,52 @@
-"""The command line: `python main.py [command] key=value ...`."""
+"""The command line: `python main.py [command] key=value ...`, or `dreamloop` once it is installed."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from envs.errors import UserError, nearest
 from runs.cli.exit_codes import guarded
+from runs.cli.table import RECIPE, RUN, Command, load
 
-if TYPE_CHECKING:
-    from runs.folder.run import Run
-
-OF_THE_MACHINE = ("device", "threads", "workers", "cluster")
-COMMANDS = ("train", "resume", "evaluate", "play", "import", "info", "benchmark")
-
-HELP = """\
-python main.py [command] key=value ...        learn a game inside a dream of it
-
-commands
-  train       (the default) a new run, in a folder under runs/out/
-  resume      run=FOLDER: go on with a run that was stopped; only=PART: one part of a round once more, such as real
-  evaluate    run=FOLDER: play whole episodes, sampled and greedy
-  play        the dream in the browser, with run=FOLDER that run's, else that of the model in the box
-  import      format=iris path=FILE env=ID: a published checkpoint becomes a run, called run=NAME
-  info        the components of a recipe, with their parameter counts
-  benchmark   how fast games, world model, dream and policy are here
-
-keys
-  env         any gymnasium id with pictures (ALE/Pong-v5)
-  recipe      {recipes}
-  size        {sizes} (chosen by the device when not given)
-  protocol    {protocols}
-  steps       agent steps of the real game ({steps:,})
-  seed        of everything random (0)
-  episodes    whole episodes of an evaluation ({episodes})
-  device      auto, cpu or cuda (auto)
-  threads     of torch (0: the fastest number is measured at the start)
-  workers     processes that play the real game for CMA-ES (0: one a core); cluster=local, auto or an address: Ray
-  run         the folder of an existing run, or its name under runs/out/
-  play: mode (dream, real, both), player (human, agent, random), temperature, fps, start, seed, host, port, open=false,
-        window=true, record=FILE.mp4 with steps
-  hydra.run.dir                                the folder of a new run
-  model.* policy.* train.* replay.* game.*     every number; --cfg job shows them all
-
-examples
-  python main.py env=ALE/Breakout-v5 seed=1
-  python main.py -m env=ALE/Pong-v5,ALE/Breakout-v5 seed=0,1,2
-  python main.py resume run=runs/out/NAME
-  python main.py evaluate run=NAME episodes=100
-  python main.py play run=NAME mode=both
-  python main.py play record=dream.mp4 steps=600 player=agent
-  python main.py import format=iris path=Pong.pt env=ALE/Pong-v5 run=NAME
-  python main.py --cfg job size=s               show the configuration, run nothing
-  python main.py --hydra-help                   sweeps, launchers, completion"""
+COMMANDS = {
+    "train": Command("a new run, in a folder under runs/out/ (the default)", "runs.cli.commands:train", RECIPE,
+                     "env=ALE/Breakout-v5 seed=1"),
+    "resume": Command("go on with a run that was stopped", "runs.cli.commands:resume", RUN, "run=NAME"),
+    "evaluate": Command("play whole episodes of the real game, sampled and greedy", "runs.cli.commands:evaluate", RUN,
+                        "run=NAME episodes=100"),
+    "play": Command("the dream in the browser, in a window or on film", "runs.cli.play:play",
+                    "runs.cli.play:PlayConfig", "run=NAME mode=both"),
+    "import": Command("a checkpoint that another program published becomes a run",
+                      "runs.cli.import_checkpoint:import_run", "runs.cli.import_checkpoint:ImportConfig",
+                      "format=iris path=Pong.pt env=ALE/Pong-v5 run=NAME"),
+    "info": Command("what a recipe is made of, with its parameter counts", "runs.cli.commands:info", RECIPE,
+                    "recipe=iris size=m"),
+    "benchmark": Command("how fast games, world model, dream and policy are here", "runs.cli.commands:benchmark",
+                         RECIPE, "threads=2"),
+    "fidelity": Command("how far ahead a model of discrete latents sees, on held-out games",
+                        "runs.measure.fidelity:command", "runs.measure.fidelity:FidelityConfig", "run=NAME"),
+    "objects": Command("how often the reconstruction keeps Pong's ball", "runs.measure.objects:command",
+                       "runs.measure.objects:ObjectsConfig", "run=NAME"),
+    "long_rollout": Command("ten minutes of dream without a reset, minute by minute",
+                            "runs.measure.long_rollout:command", "runs.measure.long_rollout:LongRolloutConfig",
+                            "run=NAME"),
+    "dream_ppo": Command("what Stable-Baselines3's PPO learns in the dream, judged in the real game",
+                         "runs.measure.dream_ppo:command", "runs.measure.dream_ppo:DreamPpoConfig", "run=NAME"),
+    "precision": Command("what bfloat16 and int8 change in what a run of iris foresees",
+                         "runs.measure.precision:command", "runs.measure.precision:PrecisionConfig", "run=NAME"),
+    "page": Command("how fast the page is in a headless browser, or what its server endures",
+                    "runs.measure.page:command", "runs.measure.page:PageConfig", "run=NAME what=stress"),
+    "curve": Command("the learning curve of a run as a picture", "runs.report.curve:command",
+                     "runs.report.curve:CurveConfig", "run=NAME"),
+    "pack": Command("a run's model as two small files, as the one that ships", "runs.folder.pretrained:command",
+                    "runs.folder.pretrained:PackConfig", "run=NAME out=FOLDER"),
+    "publish": Command("copy a run's results to runs/results/", "runs.report.publish:command",
+                       "runs.report.publish:PublishConfig", "run=NAME variant=WORD"),
+    "docs": Command("write the generated pages of docs/: commands, metrics, results", "runs.cli.docs:write",
+                    "runs.cli.docs:DocsConfig"),
+}  # fmt: skip
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -64,51 +55,68 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> None:
-    command = "train"
-    if words and "=" not in words[0] and not words[0].startswith(("-", "+", "~")):
-        command = words.pop(0)
-        if command not in COMMANDS:
-            hint = nearest(command, COMMANDS)
-            raise UserError(f'Unknown command "{command}": choose one of {", ".join(COMMANDS)}. {hint}'.strip())
-    # Imported late: they bring torch, and a wrong command should not wait for it.
-    from runs.cli import commands, compose
+    from envs.errors import UserError, nearest
 
-    compose.register()
-    flags = compose.parse(words)
-    if flags.help:
-        print(_help())
-    elif command == "train":
-        plain = not (flags.hydra_help or flags.shell_completion)
-        _train(words, flags.overrides, multirun=flags.multirun, plain=plain, quiet=flags.cfg or flags.info)
-    elif len(words) != len(flags.overrides):
-        raise UserError(f"{command} takes no flags; -m and --cfg are for train.")
-    elif command == "play":
-        from runs.cli.play import play
+    name = "train"
+    named = bool(words) and "=" not in words[0] and not words[0].startswith(("-", "+", "~"))
+    if named:
+        name = words.pop(0)
+        if name not in COMMANDS:
+            hint = nearest(name, COMMANDS)
+            raise UserError(f'Unknown command "{name}": choose one of {", ".join(COMMANDS)}. {hint}'.strip())
+    row, asked_for_help = COMMANDS[name], {"--help", "-h"} & set(words)
+    # What follows is imported late: it brings torch, and neither a wrong word nor the overview should wait for it.
+    if asked_for_help and not named:
+        from runs.cli import table
 
-        play(flags.overrides)
-    elif command == "import":
-        from runs.cli.import_checkpoint import import_run
+        print(table.overview(COMMANDS))
+    elif {"--shell-completion", "-sc"} & {word.split("=")[0] for word in words}:
+        from runs.cli import completion
 
-        import_run(flags.overrides)
-    elif command == "resume":
-        only = [word.removeprefix("only=") for word in flags.overrides if word.startswith("only=")]
-        commands.resume(_open(command, [word for word in flags.overrides if not word.startswith("only=")]), *only[-1:])
-    elif command == "evaluate":
-        commands.evaluate(_open(command, flags.overrides))
+        print(completion.script(words, COMMANDS))
+    elif asked_for_help:
+        from runs.cli import docs
+
+        print(docs.help_of(name, row, [word for word in words if not word.startswith("-")]))
+    elif name == "train":
+        _train(words)
     else:
-        (config,) = compose.check(compose.with_size(flags.overrides))
-        getattr(commands, command)(config)
+        _run(name, row, words)
 
 
-def _train(words: list[str], overrides: list[str], *, multirun: bool, plain: bool, quiet: bool) -> None:
+def _run(name: str, row: Command, words: list[str]) -> None:
+    """Any command but train: its words become one typed configuration, or a run with some keys changed."""
+    from envs.errors import UserError
     from runs.cli import compose
 
-    if plain:
-        sized = compose.with_size(overrides)
-        compose.check(sized, multirun=multirun)
-        chosen = sized[len(overrides) :]
+    if any(word.startswith("-") for word in words):
+        raise UserError(f"{name} takes no flags; -m and --cfg are for train.")
+    if row.reads == RECIPE:
+        words = compose.prepared(words)
+        (asked,) = compose.check(compose.with_size(words))
+        load(row.function)(asked)
+    elif row.reads == RUN:
+        from runs.cli import commands
+
+        getattr(commands, name)(*commands.opened(name, words))
+    else:
+        asked_for: Any = compose.filled(name, load(row.reads)(), words)
+        load(row.function)(asked_for, *([COMMANDS] if name == "docs" else []))
+
+
+def _train(words: list[str]) -> None:
+    """A run, or with -m several: what Hydra does with the words, checked as a whole before."""
+    from runs.cli import compose
+
+    words = compose.prepared(words)
+    flags = compose.parse(words)
+    if not flags.hydra_help:
+        sized = compose.with_size(flags.overrides)
+        compose.check(sized, multirun=flags.multirun)
+        chosen = sized[len(flags.overrides) :]
         words = words + chosen
-        if chosen and not quiet:  # the device must not decide unheard what is learned
+        if chosen and chosen != ["size=xs"] and not (flags.cfg or flags.info):
+            # The device must not decide unheard what is learned.
             print(f"{chosen[0]} was chosen by the device, as no size= was given; the published results are of size=xs.")
     before = sys.argv
     sys.argv = [before[0], *words]  # where Hydra reads them
@@ -134,37 +142,6 @@ def _task(composed: object) -> None:
     code = guarded(lambda: commands.train(config, folder))
     if code:
         raise SystemExit(code)
-
-
-def _open(command: str, words: list[str]) -> Run:
-    """The run that `run=` names, with what else the command line says."""
-    from runs.cli import compose
-    from runs.config import resumable
-    from runs.folder import run
-
-    named = [word.removeprefix("run=") for word in words if word.startswith("run=")]
-    if len(named) != 1 or not named[0]:
-        raise UserError(f"{command} needs one run=FOLDER. {run.newest()}".strip())
-    opened = run.Run.open(named[0])
-    others = [word for word in words if not word.startswith("run=")]
-    allowed = resumable(opened.config) if command == "resume" else ("episodes", "seed", "device", "threads")
-    config = compose.changed(opened.config, others, allowed)
-    if command == "resume":
-        here = {key: getattr(opened.config, key) for key in OF_THE_MACHINE}
-        opened.change(replace(config, **here))  # what a run was asked for last is what it goes on with
-    opened.config = config
-    return opened
-
-
-def _help() -> str:
-    from envs.games import PROTOCOLS
-    from runs.config import SIZES, Config
-    from runs.recipes import RECIPES
-
-    return HELP.format(
-        recipes=", ".join(RECIPES), sizes=", ".join(SIZES), protocols=", ".join(PROTOCOLS),
-        steps=Config.steps, episodes=Config.episodes,
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

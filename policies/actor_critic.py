@@ -70,7 +70,7 @@ class ActorCriticConfig:
     clip_ratio: float = setting(
         0.2, 0, 1, help="in several passes: how far an action's probability may profitably move"
     )
-    updates: int = setting(1, 0, resumable=True, help="a round")
+    updates: int = setting(1, 0, resumable=True, help="updates a round")
     actor_lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate of the policy")
     critic_lr: float = setting(3e-4, above=0, high=1, resumable=True, help="learning rate of the critic")
     clip: float = setting(10.0, above=0, help="of the gradient's norm")

@@ -53,7 +53,7 @@ class EvolutionConfig:
         resumable=True,
         help="dreams a candidate is judged by, the same ones for all candidates of a generation",
     )
-    generations: int = setting(100, 1, resumable=True, help="in the dream, a round")
+    generations: int = setting(100, 1, resumable=True, help="generations in the dream, a round")
     real_rollouts: int = setting(
         4,
         1,
@@ -62,7 +62,7 @@ class EvolutionConfig:
         help="games a candidate is judged by in the real game, where they cost a hundred times as much",
     )
     real_generations: int = setting(
-        0, 0, resumable=True, help="in the real game: a round with 'real', after the last round with 'both'"
+        0, 0, resumable=True, help="generations in the real game: a round with real, after the last round with both"
     )
     sigma: float = setting(0.1, above=0, high=1e3, help="standard deviation of every weight at the beginning")
     decay: float = setting(0.01, 0, 1e6, help="this times the mean squared weight is taken from a candidate's fitness")

@@ -52,7 +52,7 @@ class CnnLstmConfig:
     gamma: float = setting(0.995, 0, 1, help="discount")
     lam: float = setting(0.95, 0, 1, help="lambda of the returns")
     entropy: float = setting(1e-3, 0, 10, help="scale of the policy's entropy")
-    updates: int = setting(200, 0, resumable=True, help="a round")
+    updates: int = setting(200, 0, resumable=True, help="updates a round")
     lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate")
     clip: float = setting(10.0, above=0, help="of the gradient's norm")
 

@@ -45,9 +45,15 @@ def loop(config: Config, games: Games, folder: Path | None, device: str | torch.
     )  # fmt: skip
 
 
-def metrics(config: Config, spec: Spec) -> dict[str, Metric]:
-    """What each number that such a run logs means, by its logged name. Builds nothing that holds memory."""
-    return declared_metrics(agent(config, spec, "meta"))
+def metrics(config: Config) -> dict[str, Metric]:
+    """What each number that such a run logs means, by its logged name; builds no game.
+
+    Torch's generator is left alone.
+    """
+    side = config.game.size
+    spec = Spec((1 if config.game.gray else 3, side, side), 2, True)  # the names do not depend on the game
+    with torch.random.fork_rng(devices=[]):
+        return declared_metrics(agent(config, spec, "meta"))
 
 
 def agent_and_games(config: Config) -> tuple[Agent, Games]:

@@ -10,7 +10,7 @@ from agent.trainer import TrainConfig
 from envs import settings
 from envs.errors import UserError
 from envs.games import GameConfig
-from envs.settings import setting
+from envs.settings import Setting, setting
 
 SIZES = ("toy", "xs", "s", "m")
 # What keys of older runs are called now: read in config.json, checkpoints, packed models and on the command line.
@@ -19,6 +19,7 @@ OLD_NAMES = {
     "policy.passes": "policy.epochs",
     "policy.ratio": "policy.clip_ratio",
     "model.steps": "model.context_frames",
+    "as": "variant",  # of publish
 }
 
 
@@ -26,8 +27,8 @@ OLD_NAMES = {
 class Config:
     """Everything that decides what a run does. A recipe returns one, the command line changes single keys of it."""
 
-    recipe: str
-    size: str
+    recipe: str = field(metadata={"setting": Setting(help="which system, or MODULE:FUNCTION")})
+    size: str = field(metadata={"setting": Setting(help="toy, xs, s or m; chosen by the device when not given")})
     model: Any  # the recipe's own dataclasses: of its world model
     policy: Any  # and of its policy
     train: TrainConfig

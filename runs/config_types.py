@@ -95,7 +95,7 @@ def checked(key: str, value: Any, kind: Any) -> Any:
         done, result = _convert(key, value, choice)
         if done:
             return result
-    wanted = " or ".join(_word(choice) for choice in choices)
+    wanted = " or ".join(typed(choice) for choice in choices)
     raise UserError(f"{key} needs {wanted}, not {_shown(value)}.")
 
 
@@ -120,9 +120,14 @@ def _convert(key: str, value: Any, kind: Any) -> tuple[bool, Any]:
     return False, None
 
 
-def _word(kind: Any) -> str:
+def typed(kind: Any) -> str:
+    """A type as a person calls it: "a whole number or null", "one of frame, tokens"."""
     if get_origin(kind) is tuple:
-        return "a list like [" + ", ".join("..." if part is Ellipsis else _word(part) for part in get_args(kind)) + "]"
+        return "a list like [" + ", ".join("..." if part is Ellipsis else typed(part) for part in get_args(kind)) + "]"
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(typed(part) for part in get_args(kind))
     return WORDS.get(kind, getattr(kind, "__name__", str(kind)))
 
 

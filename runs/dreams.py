@@ -34,7 +34,7 @@ from runs.folder.system import choose_device
 from runs.recipes import from_dict
 from world_model.dream.envs import DreamEnv, DreamVectorEnv, Starts, World
 
-PRETRAINED = Path(__file__).parent / "box" / "pong.safetensors"
+PRETRAINED = Path(__file__).parent / "pretrained" / "pong.safetensors"
 LATEST = 16  # episodes of an older run that starts are taken from
 
 

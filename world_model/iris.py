@@ -57,7 +57,9 @@ TRANSFORMER_METRICS = {
     "tokens": Metric(
         "surprise at the next token, nats", shown="tokens", panel="surprise at the next token, nats"
     ),
-    "reward": Metric("cross-entropy of the reward's sign, nats a step", shown="reward", panel="reward cross-entropy, nats"),
+    "reward": Metric(
+        "cross-entropy of the reward's sign, nats a step", shown="reward", panel="reward cross-entropy, nats"
+    ),
     "end": Metric("cross-entropy of the end of an episode, nats a step"),
 }  # fmt: skip
 
@@ -87,7 +89,7 @@ class IrisConfig:
     foreground: float = setting(
         20.0, 0, 1e4, help="without a perceptual loss: how much more a pixel counts, a unit from the background"
     )
-    tokenizer_updates: int = setting(200, 0, resumable=True, help="a round")
+    tokenizer_updates: int = setting(200, 0, resumable=True, help="updates a round")
     tokenizer_batch: int = setting(256, 1, 65_536, help="frames")
     tokenizer_lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate of the tokenizer")
     tokenizer_decay: int = setting(
@@ -100,7 +102,7 @@ class IrisConfig:
     layers: int = setting(10, 1, 100, help="of the transformer")
     heads: int = setting(4, 1, 128, help="of its attention")
     dropout: float = setting(0.1, 0, 0.99, help="of the transformer")
-    updates: int = setting(200, 0, resumable=True, help="a round")
+    updates: int = setting(200, 0, resumable=True, help="updates a round")
     batch_size: int = setting(64, 1, 65_536, help="segments of `context_frames`")
     lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate of the transformer")
     weight_decay: float = setting(0.01, 0, 1, help="of the linear layers' weights")

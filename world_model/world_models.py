@@ -92,7 +92,7 @@ class WorldModelsConfig:
         1e3,
         help="of each latent dimension: their sum is what the KL is not pressed below",
     )
-    vision_updates: int = setting(3000, 0, resumable=True, help="a round")
+    vision_updates: int = setting(3000, 0, resumable=True, help="updates a round")
     vision_batch: int = setting(100, 1, 65_536, help="frames")
     vision_lr: float = setting(1e-4, above=0, high=1, help="learning rate of the vision")
     gan_weight: float = setting(
@@ -105,7 +105,7 @@ class WorldModelsConfig:
         3000,
         0,
         resumable=True,
-        help="a round; 0 leaves the memory as it was initialised (a published control)",
+        help="updates a round; 0 leaves the memory as it was initialised (a published control)",
     )
     memory_batch: int = setting(64, 1, 65_536, help="segments")
     memory_length: int = setting(64, 2, 10_000, help="frames of a segment")

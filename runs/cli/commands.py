@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,65 @@ import torch
 
 from agent.loop import Loop
 from envs.controls import Controls
+from envs.errors import UserError
 from envs.games import Games
-from runs.config import Config
+from envs.settings import setting
+from runs.cli import compose
+from runs.config import Config, resumable
+from runs.config_types import keys
 from runs.folder.progress import Progress
-from runs.folder.run import EPISODES, Run, find
+from runs.folder.run import EPISODES, RESULTS, Run, find
 from runs.folder.system import choose_device, choose_threads, cores, keep_freed_memory
 
+OF_THE_MACHINE = ("device", "threads", "workers", "cluster")
+EVALUATED = ("episodes", "seed", "device", "threads")  # keys of a run that its evaluation may change
 
-def train(config: Config, folder: Path) -> None:
-    """A new run in `folder`, from the first step to its evaluation."""
+
+@dataclass(frozen=True)
+class ResumeConfig:
+    """What `python main.py resume` takes beside the keys that a resumed run may change."""
+
+    run: str = setting("", required=True, help="a run's folder or name")
+    only: str = setting("", help="one part of a round once more, instead of going on: collect, a stage, dream, real")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What `python main.py evaluate` takes beside some keys of the run."""
+
+    run: str = setting("", required=True, help="a run's folder or name")
+
+
+def opened(command: str, words: Sequence[str]) -> tuple[Any, ...]:
+    """The run that `run=` names, with what else the words of resume or evaluate say.
+
+    Raises:
+        UserError: no such run, a key that it fixed for good, a value of a wrong type or out of range.
+    """
+    own = ResumeConfig() if command == "resume" else EvaluateConfig()
+    mine = [word for word in words if word.split("=")[0] in keys(own)]
+    if len([word for word in mine if word.startswith("run=")]) > 1:
+        raise UserError(f"{command} needs one run=NAME.")
+    asked = compose.filled(command, own, mine)
+    run = Run.open(asked.run)
+    others = [compose.renamed(word, keys(run.config)) for word in words if word not in mine]
+    config = compose.changed(run.config, others, resumable(run.config) if command == "resume" else EVALUATED)
+    if command == "resume":
+        here = {key: getattr(run.config, key) for key in OF_THE_MACHINE}
+        run.change(replace(config, **here))  # what a run was asked for last is what it goes on with
+    run.config = config
+    return (run, asked.only) if isinstance(asked, ResumeConfig) and asked.only else (run,)
+
+
+def train(config: Config, folder: Path) -> Path:
+    """A new run in `folder`, from the first step to its evaluation; returns the folder."""
+    print(announcement(config), flush=True)
     device, threads = _prepare(config)
     if config.init_replay:
         find(config.init_replay)  # says so before there is a folder, when there is no such run
     run = Run.create(config, folder, threads=threads, device=device)
     _work(run, device, threads, resumed=False)
+    return folder
 
 
 def resume(run: Run, only: str = "") -> None:
@@ -35,12 +82,12 @@ def resume(run: Run, only: str = "") -> None:
     _work(run, device, threads, resumed=True, only=only)
 
 
-def evaluate(run: Run) -> None:
-    """Plays whole episodes with the newest checkpoint, sampled and greedy."""
+def evaluate(run: Run) -> dict[str, dict[str, Any]]:
+    """Plays whole episodes with the newest checkpoint, sampled and greedy; returns both results."""
     device, _ = _prepare(run.config)
     from runs.measure import evaluation
 
-    evaluation.measure(run, device)
+    return evaluation.measure(run, device)
 
 
 def info(config: Config) -> None:
@@ -56,6 +103,22 @@ def benchmark(config: Config) -> None:
     from runs.measure import benchmark as bench
 
     bench.measure(config, device=device, threads=threads)
+
+
+def announcement(config: Config, results: Path = RESULTS) -> str:
+    """What a run will do and how long that takes, by the published run of the same kind where there is one."""
+    said = f"Learning {config.env} with {config.recipe}, size {config.size}: {config.steps:,} steps of the real game"
+    here = f"{cores()} core{'s'[: cores() > 1]} here"
+    for path in sorted(results.glob(f"{config.recipe.replace(':', '-')}-*-evaluation-sampled.json")):
+        told = json.loads(path.read_text())
+        alike = all(told[key] == getattr(config, key) for key in ("recipe", "env", "size"))
+        if alike and "variant" not in told:
+            hours = told["hours"] * config.steps / told["env_steps"]
+            long = f"{hours:.1f} hours" if hours > 1.5 else f"{max(1, round(60 * hours))} minutes"
+            machine, threads = told["machine"], told.get("training", {}).get("threads") or told["machine"]["cores"]
+            on = machine["gpu"] or f"{threads} core{'s'[: threads > 1]} of {machine['cpu']}"
+            return f"{said}, about {long} as published, on {on}; {here}."
+    return f"{said}; {here}, and no published run says how long it takes."
 
 
 def about(games: Games) -> dict[str, Any]:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, NoReturn, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -22,34 +26,47 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from envs import settings
 from envs.errors import UserError
 from envs.games import PROTOCOLS
 from runs import build
-from runs.config import SIZES, Config
+from runs.config import OLD_NAMES, SIZES, Config
 from runs.config_types import fill, keys, unknown_key
+from runs.folder.run import OUT, newest
 from runs.folder.system import choose_device
-from runs.recipes import RECIPES, choice, from_dict, preset
+from runs.recipes import RECIPES, choice, find, from_dict, preset
 
 
+@runtime_checkable
 class Checked(Protocol):
-    """A frozen dataclass that can say what is wrong with its values."""
+    """A configuration that can also say what does not go together."""
 
     def check(self) -> None: ...
 
 
-Settings = TypeVar("Settings", bound=Checked)
+Settings = TypeVar("Settings")
 NAME = "run"  # of the root configuration in Hydra's store
-GROUPS: dict[str, Sequence[str]] = {"recipe": tuple(RECIPES), "size": SIZES, "protocol": tuple(PROTOCOLS)}
+GROUPS: dict[str, Sequence[str]] = {"size": SIZES, "protocol": tuple(PROTOCOLS)}  # and "recipe"
 # What a protocol means beside the game. Atari 100k counts every step, so none is kept from training.
 PROTOCOL_KEYS: dict[str, dict[str, Any]] = {"atari100k": {"steps": 100_000, "replay": {"validation": 0.0}}}
 DEFAULT_RECIPE = "reverie"
 
 
-def register() -> None:
-    """Puts every recipe at every size into Hydra's ConfigStore; calling it again changes nothing."""
+def prepared(words: Sequence[str]) -> list[str]:
+    """The words with old keys renamed, each of which is said, and every recipe they name in Hydra's ConfigStore."""
+    named = {key: value for word in words for key, _, value in [word.partition("=")]}
+    recipes = [word.strip("'\"") for word in named.get("recipe", "").split(",") if ":" in word]
+    register(recipes)
+    chosen = next(iter(recipes), named.get("recipe", DEFAULT_RECIPE))
+    valid = keys(preset(chosen, SIZES[0])) if chosen in RECIPES or recipes else []
+    return [renamed(word, valid) for word in words]
+
+
+def register(recipes: Sequence[str] = ()) -> None:
+    """Puts every recipe, and those at MODULE:FUNCTION, at every size into Hydra's ConfigStore; may be called again."""
     OmegaConf.register_new_resolver("folder", lambda text: str(text).replace("/", "-").replace(":", "-"), replace=True)
     store = ConfigStore.instance()
-    for recipe in RECIPES:
+    for recipe in (*RECIPES, *recipes):
         store.store(group="recipe", name=recipe, node={"recipe": recipe}, package="_global_")
         for size in SIZES:
             store.store(group="preset", name=f"{recipe}-{size}", node=asdict(preset(recipe, size)), package="_global_")
@@ -104,10 +121,14 @@ def read(words: Sequence[str]) -> list[Override]:
     overrides = _parsed(words)
     chosen = {"recipe": DEFAULT_RECIPE, "size": SIZES[0]}
     for override in overrides:
-        if override.key_or_group in GROUPS:
+        if override.key_or_group == "recipe":
+            chosen["recipe"] = [text.split("=", 1)[1].strip("'\"") for text in _texts(override)][-1]
+            find(chosen["recipe"])
+        elif override.key_or_group in GROUPS:
             for text in _texts(override):
-                word = choice(override.key_or_group, text.split("=", 1)[1], tuple(GROUPS[override.key_or_group]))
-                chosen[override.key_or_group] = word
+                chosen[override.key_or_group] = choice(
+                    override.key_or_group, text.split("=", 1)[1], tuple(GROUPS[override.key_or_group])
+                )
     valid = keys(preset(chosen["recipe"], chosen["size"]))
     for override in overrides:
         _check_key(override, valid)
@@ -128,8 +149,14 @@ def launch(task: Callable[[DictConfig], None], words: Sequence[str]) -> None:
     job()
 
 
+def new_folder(config: Config) -> Path:
+    """Where a run lies whose folder nobody named, as Hydra would name it."""
+    words = (re.sub("[/:]", "-", config.env), config.recipe.replace(":", "-"), str(config.seed))
+    return OUT / "-".join([*words, time.strftime("%Y%m%d-%H%M%S")])
+
+
 def changed(config: Settings, words: Sequence[str], allowed: Sequence[str] | None = None) -> Settings:
-    """The configuration of an existing run, or of another command, with the overrides of all or the allowed keys.
+    """A configuration with the overrides of all or of the allowed keys.
 
     Raises:
         UserError: a key that is unknown or that the run fixed for good, a value of a wrong type or out of range.
@@ -140,7 +167,7 @@ def changed(config: Settings, words: Sequence[str], allowed: Sequence[str] | Non
         key = override.key_or_group
         if key not in allowed:
             if key not in keys(config):
-                raise unknown_key(key, ["run", *allowed])
+                raise unknown_key(key, list(allowed))
             raise UserError(f"{key} was fixed when the run began: only {', '.join(allowed)} can be given here.")
         if override.is_sweep_override():
             raise UserError(f"{key} needs one value: a sweep (several values) is for train.")
@@ -150,12 +177,39 @@ def changed(config: Settings, words: Sequence[str], allowed: Sequence[str] | Non
             at = at.setdefault(group, {})
         at[last] = override.value()
     config = fill(config, values)
-    config.check()
+    settings.check(config)
+    if isinstance(config, Checked):
+        config.check()
     return config
 
 
+def renamed(word: str, valid: Sequence[str]) -> str:
+    """A word under the name that its key has now; says so."""
+    key, equals, value = word.partition("=")
+    sign, bare = key[: len(key) - len(key.lstrip("+~"))], key.lstrip("+~")
+    new = OLD_NAMES.get(bare, "")
+    if bare in valid or new not in valid:
+        return word
+    print(f"{bare} is called {new} now.", file=sys.stderr)
+    return sign + new + equals + value
+
+
+def filled(command: str, template: Settings, words: Sequence[str]) -> Settings:
+    """What a command reads, from its `key=value` words.
+
+    Raises:
+        UserError: an unknown or missing key, a value of a wrong type or out of range.
+    """
+    asked = changed(template, [renamed(word, keys(template)) for word in words])
+    for key, value, rule in settings.walk(asked):
+        if rule.required and not value:
+            hint = newest() if key == "run" else f"See python main.py {command} --help."
+            raise UserError(f"{command} needs one {key}={'NAME' if key == 'run' else '...'}. {hint}".strip())
+    return asked
+
+
 def _root() -> dict[str, Any]:
-    name = "${folder:${env}}-${recipe}-${seed}-${now:%Y%m%d-%H%M%S}"
+    name = "${folder:${env}}-${folder:${recipe}}-${seed}-${now:%Y%m%d-%H%M%S}"
     return {
         "defaults": [
             {"recipe": DEFAULT_RECIPE},
@@ -199,7 +253,7 @@ def _parsed(words: Sequence[str]) -> list[Override]:
     for word in words:
         try:
             overrides.append(parser.parse_override(word))
-        except HydraException as problem:
+        except (HydraException, ValueError, RecursionError) as problem:  # numbers of thousands of digits, deep nesting
             text = f'Cannot read "{word}": write key=value, with quotes around special characters.'
             raise UserError(text) from problem
     return overrides

@@ -8,7 +8,7 @@ each pooled frame is shrunk by the area of its pixels; theirs were shrunk biline
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,6 @@ from envs.errors import UserError
 from envs.games import PROTOCOLS, Games
 from envs.settings import setting
 from runs import build
-from runs.cli import compose
 from runs.cli.commands import about
 from runs.config import Config
 from runs.folder.progress import Progress
@@ -52,11 +51,9 @@ class ImportConfig:
     run: str = setting("", help="the new run's name under runs/out/; made of format and env when not given")
 
     def check(self) -> None:
-        """Raises UserError naming the first value that is missing or unknown."""
-        for key in ("format", "path", "env"):
-            if not getattr(self, key):
-                raise UserError(f"import needs {key}=...: python main.py import format=iris path=FILE env=ALE/Pong-v5")
-        choice("format", self.format, FORMATS)
+        """Raises UserError for an unknown format."""
+        if self.format:
+            choice("format", self.format, FORMATS)
 
     @property
     def folder(self) -> Path:
@@ -64,13 +61,12 @@ class ImportConfig:
         return OUT / (self.run or f"{self.env.replace('/', '-').replace(':', '-')}-{self.format}-imported")
 
 
-def import_run(words: Sequence[str]) -> None:
-    """Does what the command line's `key=value` words say; a run appears whole or not at all.
+def import_run(asked: ImportConfig) -> None:
+    """Imports what was asked for; a run appears whole or not at all.
 
     Raises:
         UserError: an unknown key, format or game, a file that is no such checkpoint, another game's, a run that exists.
     """
-    asked = compose.changed(ImportConfig(), words)
     if asked.folder.exists():
         raise UserError(f"{asked.folder} already exists: choose another name with run=NAME.")
     FORMATS[asked.format](asked)

@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import webbrowser
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ from envs.games import Games
 from envs.settings import setting
 from play.session import HOTTEST, MOST_FPS, GameSession
 from play.snapshot import MODES, PLAYERS, Parts
-from runs.cli import compose
 from runs.dreams import Loaded, load_parts
 from runs.folder.run import OUT
 from runs.folder.system import cores, keep_freed_memory
@@ -50,7 +48,7 @@ class PlayConfig:
     record: str | None = setting(None, help="a video file, made without any display")
     steps: int = setting(600, 1, 10**7, help="of that video")
     device: str = setting("auto", help="auto, cpu or cuda")
-    threads: int = setting(0, 0, 1024, help="of torch; 0: two for a model whose frames are work enough, else one")
+    threads: int = setting(0, 0, 1024, help="of torch; 0: one, as the browser wants a core too")
 
     def check(self) -> None:
         """Raises UserError for what does not go together."""
@@ -60,13 +58,12 @@ class PlayConfig:
             raise UserError("record=... needs no window: choose one of the two.")
 
 
-def play(words: Sequence[str]) -> None:
-    """Does what the command line's `key=value` words say.
+def play(asked: PlayConfig) -> None:
+    """Shows the dream as it was asked for.
 
     Raises:
         UserError: an unknown key or value, no such run, no model in it, no real game, no display, a port in use.
     """
-    asked = compose.changed(PlayConfig(), words)
     _need("imageio_ffmpeg")
     keep_freed_memory()
     torch.set_num_threads(1)  # see House

@@ -1,15 +1,14 @@
-"""A trained model small enough to live in the repository: `python -m runs.folder.pretrained run=NAME [out=runs/box]`.
+"""The command `pack`: a trained model small enough to live in the repository.
 
-Writes pong.safetensors (weights in bfloat16, 8 starts) and pong.json (configuration, controls, the command, seed and
+Writes GAME.safetensors (weights in bfloat16, 8 starts) and GAME.json (configuration, controls, the command, seed and
 commit that made it, its score). `runs.dreams` reads them without running code from a file and without the game.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import save
 
 from envs.errors import UserError
-from runs.cli.exit_codes import guarded
+from envs.settings import setting
 from runs.dreams import PRETRAINED, Loaded, load_parts
 from runs.folder.files import write_atomic, write_json
 from runs.folder.run import TRAINED, Run
@@ -29,13 +28,14 @@ TRAINING = (*TRAINED, "machine", "versions")
 
 
 def pack(run: Run, folder: Path) -> Path:
-    """Writes the newest checkpoint of a run as a box into `folder`; returns the path of its tensors.
+    """Writes the newest checkpoint of a run into `folder`, named after the game; returns the path of its tensors.
 
     Raises:
         UserError: the run has no checkpoint, or was never evaluated with it.
     """
     parts = load_parts(run.folder, "cpu")
-    path, score = folder / PRETRAINED.name, _score(run, parts)
+    game = re.sub(r"-v\d+$", "", run.config.env.split("/")[-1]).lower()
+    path, score = folder / f"{game}{PRETRAINED.suffix}", _score(run, parts)
     told = {
         "what": "box", "env": parts.config.env, "seed": parts.config.seed, "step": parts.step,
         "training": {key: run.meta[key] for key in TRAINING if key in run.meta}, "score": score,
@@ -73,15 +73,17 @@ def _score(run: Run, parts: Loaded) -> dict[str, Any]:
     return score
 
 
-def main(words: Sequence[str]) -> None:
-    """Packs the run named by `run=` into the folder named by `out=`."""
-    given = dict(word.split("=", 1) for word in words if "=" in word)
-    if len(given) != len(words) or "run" not in given or not given.keys() <= {"run", "out"}:
-        raise UserError("python -m runs.folder.pretrained needs run=NAME, may have out=FOLDER, and takes nothing else.")
-    path = pack(Run.open(given["run"]), Path(given.get("out", PRETRAINED.parent)))
+@dataclass(frozen=True)
+class PackConfig:
+    """What `python main.py pack` takes."""
+
+    run: str = setting("", required=True, help="a run's folder or name, evaluated with its newest checkpoint")
+    out: str = setting("", help="folder of the two files; packed/ within the run's when not given")
+
+
+def command(asked: PackConfig) -> None:
+    """Packs the run; the model that ships is replaced only when `out` names its folder."""
+    run = Run.open(asked.run)
+    path = pack(run, Path(asked.out) if asked.out else run.folder / "packed")
     size = path.stat().st_size / 1e6
     Console(highlight=False).print(f"{path} ({size:.1f} MB) and {path.with_suffix('.json').name}", soft_wrap=True)
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(sys.argv[1:])))

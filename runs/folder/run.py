@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from envs.errors import UserError, nearest
-from runs.config import resumable
+from runs.config import OLD_NAMES, resumable
+from runs.config_types import keys, renamed
 from runs.folder import checkpoint, video
 from runs.folder.files import plain, write_atomic, write_json
 from runs.folder.system import clock, facts, memory_gb
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from runs.config import Config
 
 OUT = Path("runs/out")
+RESULTS = Path(__file__).resolve().parents[1] / "results"  # published ones
 EPISODES = "episodes"
 TRAINED = ("command", "commit", "started", "threads", "device", "resumed")  # of meta.json, beside every result
 GIF_FRAMES = 300  # TensorBoard keeps whole animations in memory
@@ -234,13 +236,14 @@ class Run:
 
     def _check_same_model(self, saved: Mapping[str, Any]) -> None:
         """Floats may differ (a learning rate changed by hand); what decides about shapes may not."""
-        own = plain(asdict(self.config))
+        own, saved = plain(asdict(self.config)), renamed(saved, OLD_NAMES, keys(self.config))
+        may_change = resumable(self.config)
         kept = {key: (saved[key], own[key]) for key in ("recipe", "size")}
         for part in ("model", "policy"):
             common = saved[part].keys() & own[part].keys() if saved["recipe"] == own["recipe"] else ()
             kept |= {f"{part}.{key}": (saved[part][key], own[part][key]) for key in sorted(common)}
         for key, (was, now) in kept.items():
-            if was != now and key not in resumable(self.config) and not isinstance(was, float):
+            if was != now and key not in may_change and not isinstance(was, float):
                 raise UserError(f"The checkpoint in {self.folder} is of {key} {was}, its config.json says {now}.")
 
 

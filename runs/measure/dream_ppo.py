@@ -1,4 +1,4 @@
-"""What somebody else's agent learns in the dream: `python -m runs.measure.dream_ppo run=NAME steps=200000`.
+"""The command `dream_ppo`: what somebody else's agent learns in the dream.
 
 Stable-Baselines3's PPO sees nothing but the dream of the run, four pictures at a time, and is then measured in the real
 game beside random play, over the same whole episodes. Writes results/dream-ppo.json in the run's folder.
@@ -7,9 +7,7 @@ game beside random play, over the same whole episodes. Writes results/dream-ppo.
 from __future__ import annotations
 
 import importlib.util
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +18,7 @@ from rich.console import Console
 from agent.evaluate import watch
 from envs.controls import Controls
 from envs.errors import UserError
-from runs.cli import compose
-from runs.cli.exit_codes import guarded
+from envs.settings import setting
 from runs.dreams import load_parts
 from runs.folder.system import cores, keep_freed_memory
 from world_model.dream.envs import DreamVectorEnv
@@ -39,24 +36,16 @@ NUMBERS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the command line says."""
+class DreamPpoConfig:
+    """What `python main.py dream_ppo` takes."""
 
-    run: str = ""
-    steps: int = 200_000  # dreamed
-    dreams: int = 16  # side by side
-    horizon: int = 256  # steps after which a dream begins anew
-    episodes: int = 30  # whole ones, of the real game
-    seed: int = 0
-    threads: int = 0  # of torch; 0: all cores
-
-    def check(self) -> None:
-        """Raises UserError for a missing run or a number that is out of range."""
-        for name, least in (("steps", 1), ("dreams", 1), ("horizon", 1), ("episodes", 1), ("seed", 0), ("threads", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        if not self.run:
-            raise UserError("python -m runs.measure.dream_ppo needs run=NAME.")
+    run: str = setting("", required=True, help="a run's folder or name")
+    steps: int = setting(200_000, 1, 10**10, help="dreamed")
+    dreams: int = setting(16, 1, 4096, help="side by side")
+    horizon: int = setting(256, 1, 10**6, help="steps after which a dream begins anew")
+    episodes: int = setting(30, 1, 10**6, help="whole ones, of the real game")
+    seed: int = setting(0, 0, 2**31 - 1, help="of everything random")
+    threads: int = setting(0, 0, 1024, help="of torch; 0: all cores")
 
 
 class Student:
@@ -91,7 +80,7 @@ class Dice:
         return self.rng.uniform(-1, 1, (len(frames), count)).astype(np.float32)
 
 
-def learn(dream: DreamVectorEnv, settings: Settings, console: Console) -> PPO:
+def learn(dream: DreamVectorEnv, settings: DreamPpoConfig, console: Console) -> PPO:
     """PPO after `steps` steps in the dream."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor
@@ -110,7 +99,7 @@ def learn(dream: DreamVectorEnv, settings: Settings, console: Console) -> PPO:
     return ppo
 
 
-def measure(settings: Settings) -> dict[str, Any]:
+def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     """Learns in the dream, plays the real game, writes the result into the run's folder and returns it."""
     parts, console = load_parts(settings.run), Console(highlight=False)
     run = parts.run
@@ -137,20 +126,10 @@ def measure(settings: Settings) -> dict[str, Any]:
     return result
 
 
-def parse(words: Sequence[str]) -> Settings:
-    """The settings that key=value words name. Raises UserError for an unknown key or a value of a wrong kind."""
-    return compose.changed(Settings(), words)
-
-
-def main(words: Sequence[str]) -> None:
-    """Learns and measures as the words say."""
-    settings = parse(words)
+def command(settings: DreamPpoConfig) -> None:
+    """Learns and measures."""
     if importlib.util.find_spec("stable_baselines3") is None:
         raise UserError('Stable-Baselines3 is not installed: pip install ".[sb3]" adds it.')
     torch.set_num_threads(settings.threads or cores())
     keep_freed_memory()
     measure(settings)
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(sys.argv[1:])))

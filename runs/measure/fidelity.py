@@ -1,4 +1,4 @@
-"""How far ahead does a model of discrete latents see? `python -m runs.measure.fidelity run=NAME`: on held-out games.
+"""The command `fidelity`: how far ahead a model of discrete latents sees, on held-out games.
 
 From real contexts the model dreams on under the real actions; then its tokens (or one-hot variables) are compared with
 those of the real frames. In Pong also the ball's place. Writes results/foresight.json in the run's folder.
@@ -8,8 +8,6 @@ Shapes: S contexts, T frames, N tokens or variables of a frame.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +23,8 @@ from agent.replay import Replay
 from agent.replay_config import ReplayConfig
 from envs.errors import UserError
 from envs.games import Games
+from envs.settings import setting
 from runs import build
-from runs.cli import compose
-from runs.cli.exit_codes import guarded
 from runs.folder.progress import as_table
 from runs.folder.run import Run
 from runs.folder.system import choose_device
@@ -40,18 +37,11 @@ AHEAD = (1, 5, 10)  # steps
 
 
 @dataclass(frozen=True)
-class ForesightConfig:
-    """What the command takes."""
+class FidelityConfig:
+    """What `python main.py fidelity` takes."""
 
-    run: str = ""
-    temperature: float = 0.0  # of the dream; 0 takes the most likely codes
-
-    def check(self) -> None:
-        """Raises UserError for a run that is not named and an impossible temperature."""
-        if not self.run:
-            raise UserError("Name one run: python -m runs.measure.fidelity run=NAME [temperature=0]")
-        if not self.temperature >= 0:
-            raise UserError(f"temperature must be at least 0, not {self.temperature}.")
+    run: str = setting("", required=True, help="a run's folder or name")
+    temperature: float = setting(0.0, 0, 100, help="of the dream; 0 takes the most likely codes")
 
 
 def measure(run: Run, *, contexts: int = CONTEXTS, temperature: float = 0.0, device: str = "cpu") -> dict[str, Any]:
@@ -71,7 +61,7 @@ def measure(run: Run, *, contexts: int = CONTEXTS, temperature: float = 0.0, dev
     torch.manual_seed(config.seed)
     pong = "pong" in config.env.lower() and games.spec.frame == (3, SIZE, SIZE)
     rows = judge(agent.world_model, batch, config.train.burn_in + 1, temperature, ball=pong)
-    command = f"python -m runs.measure.fidelity run={run.folder}"
+    command = f"python main.py fidelity run={run.folder}"
     found = {"command": command, "contexts": contexts, "temperature": temperature, "rows": rows}
     run.result("foresight", found)
     return found
@@ -149,14 +139,9 @@ def _row(ahead: int, told: dict[str, Tensor]) -> dict[str, Any]:
     return row
 
 
-def main(words: Sequence[str]) -> None:
-    """Measures the run named by `run=` and prints what was found."""
-    asked = compose.changed(ForesightConfig(), words)
+def command(asked: FidelityConfig) -> None:
+    """Measures a run and prints what was found."""
     run = Run.open(asked.run)
     found = measure(run, temperature=asked.temperature, device=choose_device(run.config.device))
     title = f"{run.config.recipe} on {run.config.env}, {run.folder}, step {run.step:,}"
     Console(highlight=False).print(as_table(title, found["rows"]))
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(sys.argv[1:])))

@@ -1,4 +1,4 @@
-"""Ten minutes of dream without a reset: `python main.py long_rollout run=NAME`.
+"""The command `long_rollout`: ten minutes of dream without a reset.
 
 The agent plays; endings are counted and dreamed over. Each minute (900 steps at 15 a second) is described by rewards,
 continuation and pixels, in Pong also by how often a ball is to be seen, beside the same figures of real frames.
@@ -7,8 +7,6 @@ Writes results/drift.json and results/drift.png in the run's folder: each minute
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from envs.errors import UserError
+from envs.settings import setting
 from play.dreamer import Dreamer
-from runs.cli import compose
-from runs.cli.exit_codes import guarded
 from runs.cli.play import parts
 from runs.dreams import Loaded, load_parts
 from runs.folder import files
@@ -39,22 +35,17 @@ ENDING = 0.5  # continuation below which the model says that the game is over
 
 
 @dataclass(frozen=True)
-class DriftConfig:
-    """What the command takes."""
+class LongRolloutConfig:
+    """What `python main.py long_rollout` takes."""
 
-    run: str | None = None
-    steps: int = 10 * MINUTE
-    seed: int = 0
-    temperature: float | None = None
-    device: str = "auto"
-
-    def check(self) -> None:
-        """Raises UserError for values out of range."""
-        if self.steps < 1 or self.seed < 0 or (self.temperature is not None and self.temperature < 0):
-            raise UserError("steps must be at least 1, seed and temperature at least 0.")
+    run: str | None = setting(None, help="a run's folder or name; the Pong that ships when not given")
+    steps: int = setting(10 * MINUTE, 1, 10**7, help="of the dream")
+    seed: int = setting(0, 0, 2**31 - 1, help="of the dream")
+    temperature: float | None = setting(None, 0, 100, help="of the dream; that of the policy's training when not given")
+    device: str = setting("auto", help="auto, cpu or cuda")
 
 
-def measure(loaded: Loaded, asked: DriftConfig) -> tuple[dict[str, Any], np.ndarray]:
+def measure(loaded: Loaded, asked: LongRolloutConfig) -> tuple[dict[str, Any], np.ndarray]:
     """The figures and the strip (H, W, 3) uint8."""
     shared = parts(loaded)
     warmth = loaded.temperature(asked.temperature)
@@ -118,9 +109,8 @@ def _strip(tops: list[np.ndarray], bottoms: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(rows, 0).repeat(SCALE, 0).repeat(SCALE, 1)
 
 
-def main(words: Sequence[str]) -> None:
+def command(asked: LongRolloutConfig) -> None:
     """Measures, prints and writes."""
-    asked = compose.changed(DriftConfig(), words)
     loaded = load_parts(asked.run, asked.device)
     found, strip = measure(loaded, asked)
     path = keep(loaded.run, "drift", {"env": loaded.config.env} | found)
@@ -143,7 +133,3 @@ def _show(found: dict[str, Any], path: Path) -> None:
     console = Console(highlight=False)
     console.print(lines)
     console.print(f"written to {path}", soft_wrap=True)
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(sys.argv[1:])))

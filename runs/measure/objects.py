@@ -1,12 +1,11 @@
-"""Does the reconstruction keep Pong's ball? `python main.py objects run=NAME` measures it.
+"""The command `objects`: does the reconstruction keep Pong's ball?
 
 Writes results/ball.json in the run's folder, and results/ball.png: the worst and some ordinary examples.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
@@ -20,8 +19,8 @@ from agent.evaluate import EVALUATION_SEED
 from agent.player import Agent, Player
 from envs.errors import UserError
 from envs.games import Games
+from envs.settings import setting
 from runs import build
-from runs.cli.exit_codes import guarded
 from runs.folder.files import write_atomic
 from runs.folder.run import Run
 from runs.folder.system import choose_device
@@ -31,6 +30,13 @@ from world_model.interface import WorldModel, to_unit
 FRAMES, EPISODES = 1_000, 8
 NEAR = 2.0  # pixels of the 64x64 picture
 EXAMPLES, SCALE = 32, 3  # of the picture
+
+
+@dataclass(frozen=True)
+class ObjectsConfig:
+    """What `python main.py objects` takes."""
+
+    run: str = setting("", required=True, help="a run's folder or name, of Pong")
 
 
 class Sample(NamedTuple):
@@ -58,7 +64,7 @@ def measure(run: Run, *, frames: int = FRAMES, device: str = "cpu") -> dict[str,
         games.close()
     shown = reconstruct(agent.world_model, sample.frame)
     found = {"episodes": EPISODES, "policy": "sampled"} | judge(sample, shown)
-    found |= {"command": f"python -m runs.measure.objects run={run.folder}", "candidates": sample.candidates}
+    found |= {"command": f"python main.py objects run={run.folder}", "candidates": sample.candidates}
     found |= {"ram_gap_max_px": round(max(t.memory_gap for t in sample.truth), 3)}
     run.result("ball", found)
     _, data = cv2.imencode(".png", picture(sample, shown)[..., ::-1])
@@ -188,17 +194,11 @@ def _spot(place: np.ndarray) -> tuple[int, int]:
     return x, y
 
 
-def main(words: Sequence[str]) -> None:
-    """Measures the run named by `run=` and prints what was found."""
-    if len(words) != 1 or not words[0].startswith("run="):
-        raise UserError("python -m runs.measure.objects needs run=FOLDER and nothing else.")
-    run = Run.open(words[0].removeprefix("run="))
+def command(asked: ObjectsConfig) -> None:
+    """Measures a run and prints what was found."""
+    run = Run.open(asked.run)
     found = measure(run, device=choose_device(run.config.device))
     table = Table(title=f"the ball in {run.config.env}, {run.folder}, step {run.step:,}", show_header=False)
     for name, value in found.items():
         table.add_row(name, str(value))
     Console(highlight=False).print(table)
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(sys.argv[1:])))

@@ -1,4 +1,4 @@
-"""What bfloat16 and int8 change in what a run of `iris` foresees: `python -m runs.measure.precision run=NAME`.
+"""The command `precision`: what bfloat16 and int8 change in what a run of `iris` foresees.
 
 The model reads a few real frames and then the next one, token by token, as it does when it dreams; compared are its
 distributions over each token with those in float32. Writes results/precision.json in the run's folder.
@@ -7,8 +7,6 @@ distributions over each token with those in float32. Writes results/precision.js
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +16,7 @@ from torch import Tensor
 
 from agent.precision import Format, for_inference
 from envs.errors import UserError
-from runs.cli import compose
-from runs.cli.exit_codes import guarded
+from envs.settings import setting
 from runs.dreams import Loaded, load_parts
 from runs.folder.progress import as_table
 from world_model.interface import to_unit
@@ -34,15 +31,10 @@ FORMATS: dict[str, tuple[int, Format]] = {  # name: (rows at once, all with 0; n
 
 
 @dataclass(frozen=True)
-class ErrorConfig:
-    """What the command takes."""
+class PrecisionConfig:
+    """What `python main.py precision` takes."""
 
-    run: str = ""
-
-    def check(self) -> None:
-        """Raises UserError for a run that is not named."""
-        if not self.run:
-            raise UserError("Name one run: python -m runs.measure.precision run=NAME")
+    run: str = setting("", required=True, help="a run's folder or name, of iris or iris_ac")
 
 
 @torch.no_grad()
@@ -51,7 +43,7 @@ def measure(loaded: Loaded) -> list[dict[str, Any]]:
     model = loaded.agent.world_model
     if not isinstance(model, Iris):
         raise UserError(
-            f"This run's recipe is {loaded.config.recipe}: runs.measure.precision measures iris and iris_ac."
+            f"This run's recipe is {loaded.config.recipe}: precision measures iris and iris_ac."
         )
     frame, action = loaded.starts
     steps = min(action.shape[1], model.config.context_frames - 1)
@@ -89,18 +81,12 @@ def foreseen(gpt: GPT, past: Tensor, now: Tensor, count: int) -> Tensor:
     return torch.cat(told)
 
 
-def main(words: Sequence[str]) -> None:
-    """Measures the run named by `run=`, prints and writes."""
-    asked = compose.changed(ErrorConfig(), words)
+def command(asked: PrecisionConfig) -> None:
+    """Measures a run, prints and writes."""
     loaded = load_parts(asked.run, "cpu")
     rows = measure(loaded)
-    assert loaded.run is not None
-    loaded.run.result(
-        "precision", {"command": f"python -m runs.measure.precision run={loaded.run.folder}", "rows": rows}
-    )
+    if loaded.run is None:
+        raise UserError(f"{asked.run} is a packed model: name the folder of a run, where the result can be kept.")
+    loaded.run.result("precision", {"command": f"python main.py precision run={loaded.run.folder}", "rows": rows})
     title = f"{loaded.config.recipe} on {loaded.config.env}, {loaded.run.folder}, step {loaded.step:,}"
     Console(highlight=False).print(as_table(title, rows))
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(sys.argv[1:])))

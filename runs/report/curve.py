@@ -1,31 +1,20 @@
-"""The learning curve of a run as a picture: `python -m runs.report.curve run=NAME` writes pictures/curve.png."""
+"""The learning curve of a run as a picture: returns of the real game, and what its system declares to be drawn."""
 
 from __future__ import annotations
 
 import io
-import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from envs.errors import UserError
-from runs.cli.exit_codes import guarded
+from envs.settings import setting
+from runs import build
 from runs.config import Config
 from runs.folder.files import write_atomic
 from runs.folder.run import Run
 from runs.report.fitness_curve import draw_fitness
-
-PANELS = {  # what is drawn beside the returns: the first four that a run has
-    "world_model/reward": "reward cross-entropy, nats",
-    "world_model/tokens": "surprise at the next token, nats",
-    "world_model/kl": "KL: what the memory did not foresee, nats",
-    "memory/nll": "latent not foreseen, nats a dimension",
-    "memory/reward_unexplained": "share of the reward not foreseen",
-    "actor/entropy_nats": "entropy of the policy, nats",
-    "policy/return": "return in the dream",
-}
 
 
 def draw(run: Run) -> Path:
@@ -51,13 +40,14 @@ def _draw_returns(figure: Any, lines: list[dict[str, Any]], config: Config) -> N
     """Returns of the real game and four of the run's own measures against agent steps."""
     grid = figure.add_gridspec(2, 4, height_ratios=(2, 1))
     _returns(figure.add_subplot(grid[0, :]), lines, f"{config.env}, {config.recipe} {config.size}, seed {config.seed}")
-    known = [key for key in PANELS if any(key in line for line in lines)][:4]
+    panels = {key: metric.panel for key, metric in build.metrics(config).items() if metric.panel}
+    known = [key for key in panels if any(key in line for line in lines)][:4]
     for i, key in enumerate(known):
         axis = figure.add_subplot(grid[1, i])
         axis.plot(*_series([line for line in lines if "updates" in line], key), linewidth=0.8)  # without pretraining
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.locator_params(axis="x", nbins=3)
-        axis.set_title(PANELS[key], fontsize=8)
+        axis.set_title(panels[key], fontsize=8)
         axis.tick_params(labelsize=7)
 
 
@@ -89,12 +79,13 @@ def _series(lines: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarr
     return array[:, 0], array[:, 1]
 
 
-def main(words: Sequence[str]) -> None:
-    """Draws the curve of the run named by `run=`."""
-    if len(words) != 1 or not words[0].startswith("run="):
-        raise UserError("Name one run: python -m runs.report.curve run=NAME")
-    print(draw(Run.open(words[0].removeprefix("run="))))
+@dataclass(frozen=True)
+class CurveConfig:
+    """What `python main.py curve` takes."""
+
+    run: str = setting("", required=True, help="a run's folder or name")
 
 
-if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(sys.argv[1:])))
+def command(asked: CurveConfig) -> None:
+    """Draws the curve of the run."""
+    print(draw(Run.open(asked.run)))

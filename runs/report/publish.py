@@ -1,27 +1,23 @@
-"""Published results: `python -m runs.report.publish run=NAME [as=VARIANT]` copies a run's results into runs/results/.
+"""The command `publish` copies a run's results into runs/results/; `docs` makes tables of the files there.
 
-A variant has a name of its own beside the recipe's. Then, and without `run=` only this, the README's tables are written
-anew from the files there.
+A variant has a name of its own beside the recipe's.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from envs.errors import UserError
-from runs.cli.exit_codes import guarded
-from runs.folder.files import write_atomic, write_json
-from runs.folder.run import Run
+from envs.settings import setting
+from runs.folder.files import write_json
+from runs.folder.run import RESULTS, Run
 
-ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ("dream", "mixture", "latents", "temperatures", "reconstructions")  # of which the last is published
-RESULTS = ROOT / "runs" / "results"
-BEGIN, END = "<!-- results: written by python -m runs.report.publish -->", "<!-- end of results -->"
 
 
 def publish(run: Run, results: Path = RESULTS, variant: str = "") -> list[Path]:
@@ -30,7 +26,7 @@ def publish(run: Run, results: Path = RESULTS, variant: str = "") -> list[Path]:
     Raises UserError when the run has no results.
     """
     config = run.config
-    prefix = f"{config.recipe}-{config.env.replace('/', '-')}-" + f"{variant}-" * bool(variant)
+    prefix = f"{config.recipe.replace(':', '-')}-{config.env.replace('/', '-')}-" + f"{variant}-" * bool(variant)
     found = sorted((run.folder / "results").glob("*.*"))
     if not found:
         raise UserError(f"{run.folder} has no results yet: python main.py evaluate run={run.folder}")
@@ -51,7 +47,7 @@ def _name(path: Path) -> str:
 
 
 def tables(results: Path = RESULTS) -> str:
-    """The README's section: a row for each evaluation and each benchmark, as Markdown."""
+    """The page of results: a row for each evaluation and each benchmark, as Markdown."""
     entries = [(path, json.loads(path.read_text())) for path in sorted(results.glob("*.json"))]
 
     def rows(what: str, make: Callable[[Path, dict[str, Any]], list[Sequence[str]]]) -> list[Sequence[str]]:
@@ -82,16 +78,6 @@ def tables(results: Path = RESULTS) -> str:
         (("CarRacing", "game steps a core second", "times gymnasium"), rows("car-racing", _car)),
     ]
     return "\n\n".join(_table((*heading, "file"), lines) for heading, lines in sections if lines)
-
-
-def write_readme(readme: Path = ROOT / "README.md") -> None:
-    """Replaces what stands between the markers. Raises UserError when the README lacks them."""
-    text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        raise UserError(f"{readme} lacks the markers {BEGIN} and {END}.")
-    head, rest = text.split(BEGIN, 1)
-    new = f"{head}{BEGIN}\n\n{tables()}\n\n{END}{rest.split(END, 1)[1]}"
-    write_atomic(readme, lambda file: file.write(new.encode()))
 
 
 def _score(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
@@ -189,7 +175,7 @@ def _plays(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
 
 
 def _link(path: Path) -> str:
-    return f"[{path.stem}](runs/results/{path.name})"
+    return f"[{path.stem}](../runs/results/{path.name})"
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -197,16 +183,16 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def main(words: Sequence[str]) -> None:
-    """Publishes the run named by `run=`, if any, and writes the tables."""
-    asked = dict(word.split("=", 1) for word in words if "=" in word)
-    if len(asked) < len(words) or not {"run"} >= asked.keys() - {"as"} or ("as" in asked and "run" not in asked):
-        raise UserError("Name one run or none: python -m runs.report.publish run=NAME [as=VARIANT]")
-    if "run" in asked:
-        for path in publish(Run.open(asked["run"]), variant=asked.get("as", "")):
-            print(path.relative_to(ROOT))
-    write_readme()
+@dataclass(frozen=True)
+class PublishConfig:
+    """What `python main.py publish` takes."""
+
+    run: str = setting("", required=True, help="a run's folder or name")
+    variant: str = setting("", help="a name of its own beside the recipe's, for a run with other numbers")
 
 
-if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(sys.argv[1:])))
+def command(asked: PublishConfig) -> None:
+    """Publishes the run."""
+    for path in publish(Run.open(asked.run), variant=asked.variant):
+        print(path)
+    print("python main.py docs writes the tables anew.")

@@ -1,0 +1,114 @@
+"""What a person calls from Python. The parts themselves stay in their packages: envs, world_model, policies, agent.
+
+    import dreamloop
+
+    folder = dreamloop.train(env="Catch-v0", recipe="reverie", size="toy", steps=24_000)
+    dreamloop.evaluate(folder, episodes=20)["sampled"]["mean"]
+    player = dreamloop.load(folder)                 # without a run: the Pong that ships
+    observation, info = player.dream.reset()        # a gymnasium environment
+    action = player.act(observation)
+    many = dreamloop.make_dream(folder, num_envs=16, horizon=256)
+
+Importing it makes "Dream-v0" known to gymnasium: `gymnasium.make("Dream-v0", run=...)` and
+`gymnasium.make_vec("Dream-v0", num_envs=16, run=...)` are what `make_dream` returns.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# Where this file lies the packages lie too. A folder named `runs` without Python files in it, as TensorBoard makes
+# them, would otherwise be taken for ours by an editable install that hooks into the import instead of the path.
+if str(Path(__file__).resolve().parent) not in sys.path:
+    sys.path.append(str(Path(__file__).resolve().parent))
+
+import runs  # noqa: F401  registers "Dream-v0"
+
+if TYPE_CHECKING:
+    from runs.dreams import DreamPlayer
+    from world_model.dream.envs import DreamEnv, DreamVectorEnv
+
+__all__ = ["evaluate", "load", "main", "make_dream", "train"]
+
+
+def load(run: str | Path | None = None, *, greedy: bool = False) -> DreamPlayer:
+    """The agent of a run (a folder, or its name under runs/out/) and its dream; the Pong that ships without a run.
+
+    Raises:
+        UserError: no such run, or none with a checkpoint that can be read.
+    """
+    from runs import dreams
+
+    return dreams.load(run, greedy=greedy)
+
+
+def make_dream(
+    run: str | Path | None = None, num_envs: int | None = None, *, horizon: int | None = None,
+    temperature: float | None = None, render_mode: str | None = None,
+) -> DreamEnv | DreamVectorEnv:  # fmt: skip
+    """The dream of a run as a gymnasium environment, or with `num_envs` as a vector environment of so many.
+
+    A dream ends where the model says so, or is cut after `horizon` steps; `temperature` is that of the policy's
+    training when not given.
+    """
+    from runs import dreams
+
+    how: Any = {"horizon": horizon, "temperature": temperature, "render_mode": render_mode}
+    return dreams.make_env(run, **how) if num_envs is None else dreams.make_vector(num_envs, run, **how)
+
+
+def train(
+    env: str = "ALE/Pong-v5", recipe: str = "reverie", *, folder: str | Path | None = None, **keys: Any
+) -> Path:  # fmt: skip
+    """Trains a new run and evaluates it; returns its folder, which is under runs/out/ when not given.
+
+    `keys` are those of the command line: `size="xs"`, `steps=100_000`, `train={"prefill": 2_000}`.
+
+    Raises:
+        UserError: an unknown key, recipe or environment, or a value of a wrong type or out of range.
+    """
+    from runs.cli import commands, compose
+
+    words = compose.prepared([f"{key}={_quoted(value)}" for key, value in _flat({"env": env, "recipe": recipe} | keys)])
+    (config,) = compose.check(compose.with_size(words))
+    return commands.train(config, Path(folder) if folder else compose.new_folder(config))
+
+
+def evaluate(run: str | Path, episodes: int = 100, **keys: Any) -> dict[str, dict[str, Any]]:
+    """Plays whole episodes of the real game; returns what results/ holds then, by policy: "sampled" and "greedy".
+
+    `keys` may be seed, device and threads.
+    """
+    from runs.cli import commands
+
+    words = [f"{key}={_quoted(value)}" for key, value in _flat({"episodes": episodes} | keys)]
+    return commands.evaluate(*commands.opened("evaluate", [f"run={run}", *words]))
+
+
+def main() -> int:
+    """The console script `dreamloop`: the same command line as `python main.py`."""
+    from main import main as command_line
+
+    return command_line()
+
+
+def _flat(keys: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested keys by their dotted names."""
+    found: list[tuple[str, Any]] = []
+    for key, value in keys.items():
+        found += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+    return found
+
+
+def _quoted(value: Any) -> str:
+    """A value as the command line reads it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_quoted, value)) + "]"
+    if isinstance(value, int | float):
+        return str(value)
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,47 @@
+"""A row of the table of commands, and what `--help` says of all of them. Imports nothing that takes time."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+RECIPE, RUN = "recipe", "run"
+ABOUT = """\
+python main.py [command] key=value ...        learn a game inside a dream of it
+"""
+EXAMPLES = """\
+python main.py COMMAND --help                 its keys, each with type, default, range and a line of help
+python main.py --shell-completion bash        completion for bash, zsh or fish
+
+examples
+  python main.py env=ALE/Breakout-v5 seed=1
+  python main.py -m env=ALE/Pong-v5,ALE/Breakout-v5 seed=0,1,2
+  python main.py recipe=iris env=ALE/Pong-v5 protocol=atari100k
+  python main.py resume run=NAME
+  python main.py play                           the Pong that ships
+  python main.py play record=dream.mp4 steps=600 player=agent
+  python main.py --cfg job size=s               show the configuration, run nothing"""
+
+
+class Command(NamedTuple):
+    """What a command says of itself, what does it, and what it reads."""
+
+    help: str
+    function: str  # "module:function", imported when the command runs; it gets what was read
+    # "module:Dataclass"; RECIPE: the configuration of a new run; RUN: an existing run, some of whose keys change.
+    reads: str
+    example: str = ""  # words after its name
+
+
+def load(place: str) -> Any:
+    """What stands at "module:name"."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def overview(commands: Mapping[str, Command]) -> str:
+    """Every command in a line."""
+    width = max(map(len, commands)) + 2
+    lines = [f"  {name:{width}}{command.help}" for name, command in commands.items()]
+    return "\n".join([ABOUT, "commands", *lines, "", EXAMPLES])
