@@ -29,7 +29,7 @@ class AtariGames(Games):
 
     Where an agent step lasts 2 or more emulator frames, the picture is the maximum of the last two: consoles draw some
     objects only in every other frame. `reset_mask` restarts single rows; the vector environment's own autoreset
-    (NEXT_STEP) never comes to act, because `Games` refuses to step a row that is over.
+    (NEXT_STEP) never comes to act, because `Games` refuses to step a row that is done.
     """
 
     def __init__(self, env: str, num: int, *, config: GameConfig) -> None:
@@ -53,16 +53,16 @@ class AtariGames(Games):
         }
         # More threads than cores are slower (5,200 instead of 7,900 steps/s with 16 rows on 2 cores).
         threads = min(num, os.cpu_count() or 1)
-        self._ale = self._open(num, (config.size, config.size), gray=config.gray, threads=threads)
+        self._ale = self._open(num, config.frame_size, gray=config.gray, threads=threads)
         self.action_names = tuple(action.name for action in self._ale.ale.get_action_set())
-        self.spec = Spec((1 if config.gray else 3, config.size, config.size), len(self.action_names), discrete=True)
+        self.spec = Spec(config.frame_shape, len(self.action_names), discrete=True)
         self.description = ", ".join(
             [
                 f"{repeat} frame{'s' if repeat > 1 else ''} a step",
                 f"sticky {sticky:g}",
                 *([f"up to {noops} no-ops"] if noops else []),
                 f"{len(self.action_names)} actions",
-                f"{config.size}x{config.size} {'gray' if config.gray else 'RGB'}",
+                config.picture,
             ]
         )
         self._lives = np.zeros(num, dtype=np.int32)

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from envs.games import GameConfig
-from envs.gym import GymGames, find, make
+from envs.gym import GymGames, find, make_env
 
 
 def is_car_racing(found: EnvSpec) -> bool:
@@ -39,7 +39,7 @@ class CarRacingGames(GymGames):
     def _open(self) -> gymnasium.Env[Any, Any]:
         unseen = copy.copy(find(self.env))  # the same limits and arguments
         unseen.entry_point = "envs.car_rendering:UnseenCarRacing"
-        return make(unseen)
+        return make_env(unseen)
 
     def _ending(self, terminated: bool, truncated: bool, info: dict[str, Any]) -> tuple[bool, bool]:
         finished = bool(info.get("lap_finished"))

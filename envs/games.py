@@ -1,4 +1,4 @@
-"""N copies of one game in lock step: the interface, and the settings that build it from a gymnasium id.
+"""N copies of one game in lock step: the interface, and the settings that mean the same in every game.
 
 Shapes: N rows (copies of the game), C H W picture, A action size.
 """
@@ -26,12 +26,12 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 class Transition(NamedTuple):
     """What one step of N games brought. All arrays have N rows and belong to the caller."""
 
-    frame: np.ndarray  # (N, C, H, W) uint8, the picture after the action, also when the episode is over
+    frame: np.ndarray  # (N, C, H, W) uint8, the picture after the action, also when the episode is done
     reward: np.ndarray  # (N,) float32, as the agent learns it: clipped when so configured
     score: np.ndarray  # (N,) float32, in the game's own units
     terminated: np.ndarray  # (N,) bool, the target of the continuation head: game over, or a life lost with life_loss
     truncated: np.ndarray  # (N,) bool, a time limit, which is not an ending
-    done: np.ndarray  # (N,) bool, the row must be reset; a lost life alone is not over
+    done: np.ndarray  # (N,) bool, the row must be reset; a lost life alone does not end it
 
 
 class Played(NamedTuple):
@@ -58,7 +58,7 @@ class Trace(NamedTuple):
 class GameConfig:
     """How the game is shown and played; `None` keeps what the gymnasium id itself means."""
 
-    size: int = setting(64, 8, 1024, help="pixels, both sides")
+    size: int | str = setting(64, help="pixels: one number for both sides, or height x width like 84x64")
     gray: bool = setting(True, help="one channel instead of three")
     sticky: float | None = setting(None, 0, 1, help="probability that the console repeats the previous action")
     noops: int | None = setting(
@@ -70,23 +70,29 @@ class GameConfig:
     max_steps: int | None = setting(None, 1, help="agent steps an episode")
     num: int = setting(8, 1, 4096, help="copies side by side")
 
-    def build(self, env: str, num: int | None = None) -> Games:
-        """Makes `num` copies (`self.num` when None) of the gymnasium id `env`.
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame in pixels. Raises UserError when `size` names none."""
+        sides = str(self.size).split("x")
+        if len(sides) > 2 or not all(side.isdecimal() and 8 <= int(side) <= 1024 for side in sides):
+            form = "one number for both sides, or height x width like 84x64"
+            raise UserError(f'game.size must be between 8 and 1024 pixels, {form}, not "{self.size}".')
+        return int(sides[0]), int(sides[-1])
 
-        Raises UserError for an unknown id, a game without pictures, or a setting out of range.
-        """
-        # Imported here because these modules build on this one.
-        from envs.atari import AtariGames, is_atari
-        from envs.car_racing import CarRacingGames, is_car_racing
-        from envs.gym import GymGames, find
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a frame. Raises UserError when `size` names no height and width."""
+        return (1 if self.gray else 3, *self.frame_size)
 
-        self.check()
-        found = find(env)
-        kind = AtariGames if is_atari(found, self) else CarRacingGames if is_car_racing(found) else GymGames
-        return kind(env, self.num if num is None else num, config=self)
+    @property
+    def picture(self) -> str:
+        """The frame for a person: "64x64 gray", height x width."""
+        height, width = self.frame_size
+        return f"{height}x{width} {'gray' if self.gray else 'RGB'}"
 
     def check(self) -> None:
         """Raises UserError naming the first setting that is out of range."""
+        _ = self.frame_size
         settings.check(self, "game.")
 
 
@@ -108,7 +114,7 @@ class Games(ABC):
         self.num = num
         self.config = config
         self._length = np.zeros(num, dtype=np.int64)
-        self._over = np.ones(num, dtype=bool)  # nothing has begun
+        self._done = np.ones(num, dtype=bool)  # nothing has begun
 
     @abstractmethod
     def _restart(self, rows: list[int], seeds: list[int]) -> np.ndarray:
@@ -139,21 +145,21 @@ class Games(ABC):
         assert len(seeds) == len(chosen), f"{len(seeds)} seeds for {len(chosen)} rows"
         frames = self._restart(chosen, [int(seed) % 2**31 for seed in seeds])
         self._length[chosen] = 0
-        self._over[chosen] = False
+        self._done[chosen] = False
         return frames
 
     def step(self, actions: np.ndarray) -> Transition:
         """Plays one action in every row: (N,) int64, or (N, A) float32 in [-1, 1]."""
-        if self._over.any():
-            raise RuntimeError(f"rows {np.flatnonzero(self._over).tolist()} are over and must be reset first")
+        if self._done.any():
+            raise RuntimeError(f"rows {np.flatnonzero(self._done).tolist()} are done and must be reset first")
         played = self._play(self._checked(actions))
         self._length += 1
         late = self._length >= self.config.max_steps if self.config.max_steps else np.zeros(self.num, dtype=bool)
         truncated = (played.truncated | late) & ~played.game_over
         terminated = played.game_over | played.life_lost if self.config.life_loss else played.game_over.copy()
-        self._over = played.game_over | truncated
+        self._done = played.game_over | truncated
         reward = np.clip(played.score, -1, 1) if self.config.clip_rewards else played.score.copy()
-        return Transition(played.frame, reward, played.score, terminated, truncated, self._over.copy())
+        return Transition(played.frame, reward, played.score, terminated, truncated, self._done.copy())
 
     def restore(self, seeds: Sequence[int], actions: Sequence[np.ndarray]) -> list[Trace]:
         """Brings every row to where `actions[row]` (n, ...) from `seeds[row]` lead, and returns what they brought.
@@ -169,13 +175,13 @@ class Games(ABC):
         first = list(frames)
         brought: list[Transition] = []
         for t in range(longest + 1):
-            fresh = [row for row in range(self.num) if begin[row] == t or (begin[row] > t and self._over[row])]
-            if fresh:
-                frames = self.reset([seeds[row] for row in fresh], fresh)
-                first = [frames[row] if row in fresh else first[row] for row in range(self.num)]
+            begins = [row for row in range(self.num) if begin[row] == t or (begin[row] > t and self._done[row])]
+            if begins:
+                frames = self.reset([seeds[row] for row in begins], begins)
+                first = [frames[row] if row in begins else first[row] for row in range(self.num)]
             if t == longest:
                 break
-            if self._over.any():
+            if self._done.any():
                 raise ValueError(f"an episode of {self.env} ended before its recorded actions did")
             now = [actions[row][t - begin[row]] if t >= begin[row] else idle for row in range(self.num)]
             brought.append(self.step(np.stack([np.asarray(action, dtype) for action in now])))

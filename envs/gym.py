@@ -68,25 +68,24 @@ class GymGames(Games):
             self.close()
             raise
         self._copies += [self._open() for _ in range(num - 1)]
-        channels = 1 if config.gray else 3
-        self.spec = Spec((channels, config.size, config.size), len(self.action_names), self.action_low is None)
+        self.spec = Spec(config.frame_shape, len(self.action_names), self.action_low is None)
         self._frames = np.zeros((num, *self.spec.frame), dtype=np.uint8)
         self._observed: list[Any] = [None] * num
         self.description = ", ".join(self._described())
 
     def _open(self) -> gymnasium.Env[Any, Any]:
         """Makes one copy. Raises UserError when a package is missing."""
-        return make(self.env)
+        return make_env(self.env)
 
     def _described(self) -> list[str]:
         means = gymnasium.spec(self.env.rpartition(":")[2]).kwargs
-        skip, size, count = means.get("frameskip"), self.config.size, self.spec.action_size
+        skip, count = means.get("frameskip"), self.spec.action_size
         return [
             *([f"{self._repeat} game steps a step"] if self._repeat > 1 else []),
             *([f"{skip[0]} to {skip[1] - 1} frames a step at random"] if isinstance(skip, tuple) else []),
             *([f"sticky {means['repeat_action_probability']:g}"] if "repeat_action_probability" in means else []),
             f"{count} {'' if self.spec.discrete else 'continuous '}action{'' if count == 1 else 's'}",
-            f"{size}x{size} {'gray' if self.config.gray else 'RGB'}",
+            self.config.picture,
         ]
 
     def _read_actions(self, space: spaces.Space[Any]) -> None:
@@ -139,7 +138,7 @@ class GymGames(Games):
         return scaled.astype(np.float32).reshape(self._shape)
 
     def _frame(self, row: int) -> np.ndarray:
-        picture, size = self._picture(row), self.config.size
+        picture, size = self._picture(row), self.config.frame_size
         if self.config.gray:
             gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if _is_colour(picture) else picture
             return _resized(gray.reshape(gray.shape[:2]), size)[None]  # (1, H, W)
@@ -180,7 +179,7 @@ def _names(keys: Any) -> tuple[str, ...]:
     return tuple(chr(key) if isinstance(key, int) else key for key in ((keys,) if isinstance(keys, int) else keys))
 
 
-def make(env: str | EnvSpec) -> gymnasium.Env[Any, Any]:
+def make_env(env: str | EnvSpec) -> gymnasium.Env[Any, Any]:
     """Makes an environment by its id or its record, with an rgb_array render where it has one.
 
     Raises UserError when a package is missing, naming it, or the environment cannot be made.
@@ -232,7 +231,8 @@ def _coloured(picture: np.ndarray) -> np.ndarray:
     return picture if _is_colour(picture) else np.repeat(picture.reshape(*picture.shape[:2], 1), 3, axis=2)
 
 
-def _resized(picture: np.ndarray, size: int) -> np.ndarray:
-    if picture.shape[:2] == (size, size):
+def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) or (H, W, 3) to `size`, height and width."""
+    if picture.shape[:2] == size:
         return picture
-    return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
+    return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)  # OpenCV names the width first

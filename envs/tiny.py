@@ -58,8 +58,8 @@ class Count(gymnasium.Env[np.ndarray, Any]):
 
 def counted(frame: np.ndarray) -> int:
     """Reads the number from a frame of Count-v0: (C, H, W) uint8 of any size, gray or RGB."""
-    side = frame.shape[-1] // 4
-    bits = frame[0, side // 2 :: side, side // 2 :: side][:4, :4].reshape(-1) > 127
+    high, wide = (side // 4 for side in frame.shape[-2:])
+    bits = frame[0, high // 2 :: high, wide // 2 :: wide][:4, :4].reshape(-1) > 127
     return int((bits << np.arange(16)).sum())
 
 

@@ -15,6 +15,7 @@ from agent.replay import Replay
 from agent.workers import CHUNK, EvaluationPool, Workers
 from envs.errors import UserError
 from envs.games import Games
+from envs.make import make_games
 from envs.spec import Spec
 from policies.cma_es import Evolution
 from runs.config import Config
@@ -58,7 +59,7 @@ def metrics(config: Config) -> dict[str, Metric]:
 
 def agent_and_games(config: Config) -> tuple[Agent, Games]:
     """What a worker needs to play for a population."""
-    games = config.game.build(config.env, num=CHUNK)
+    games = make_games(config.env, config.game, CHUNK)
     return agent(config, games.spec), games
 
 

@@ -26,6 +26,7 @@ from agent.precision import Format, inference_format
 from envs.controls import Controls
 from envs.episode import CorruptEpisode, Episode
 from envs.errors import UserError
+from envs.make import make_games
 from envs.spec import Spec
 from runs import build
 from runs.config import Config
@@ -164,7 +165,7 @@ def _game(run: Run) -> tuple[Spec, Controls]:
     """As meta.json tells them; a run from before it did asks the game itself."""
     if "spec" in run.meta and "controls" in run.meta:
         return _described(run.meta, run.folder / "meta.json")
-    games = run.config.game.build(run.config.env, num=1)
+    games = make_games(run.config.env, run.config.game, 1)
     try:
         return games.spec, Controls.of(games)
     finally:

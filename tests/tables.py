@@ -12,6 +12,7 @@ import envs  # noqa: F401  makes Catch known
 from envs.controls import Controls
 from envs.episode import Episode, Recording
 from envs.games import Games, Transition
+from envs.make import make_games
 from play.session import GameSession
 from play.snapshot import Parts
 from runs import build
@@ -49,7 +50,7 @@ def follow(made: GameSession, ways: tuple[list[str], ...] = WAYS) -> list[list[n
 
 def game(env: str, recipe: str = "reverie") -> Games:
     """One copy of a tiny game, as the recipe sees it."""
-    return preset(recipe, "toy").game.build(env, num=1)
+    return make_games(env, preset(recipe, "toy").game, 1)
 
 
 def played(env: str, steps: int, seed: int = 0, recipe: str = "reverie") -> Episode:

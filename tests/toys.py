@@ -45,7 +45,7 @@ class Variant:
     @property
     def spec(self) -> Spec:
         game = self.config.game
-        return Spec((1 if game.gray else 3, game.size, game.size), 4 if self.discrete else 2, self.discrete)
+        return Spec(game.frame_shape, 4 if self.discrete else 2, self.discrete)
 
     def agent(self, seed: int = 0) -> Agent:
         """World model and learner, with noise on every parameter: an output that starts at 0 would hide much."""

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from envs.make import make_games
 from runs import build
 from runs.cli import commands
 from runs.config import Config
@@ -25,7 +26,7 @@ def make(folder: Path, recipe: str = "reverie") -> Path:
     """The folder of a new run of Catch with a checkpoint and an evaluation."""
     config = small("Catch-v0", recipe)
     run = Run.create(config, folder)
-    games = config.game.build(config.env)
+    games = make_games(config.env, config.game)
     loop = build.loop(config, games, run.episodes_folder)
     run.note(**commands.about(games))
     loop.collector.collect(STEPS, at_random=True)

@@ -14,6 +14,7 @@ from agent.loop import Loop
 from envs.controls import Controls
 from envs.errors import UserError
 from envs.games import Games
+from envs.make import make_games
 from envs.settings import setting
 from runs.cli import compose
 from runs.config import Config, resumable
@@ -131,7 +132,7 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
     from runs.report import curve
 
     config = run.config
-    games = config.game.build(config.env)
+    games = make_games(config.env, config.game)
     run.note(**about(games))
     loop: Loop | None = None
     with Progress() as progress:

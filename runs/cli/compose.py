@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from envs import settings
 from envs.errors import UserError
 from envs.games import PROTOCOLS
+from envs.make import make_games
 from runs import build
 from runs.config import OLD_NAMES, SIZES, Config
 from runs.config_types import fill, keys, unknown_key
@@ -241,7 +242,7 @@ def _compose(lines: Sequence[str]) -> Config:
         raise UserError(f"Hydra refuses the command line: {text}") from problem
     config.check()
     # Built once without memory or folder: what is wrong with the environment or the model is said before a run begins.
-    games = config.game.build(config.env, num=1)
+    games = make_games(config.env, config.game, 1)
     games.close()
     build.agent(config, games.spec, "meta").world_model.stages()
     return config

@@ -20,6 +20,7 @@ from agent.loop import Loop
 from agent.player import Agent
 from envs.errors import UserError
 from envs.games import PROTOCOLS, Games
+from envs.make import make_games
 from envs.settings import setting
 from runs import build
 from runs.cli.commands import about
@@ -77,7 +78,7 @@ def import_run(asked: ImportConfig) -> None:
 def _iris(asked: ImportConfig) -> None:
     published = iris_checkpoint.read(asked.path)
     config = _iris_config(asked.env, published)
-    games = config.game.build(asked.env)
+    games = make_games(asked.env, config.game)
     try:
         known, actions = published.world_model.actions, games.spec.action_size
         if games.spec.discrete and known != actions:

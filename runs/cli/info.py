@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from agent.player import Agent
+from envs.make import make_games
 from runs import build
 from runs.config import Config
 from world_model import trees
@@ -36,7 +37,7 @@ def show(config: Config, console: Console | None = None) -> None:
 
 def describe(config: Config) -> dict[str, Any]:
     """Everything that `show` prints, as plain values; builds one copy of the game and the model, and drops both."""
-    games = config.game.build(config.env, num=1)
+    games = make_games(config.env, config.game, 1)
     try:
         agent, spec, game = build.agent(config, games.spec), games.spec, games.description
     finally:

@@ -16,6 +16,7 @@ from rich.console import Console
 from agent.precision import for_inference
 from envs.errors import UserError
 from envs.games import Games
+from envs.make import make_games
 from envs.settings import setting
 from play.session import HOTTEST, MOST_FPS, GameSession
 from play.snapshot import MODES, PLAYERS, Parts
@@ -126,7 +127,7 @@ def about(loaded: Loaded) -> dict[str, str]:
 
 
 def _game(loaded: Loaded) -> Games:
-    return loaded.config.game.build(loaded.config.env, num=1)
+    return make_games(loaded.config.env, loaded.config.game, 1)
 
 
 def _serve(asked: PlayConfig, loaded: Loaded, threads: int) -> None:

@@ -25,6 +25,7 @@ from torch.autograd import DeviceType
 
 from agent.collector import episode_seed
 from envs.games import Games
+from envs.make import make_games
 from policies.imagination import imagine
 from runs import build
 from runs.cli.info import count
@@ -46,7 +47,7 @@ def measure(config: Config, *, device: str, threads: int, seconds: float = 45.0,
     console = Console(highlight=False)
     before = system.facts()["machine"]["load"]
     began, used = time.monotonic(), time.process_time()
-    games = config.game.build(config.env)
+    games = make_games(config.env, config.game)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with Bar(*columns, console=console, transient=True) as bar:

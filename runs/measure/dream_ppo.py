@@ -18,6 +18,7 @@ from rich.console import Console
 from agent.evaluate import watch
 from envs.controls import Controls
 from envs.errors import UserError
+from envs.make import make_games
 from envs.settings import setting
 from runs.dreams import load_parts
 from runs.folder.system import cores, keep_freed_memory
@@ -110,7 +111,7 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     dream = DreamVectorEnv(world, settings.dreams, horizon=settings.horizon, temperature=parts.temperature(None))
     ppo = learn(dream, settings, console)
     minutes = (time.monotonic() - began) / 60
-    games = parts.config.game.build(parts.config.env, num=min(8, settings.episodes))
+    games = make_games(parts.config.env, parts.config.game, min(8, settings.episodes))
     try:
         found = watch(Student(ppo, parts.controls), games, settings.episodes, seed=settings.seed).summary()
         chance = watch(Dice(parts.controls, settings.seed), games, settings.episodes, seed=settings.seed).summary()

@@ -13,6 +13,7 @@ from rich.table import Table
 from agent.evaluate import Evaluation
 from agent.evaluate import evaluate as play
 from agent.player import Agent
+from envs.make import make_games
 from runs import build
 from runs.folder.run import Run
 from runs.measure.scores import human_normalised
@@ -25,7 +26,7 @@ def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
     """Evaluates the newest checkpoint; writes and returns results/evaluation-sampled.json and -greedy.json."""
     config = run.config
     console = Console(highlight=False)
-    games = config.game.build(config.env, num=min(ROWS, config.episodes))
+    games = make_games(config.env, config.game, min(ROWS, config.episodes))
     agent = build.agent(config, games.spec, device)
     state = run.load_checkpoint(device)
     agent.load_state_dict(state["agent"])

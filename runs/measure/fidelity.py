@@ -23,6 +23,7 @@ from agent.replay import Replay
 from agent.replay_config import ReplayConfig
 from envs.errors import UserError
 from envs.games import Games
+from envs.make import make_games
 from envs.settings import setting
 from runs import build
 from runs.folder.progress import as_table
@@ -50,7 +51,7 @@ def measure(run: Run, *, contexts: int = CONTEXTS, temperature: float = 0.0, dev
     Raises UserError for latents of real numbers, whose tokens cannot be compared.
     """
     config = run.config
-    games = config.game.build(config.env, num=EPISODES)
+    games = make_games(config.env, config.game, EPISODES)
     try:
         agent = build.agent(config, games.spec, device)
         agent.load_state_dict(run.load_checkpoint(device)["agent"])

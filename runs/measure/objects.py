@@ -19,6 +19,7 @@ from agent.evaluate import EVALUATION_SEED
 from agent.player import Agent, Player
 from envs.errors import UserError
 from envs.games import Games
+from envs.make import make_games
 from envs.settings import setting
 from runs import build
 from runs.folder.files import write_atomic
@@ -55,7 +56,7 @@ class Sample(NamedTuple):
 def measure(run: Run, *, frames: int = FRAMES, device: str = "cpu") -> dict[str, object]:
     """Plays held-out episodes with the newest checkpoint and looks for the ball in the reconstructions."""
     config = run.config
-    games = config.game.build(config.env, num=EPISODES)
+    games = make_games(config.env, config.game, EPISODES)
     try:
         agent = build.agent(config, games.spec, device)
         agent.load_state_dict(run.load_checkpoint(device)["agent"])

@@ -50,7 +50,7 @@ class Mirror:
 
     def __init__(self, env: str, config: GameConfig, seed: int) -> None:
         asked = gymnasium.spec(env).kwargs
-        if asked.get("game") != "pong" or config.gray or config.size != SIZE or config.noops:
+        if asked.get("game") != "pong" or config.gray or config.frame_size != (SIZE, SIZE) or config.noops:
             wanted = f"of Pong with game.gray=false, game.size={SIZE} and no game.noops"
             raise UserError(f"The ball can be measured in runs {wanted}, not in this one of {env}.")
         self.repeat = config.action_repeat or asked["frameskip"]

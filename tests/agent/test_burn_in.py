@@ -21,6 +21,7 @@ from agent.replay_config import ReplayConfig
 from agent.trainer import TrainConfig
 from envs.errors import UserError
 from envs.games import GameConfig
+from envs.make import make_games
 from envs.spec import Spec
 from envs.tiny import register
 from policies.cnn_lstm import CnnLstm, CnnLstmConfig
@@ -87,7 +88,7 @@ def work(at_start: float = 0.0, burn_in: int = 4, **config: Any) -> Loop:
     register()
     torch.manual_seed(0)
     settings = replace(SMALL, **config)
-    games = GameConfig(size=16, gray=False, num=1).build("Count-v0")
+    games = make_games("Count-v0", GameConfig(size=16, gray=False, num=1))
     agent = Agent(Mirror(games.spec), Listener(settings, SIZE, games.spec))
     replay = Replay(None, games.spec, ReplayConfig(), seed=0)
     schedule = TrainConfig(burn_in=burn_in, at_start=at_start, precision="fp32")

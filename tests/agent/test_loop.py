@@ -15,6 +15,7 @@ import torch
 from agent.collector import episode_seed
 from agent.evaluate import evaluate
 from agent.loop import Loop
+from envs.make import make_games
 from runs import build
 from runs.config import Config
 from runs.folder.progress import Progress
@@ -30,7 +31,7 @@ def quick(env: str, **train: Any) -> Config:
 
 
 def begin(config: Config, run: Run) -> Loop:
-    games = config.game.build(config.env)
+    games = make_games(config.env, config.game)
     return build.loop(config, games, run.episodes_folder)
 
 
@@ -103,10 +104,10 @@ def test_episode_seeds_differ_between_runs_and_episodes() -> None:
 
 def test_evaluation_counts_every_episode_once_whatever_its_length() -> None:
     config = quick("Catch-v0")
-    agent_games = config.game.build("Catch-v0", 3)
+    agent_games = make_games("Catch-v0", config.game, 3)
     agent = build.agent(config, agent_games.spec)
     three = evaluate(agent, agent_games, 7, seed=0, greedy=True)
-    one = evaluate(agent, config.game.build("Catch-v0", 1), 7, seed=0, greedy=True)
+    one = evaluate(agent, make_games("Catch-v0", config.game, 1), 7, seed=0, greedy=True)
     assert three.returns == one.returns and three.lengths == one.lengths  # the same episodes, however many side by side
     assert len(three.returns) == 7
 
@@ -114,7 +115,7 @@ def test_evaluation_counts_every_episode_once_whatever_its_length() -> None:
 def test_catch_is_solved_by_imagination_alone(tmp_path: Path) -> None:
     """No update ever sees the real game: the policy learns from dreams only. A random player catches one in three."""
     config = replace(reverie("toy"), env="Catch-v0", steps=20_000)
-    games = config.game.build(config.env)
+    games = make_games(config.env, config.game)
     loop = build.loop(config, games, tmp_path)
     with Progress() as progress:
         loop.train(config.steps, Run.create(config, tmp_path / "run"), progress)

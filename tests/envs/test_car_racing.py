@@ -14,6 +14,7 @@ import pytest
 from envs import GameConfig, Games, Spec
 from envs.car_racing import CarRacingGames
 from envs.gym import GymGames
+from envs.make import make_games
 from tests.opened import opened
 
 pytest.importorskip("Box2D", reason='CarRacing needs Box2D: pip install "gymnasium[box2d]"')
@@ -22,7 +23,7 @@ ENV = "CarRacing-v3"
 
 
 def build(num: int = 1, env: str = ENV, **settings: Any) -> Games:
-    games = opened(GameConfig(**settings).build(env, num))
+    games = opened(make_games(env, GameConfig(**settings), num))
     assert isinstance(games, CarRacingGames)
     return games
 
@@ -212,8 +213,9 @@ def test_missing_box2d_is_named() -> None:
 import sys
 sys.modules["Box2D"] = None
 from envs import GameConfig, UserError
+from envs.make import make_games
 try:
-    GameConfig().build("{ENV}", 1)
+    make_games("{ENV}", GameConfig(), 1)
 except UserError as problem:
     print(problem)
 """

@@ -10,10 +10,11 @@ import pytest
 
 from envs.controls import Controls
 from envs.games import GameConfig
+from envs.make import make_games
 
 
 def of(env: str) -> Controls:
-    games = GameConfig(gray=False).build(env, num=1)
+    games = make_games(env, GameConfig(gray=False), 1)
     try:
         return Controls.of(games)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import gymnasium
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ import envs  # registers the games
 from envs import GameConfig, Games, Transition
 from envs.atari import AtariGames
 from envs.gym import GymGames
+from envs.make import make_games
 from tests.opened import opened
 
 
 def build(env: str, num: int = 1, **settings: Any) -> Games:
-    return opened(GameConfig(**settings).build(env, num))
+    return opened(make_games(env, GameConfig(**settings), num))
 
 
 def play(games: Games, actions: np.ndarray) -> list[Transition]:
@@ -47,6 +49,25 @@ def test_frames_and_rewards_are_those_of_gymnasium(env: str, repeat: int, gray: 
         assert step.reward[0] == step.score[0] == reward
         total += abs(float(reward))
     assert total > 0 or repeat == 1, "100 steps without a reward compare nothing"
+
+
+@pytest.mark.parametrize("gray", [True, False])
+@pytest.mark.parametrize("size", ["84x64", "112x80", "210x160"])
+def test_frames_of_height_x_width(size: str, gray: bool) -> None:
+    """As OpenCV makes them of the console's picture; at its own size it is that picture."""
+    games = build("PongNoFrameskip-v4", size=size, gray=gray)
+    height, width = map(int, size.split("x"))
+    assert games.spec.frame == (1 if gray else 3, height, width) and f" {size} " in games.description
+    frame = games.reset([0])[0]
+    for action in some_actions(0, 30, 1, 6):
+        assert frame.shape == games.spec.frame
+        frame = games.step(action).frame[0]
+    console = gymnasium.make("PongNoFrameskip-v4", obs_type="grayscale" if gray else "rgb")
+    picture = console.reset(seed=0)[0]
+    for action in some_actions(0, 30, 1, 6):
+        picture = console.step(action[0])[0]
+    shown = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(frame, shown[None] if gray else shown.transpose(2, 0, 1))
 
 
 def test_a_v5_id_means_skip_4_sticky_and_minimal_actions() -> None:

@@ -13,6 +13,7 @@ from gymnasium.utils.env_checker import check_env
 
 import envs  # registers the games
 from envs import GameConfig, Games, UserError, nearest
+from envs.make import make_games
 from envs.tiny import counted
 
 TINY = ("Count-v0", "Catch-v0", "CatchContinuous-v0")
@@ -45,7 +46,7 @@ def register(name: str, actions: spaces.Space[Any], observations: spaces.Space[A
 
 
 def build(env: str, num: int = 1, **settings: Any) -> Games:
-    return GameConfig(**settings).build(env, num)
+    return make_games(env, GameConfig(**settings), num)
 
 
 def random_actions(games: Games, rng: np.random.Generator) -> np.ndarray:
@@ -57,6 +58,27 @@ def random_actions(games: Games, rng: np.random.Generator) -> np.ndarray:
 @pytest.mark.parametrize("env", TINY)
 def test_gymnasium_accepts_the_tiny_games(env: str) -> None:
     check_env(gymnasium.make(env, render_mode="rgb_array").unwrapped)
+
+
+@pytest.mark.parametrize("size", [32, "32", "84x64", "64x84", "210x160"])
+def test_frames_of_height_x_width(size: int | str) -> None:
+    """The rows come first: what Count-v0 shows can be read at any size, and only if it is not turned."""
+    games = build("Count-v0", 2, size=size)
+    height, width = (int(side) for side in (str(size).split("x") * 2)[:2])
+    assert games.spec.frame == (1, height, width)
+    frames = games.reset([0, 1])
+    for number in range(6):
+        assert frames.shape == (2, 1, height, width) and [counted(frame) for frame in frames] == [number, number]
+        frames = games.step(np.zeros(2, np.int64)).frame
+    games.close()
+
+
+@pytest.mark.parametrize(
+    "size", [7, 1025, -64, "64x", "x64", "64x64x3", "64 x 48", "8.5", "84*64", "", "2000x64", True]
+)
+def test_a_size_that_is_none_is_refused(size: Any) -> None:
+    with pytest.raises(UserError, match="game.size must be between 8 and 1024.*height x width like 84x64, not "):
+        GameConfig(size=size).check()
 
 
 @pytest.mark.parametrize("env", TINY)
@@ -262,7 +284,7 @@ def test_an_unknown_environment_is_one_sentence_with_a_hint(env: str, hint: str)
 )
 def test_settings_out_of_range_are_named(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"game.{next(iter(settings))} must be"):
-        GameConfig(**settings).build("ALE/Pong-v5")
+        make_games("ALE/Pong-v5", GameConfig(**settings))
 
 
 def test_nearest() -> None:

@@ -13,6 +13,7 @@ from agent.collector import Collector
 from agent.evaluate import watch
 from agent.replay import Replay, ReplayConfig
 from envs import PROTOCOLS, GameConfig
+from envs.make import make_games
 from runs.cli import commands, compose
 from runs.config import Config
 from tests.opened import opened
@@ -62,7 +63,7 @@ class Held:
 def test_a_run_under_atari100k_learns_five_endings_of_a_game_and_counts_one_return() -> None:
     found = []
     for life_loss in (True, False):
-        games = opened(GameConfig(**{**PROTOCOLS["atari100k"], "life_loss": life_loss}).build("ALE/Breakout-v5", 1))
+        games = opened(make_games("ALE/Breakout-v5", GameConfig(**{**PROTOCOLS["atari100k"], "life_loss": life_loss}), 1))
         replay = Replay(None, games.spec, ReplayConfig(), seed=0)
         collector = Collector(games, replay, Held(), seed=1)  # type: ignore[arg-type]
         found.append(next(ended for ended in (collector.collect(50) for _ in range(40)) if ended)[0])
@@ -76,6 +77,6 @@ def test_an_evaluation_under_atari100k_plays_whole_games() -> None:
     found: list[tuple[Any, ...]] = []
     for life_loss in (True, False):
         settings = {**PROTOCOLS["atari100k"], "life_loss": life_loss}
-        found.append(watch(Held(), opened(GameConfig(**settings).build("ALE/Breakout-v5", 2)), 3, seed=0)[:2])
+        found.append(watch(Held(), opened(make_games("ALE/Breakout-v5", GameConfig(**settings), 2)), 3, seed=0)[:2])
     assert found[0] == found[1]
     assert min(found[0][1]) > 100, "a single life is shorter"

@@ -16,7 +16,8 @@ import torch
 
 from agent import loop as agent_loop
 from envs.errors import UserError
-from envs.games import GameConfig
+from envs.games import Games
+from envs.make import make_games
 from runs import build, dreams
 from runs.folder.run import Run
 from tests import trained
@@ -32,7 +33,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_loaded_without_its_game_and_its_episodes(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(GameConfig, "build")  # there is no ROM, no package, nothing
+    monkeypatch.delattr(Games, "__init__")  # there is no ROM, no package, nothing
     torch.manual_seed(3)
     before = torch.get_rng_state()
     parts = dreams.load_parts(trained.copied(run_folder, tmp_path))
@@ -50,7 +51,7 @@ def test_starts_are_real_contexts(run_folder: Path) -> None:
     frames, actions = parts.starts.frame.numpy(), parts.starts.action.numpy()
     assert frames.shape[1] == agent_loop.CONTEXT and len({frame.tobytes() for frame in frames}) > 1
     config = parts.config
-    games = config.game.build(config.env)
+    games = make_games(config.env, config.game)
     loop = build.loop(config, games, run_folder / "episodes")
     assert parts.run is not None
     loop.load_state_dict(parts.run.load_checkpoint())
@@ -155,7 +156,7 @@ def test_importing_runs_loads_no_model() -> None:
 # ---- starts in checkpoints ----
 def test_taking_starts_disturbs_nothing_and_tells_when_there_are_none(tmp_path: Path) -> None:
     config = trained.small("Catch-v0")
-    games = config.game.build(config.env)
+    games = make_games(config.env, config.game)
     loop = build.loop(config, games, tmp_path)
     assert agent_loop.start_contexts(loop.replay) == {}
     loop.collector.collect(8, at_random=True)  # two episodes of four steps

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from envs import GameConfig, UserError
+from envs.make import make_games
 from runs import build
 from runs.cli import info
 from runs.config import Config
@@ -33,7 +34,7 @@ def toy(env: str = "Catch-v0", **game: int | bool) -> Config:
 def test_the_components_add_up_to_what_is_trained() -> None:
     config = toy()
     facts = info.describe(config)
-    games = config.game.build(config.env, num=1)
+    games = make_games(config.env, config.game, 1)
     agent = build.agent(config, games.spec)
     games.close()
     for half, module in (("world model", agent.world_model), ("policy", agent.learner)):
@@ -137,7 +138,7 @@ def test_a_reconstruction_without_the_ball_cannot_pass() -> None:
 
 def test_the_plain_emulator_shows_what_the_games_show() -> None:
     config = GameConfig(gray=False)
-    games = config.build("ALE/Pong-v5", 1)
+    games = make_games("ALE/Pong-v5", config, 1)
     rng = np.random.default_rng(0)
     try:
         games.reset([7])
@@ -160,7 +161,7 @@ def test_the_plain_emulator_shows_what_the_games_show() -> None:
 def test_the_ball_of_an_untrained_run_is_lost(tmp_path: Path) -> None:
     config = toy("ALE/Pong-v5", max_steps=40)
     run = Run.create(config, tmp_path / "run")
-    games = config.game.build(config.env, num=1)
+    games = make_games(config.env, config.game, 1)
     run.save_checkpoint({"agent": build.agent(config, games.spec).state_dict()}, 0)
     games.close()
     found = objects.measure(run, frames=30)

@@ -17,6 +17,7 @@ import cv2
 import pytest
 
 from envs.errors import UserError
+from envs.make import make_games
 from main import main
 from play.film import Recorder
 from runs import build
@@ -36,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = preset("reverie", "toy")
     config = replace(config, env="Catch-v0", game=replace(config.game, num=2))
     made = Run.create(config, tmp_path_factory.mktemp("played") / "run")
-    games = config.game.build(config.env)
+    games = make_games(config.env, config.game)
     loop = build.loop(config, games, made.episodes_folder)
     made.note(**commands.about(games))
     loop.collector.collect(400, at_random=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from envs.errors import UserError
-from envs.games import GameConfig
+from envs.games import Games
 from runs import dreams
 from runs.folder import pretrained
 from runs.folder.run import Run
@@ -24,7 +24,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
 
 
 def test_a_box_is_the_run(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(GameConfig, "build")  # there is no ROM, no package, nothing
+    monkeypatch.delattr(Games, "__init__")  # there is no ROM, no package, nothing
     path = pretrained.pack(Run.open(run_folder), tmp_path / "box")
     parts, boxed = dreams.load_parts(run_folder), dreams.load_parts(path)
     assert boxed.run is None and boxed.step == parts.step

@@ -8,6 +8,7 @@ import math
 import torch
 
 from agent.evaluate import evaluate
+from envs.make import make_games
 from runs import dreams
 
 EPISODES = 10
@@ -19,7 +20,7 @@ def test_the_published_score_holds() -> None:
     told = json.loads(dreams.PRETRAINED.with_suffix(".json").read_text())["score"]
     assert told["policy"] == "sampled" and told["episodes"] == len(told["returns"]) >= 100
     assert told["mean"] == sum(told["returns"]) / told["episodes"]
-    games = loaded.config.game.build(loaded.config.env, num=EPISODES)
+    games = make_games(loaded.config.env, loaded.config.game, EPISODES)
     torch.manual_seed(0)
     try:
         found = evaluate(loaded.agent, games, EPISODES, seed=loaded.config.seed).summary()

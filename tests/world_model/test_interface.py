@@ -21,6 +21,7 @@ from agent.player import Agent
 from agent.replay import Replay, ReplayConfig
 from agent.trainer import TrainConfig
 from envs.games import GameConfig
+from envs.make import make_games
 from envs.spec import Spec
 from policies.actor_critic import ActorCriticConfig
 from runs.folder.null_logger import Nowhere, Phases
@@ -346,7 +347,7 @@ def test_a_model_runs_where_its_weights_are(toy: Toy) -> None:
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_other_kinds_of_systems_play_and_train_in_the_loop(name: str) -> None:
     torch.manual_seed(0)
-    games = GameConfig(size=16, gray=False, num=2).build("Catch-v0")
+    games = make_games("Catch-v0", GameConfig(size=16, gray=False, num=2))
     with torch.enable_grad():
         model = SYSTEMS[name](games.spec)
         policy = ActorCriticConfig(starts=6, horizon=4, hidden=16, layers=1)

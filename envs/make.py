@@ -1,0 +1,19 @@
+"""The games of a gymnasium id: the one place that knows which engine plays it."""
+
+from __future__ import annotations
+
+from envs.atari import AtariGames, is_atari
+from envs.car_racing import CarRacingGames, is_car_racing
+from envs.games import GameConfig, Games
+from envs.gym import GymGames, find
+
+
+def make_games(env: str, config: GameConfig, num: int | None = None) -> Games:
+    """`num` copies (`config.num` when None) of the gymnasium id `env`.
+
+    Raises UserError for an unknown id, a game without pictures, or a setting out of range.
+    """
+    config.check()
+    found = find(env)
+    kind = AtariGames if is_atari(found, config) else CarRacingGames if is_car_racing(found) else GymGames
+    return kind(env, config.num if num is None else num, config=config)
