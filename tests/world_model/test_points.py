@@ -67,7 +67,7 @@ def test_blocks_are_those_of_pixel_unshuffle() -> None:
         assert torch.equal(to_blocks(frame), blocks.bfloat16())
 
 
-@pytest.mark.parametrize("frame", [(1, 96, 48), (3, 32, 32), (1, 80, 160)])
+@pytest.mark.parametrize("frame", [(1, 96, 48), (3, 32, 32), (1, 80, 160), (3, 84, 64), (3, 112, 80), (1, 210, 160)])
 def test_any_frame_has_the_same_number_of_cells(frame: tuple[int, int, int]) -> None:
     made = PointEncoder(frame, 8, 2, 16, 5)
     assert made(torch.rand(4, *frame)).shape == (4, 2 * 2 * 16 + 5)

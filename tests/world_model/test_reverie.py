@@ -203,18 +203,6 @@ def test_what_cannot_be_built_is_refused(changes: dict[str, object], says: str) 
         build(**changes)
 
 
-@pytest.mark.parametrize("frame", [(1, 30, 32), (1, 32, 40), (1, 16, 16)])
-def test_odd_frames_are_refused(frame: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="multiples of 16"):
-        TOY.build(Spec(frame, 3, True))
-
-
-@pytest.mark.parametrize("frame", [(1, 32, 32), (3, 48, 32), (1, 80, 64), (1, 96, 48)])
-def test_frames_need_not_be_square(frame: tuple[int, int, int]) -> None:
-    model, picture = TOY.build(Spec(frame, 3, True)), torch.rand(2, 5, *frame)
-    assert model.decode(model.start(picture[:, :1])).shape == picture[:, 0].shape
-
-
 def test_what_is_hardly_there_is_shown_as_background() -> None:
     model = build()
     model.prepare(torch.rand(5, 1, 32, 32) * 0.4 + 0.3)

@@ -49,11 +49,18 @@ def test_shapes_and_range(frame: tuple[int, int, int], lead: tuple[int, ...]) ->
     assert logit.shape == lead and features.shape == (*lead, 16 * 6 * 6)
 
 
-@pytest.mark.parametrize("frame", [(3, 32, 32), (1, 64, 80), (3, 84, 84)])
-def test_other_sizes_are_refused(frame: tuple[int, int, int]) -> None:
-    for build in (ConvVAE, Discriminator):
-        with pytest.raises(ValueError, match=f"64 x 64.*{frame[1]} x {frame[2]}"):
-            build(frame, 8)
+@pytest.mark.parametrize(
+    ("frame", "places"), [((3, 32, 48), 2 * 2), ((3, 84, 64), 4 * 2), ((1, 112, 80), 5 * 3), ((3, 210, 160), 12 * 8)]
+)
+def test_frames_of_any_size(frame: tuple[int, int, int], places: int) -> None:
+    """The encoder ends in the places that it also takes from a frame as large as the decoder draws."""
+    vae, judge, picture = ConvVAE(frame, 5, channels=4), Discriminator(frame, channels=4), torch.rand(2, *frame)
+    assert vae.mean.in_features == judge.logit.in_features == 32 * places
+    shown = vae.decode(vae.encode(picture)[0])
+    assert shown.shape == picture.shape and judge(picture)[0].shape == (2,)
+    changed = picture.clone()
+    changed[..., -4:, -4:] = 0
+    assert (vae.encode(changed)[0] != vae.encode(picture)[0]).any(), "sees the corner"
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

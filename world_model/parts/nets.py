@@ -1,6 +1,6 @@
-"""Small networks that the systems share: perceptrons, and a frame encoder and decoder for pictures of any size / 16.
+"""Small networks that the systems share: perceptrons, and an encoder and a decoder of frames of any size.
 
-Shapes: C H W picture, N channels, F features.
+Shapes: C H W picture, N channels, F features. Frames are 0 where nothing is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BLOCK = 4  # pixels, both ways, that become the channels of one place
+MULTIPLE = 16  # pixels: what the convolutions make one place of, so that frames are padded to a multiple of it
 
 
 def mlp(inputs: int, hidden: int, outputs: int, *, layers: int = 2, zero: bool = False) -> nn.Sequential:
@@ -35,21 +36,25 @@ class ChannelNorm(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def check_frame(frame: tuple[int, int, int]) -> tuple[int, int, int]:
-    """(C, H, W), if the encoder and decoder can take it."""
-    channels, height, width = frame
-    if height % 16 or width % 16 or min(height, width) < 32:
-        raise ValueError(f"frames must be multiples of 16 and at least 32 pixels, got {height} x {width}")
-    return channels, height, width
+def padded(height: int, width: int, multiple: int = MULTIPLE) -> tuple[int, int]:
+    """The least multiples that hold a frame of this height and width."""
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def pad(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """(..., H, W) with zeros below and to the right, up to `size`; the same tensor when it is of that size."""
+    height, width = size[0] - frame.shape[-2], size[1] - frame.shape[-1]
+    return F.pad(frame, (0, width, 0, height)) if height or width else frame
 
 
 def to_blocks(frame: Tensor) -> Tensor:
-    """(..., C, H, W) -> (B, 16 C, H / 4, W / 4): every 4 x 4 pixels as the channels of one place, channels-last.
+    """(..., C, H, W) -> (B, 16 C, H' / 4, W' / 4): every 4 x 4 pixels as the channels of one place, channels-last.
 
-    Carries no gradient to the frame. `pixel_unshuffle` does the same pixel by pixel, which takes six times as long as
-    moving four of them as one number.
+    H' and W' are those of `padded`; what is padded is 0. Carries no gradient to the frame. `pixel_unshuffle` does the
+    same pixel by pixel, which takes six times as long as moving four of them as one number.
     """
-    *lead, c, height, width = frame.shape
+    frame = pad(frame, padded(*frame.shape[-2:]))
+    c, height, width = frame.shape[-3:]
     device = frame.device.type
     mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # as the convolutions will
     kind = torch.get_autocast_dtype(device) if mixed else frame.dtype
@@ -64,12 +69,12 @@ class FrameEncoder(nn.Module):
 
     def __init__(self, frame: tuple[int, int, int], channels: int, outputs: int) -> None:
         super().__init__()
-        c, height, width = check_frame(frame)
+        c, (height, width) = frame[0], padded(*frame[1:])
         self.convs = nn.Sequential(
             nn.Conv2d(16 * c, channels, 4, 2, 1, bias=False), ChannelNorm(channels), nn.SiLU(),
             nn.Conv2d(channels, 2 * channels, 4, 2, 1, bias=False), ChannelNorm(2 * channels), nn.SiLU(),
         )  # fmt: skip
-        self.out = nn.Linear(2 * channels * (height // 16) * (width // 16), outputs)
+        self.out = nn.Linear(2 * channels * (height // MULTIPLE) * (width // MULTIPLE), outputs)
 
     def forward(self, frame: Tensor) -> Tensor:
         return self.of_blocks(to_blocks(frame)).unflatten(0, frame.shape[:-3])
@@ -80,11 +85,15 @@ class FrameEncoder(nn.Module):
 
 
 class FrameDecoder(nn.Module):
-    """(..., inputs) -> (..., C, H, W): a linear to 1/8, two convolutions with pixel shuffle; no squashing."""
+    """(..., inputs) -> (..., C, H, W): a linear to 1/8, two convolutions with pixel shuffle; no squashing.
+
+    What is drawn is as large as the padded frame, and cut to the frame's size.
+    """
 
     def __init__(self, frame: tuple[int, int, int], channels: int, inputs: int) -> None:
         super().__init__()
-        c, height, width = check_frame(frame)
+        self.frame = frame
+        c, (height, width) = frame[0], padded(*frame[1:])
         self.grid = (height // 8, width // 8)
         wide, narrow = 3 * channels // 4, channels // 2
         self.channels = wide
@@ -98,4 +107,4 @@ class FrameDecoder(nn.Module):
         x = self.inp(x.reshape(-1, x.shape[-1])).view(-1, *self.grid, self.channels).permute(0, 3, 1, 2)
         x = F.pixel_shuffle(self.conv1(F.silu(self.norm(x))), 2)
         x = F.pixel_shuffle(self.conv2(F.silu(x)), 4)
-        return x.unflatten(0, lead)
+        return x[..., : self.frame[1], : self.frame[2]].unflatten(0, lead)

@@ -4,7 +4,8 @@ A small moving thing costs a flat code thousands of combinations, each to be lea
 and "which row" it is two variables, what is seen or drawn in one place is known in all, and the dynamics of the two are
 apart. Keypoints (Jakab et al. 2018; Kulkarni et al. 2019), here discrete, as part of a categorical latent.
 
-Shapes: B batch, C H W picture, M points, K cells along each axis, R terms of a stamp, y x blocks of 4 x 4 pixels.
+Shapes: B batch, C H W picture, M points, K cells along each axis of the padded picture (`nets.padded`), R terms of a
+stamp, y x blocks of 4 x 4 pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from world_model.parts.nets import BLOCK, ChannelNorm, FrameDecoder, FrameEncoder, check_frame, to_blocks
+from world_model.parts.nets import BLOCK, ChannelNorm, FrameDecoder, FrameEncoder, padded, to_blocks
 
 SHARPNESS = 4.0  # of the heat maps at the start, so that a map can soon decide
 HOTTEST = 20.0  # where a heat map is cut off: its exponentials are summed in float32
@@ -26,9 +27,9 @@ class PointEncoder(nn.Module):
 
     def __init__(self, frame: tuple[int, int, int], channels: int, points: int, cells: int, rest: int) -> None:
         super().__init__()
-        c, height, width = check_frame(frame)
+        c, sides = frame[0], padded(*frame[1:])
         self.points, self.cells = points, cells
-        self.folds = tuple(-(-cells * BLOCK // side) for side in (height, width))  # parts of a block told apart
+        self.folds = tuple(-(-cells * BLOCK // side) for side in sides)  # parts of a block told apart
         narrow = channels // 2
         self.seen = nn.Sequential(
             nn.Conv2d(BLOCK * BLOCK * c, narrow, 3, padding=1, bias=False), ChannelNorm(narrow), nn.SiLU(),
@@ -66,13 +67,13 @@ class PointDecoder(nn.Module):
 
     def __init__(self, frame: tuple[int, int, int], channels: int, points: int, cells: int, rest: int) -> None:
         super().__init__()
-        c, height, width = check_frame(frame)
+        c, (height, width) = frame[0], padded(*frame[1:])
         self.points, self.cells = points, cells
         self.rest = FrameDecoder(frame, channels, rest)
         self.tall = nn.Parameter(torch.randn(points, RANK, 2 * REACH) * 0.3)
         self.broad = nn.Parameter(torch.randn(points, RANK, c, 2 * REACH) * 0.3)
-        self.register_buffer("across", _stamped(cells, width), persistent=False)
-        self.register_buffer("down", _stamped(cells, height), persistent=False)
+        self.register_buffer("across", _stamped(cells, width)[:, : frame[2]], persistent=False)
+        self.register_buffer("down", _stamped(cells, height)[:, : frame[1]], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         lead, x = x.shape[:-1], x.reshape(-1, x.shape[-1])

@@ -10,16 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SIZE = 64  # pixels, both sides: without padding, no other picture comes out of the decoder as large as it went in
-DEEP = 8 * 2 * 2  # numbers behind the last convolution, in units of N
+from world_model.parts.nets import pad
+
+SIZE, STEP = 64, 16  # pixels: the least side that the decoder draws, and what each further place of its grid adds
+WIDE = 8 * 2 * 2  # channels of a place of the decoder's grid, in units of N
 
 
-def check_frame(frame: tuple[int, int, int]) -> int:
-    """The channels of (C, H, W), if the networks here can take it; raises ValueError otherwise."""
-    channels, height, width = frame
-    if (height, width) != (SIZE, SIZE):
-        raise ValueError(f"this autoencoder is for frames of {SIZE} x {SIZE} pixels, got {height} x {width}")
-    return channels
+def grid_of(frame: tuple[int, int, int]) -> tuple[int, int]:
+    """Rows and columns that the decoder begins with, for frames (C, H, W): 1 x 1 up to 64 x 64 pixels.
+
+    Without padding in the convolutions, only sides of 48 + 16 g pixels come out as large as they went in: others are
+    padded to the next of these, and what is drawn is cut. The encoder ends with one row and column more.
+    """
+    height, width = (max(1, -(-(side - SIZE) // STEP) + 1) for side in frame[1:])
+    return height, width
+
+
+def drawn(grid: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of what is drawn from such a grid, in pixels."""
+    return SIZE + STEP * (grid[0] - 1), SIZE + STEP * (grid[1] - 1)
 
 
 def kl_from_normal(mean: Tensor, log_var: Tensor) -> Tensor:
@@ -33,9 +42,9 @@ def draw_latent(mean: Tensor, log_var: Tensor) -> Tensor:
     return mean + (0.5 * log_var).exp() * torch.randn_like(mean)
 
 
-def _flat(frame: Tensor) -> Tensor:
-    """(..., C, H, W) -> (B, C, H, W), channels-last: on a CPU the convolutions are faster so."""
-    return frame.reshape(-1, *frame.shape[-3:]).contiguous(memory_format=torch.channels_last)
+def _flat(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """(..., C, H, W) -> (B, C, *size), channels-last: on a CPU the convolutions are faster so. Black where padded."""
+    return pad(frame.reshape(-1, *frame.shape[-3:]), size).contiguous(memory_format=torch.channels_last)
 
 
 def _begin(module: nn.Module) -> None:
@@ -67,38 +76,43 @@ class _OnePixelDeconv(nn.ConvTranspose2d):
 
 
 class ConvVAE(nn.Module):
-    """64x64 frames to Z Gaussians and back; with 32 channels and Z = 32 the paper's net of 4,348,547 parameters.
+    """Frames to Z Gaussians and back. For 64x64 RGB, 32 channels and Z = 32 the paper's net of 4,348,547 parameters.
 
-    Raises ValueError for frames of another size.
+    For larger frames the paper's layers see and draw more places, and the linear layers grow with their number.
     """
 
     def __init__(self, frame: tuple[int, int, int], z: int, channels: int = 32) -> None:
         super().__init__()
-        c, n = check_frame(frame), channels
+        c, n, self.frame, self.grid = frame[0], channels, frame, grid_of(frame)
+        rows, columns = self.grid
+        seen = 8 * n * (rows + 1) * (columns + 1)
+        first = _OnePixelDeconv if self.grid == (1, 1) else nn.ConvTranspose2d
         self.convs = nn.Sequential(
             nn.Conv2d(c, n, 4, 2), nn.ReLU(), nn.Conv2d(n, 2 * n, 4, 2), nn.ReLU(),
             nn.Conv2d(2 * n, 4 * n, 4, 2), nn.ReLU(), nn.Conv2d(4 * n, 8 * n, 4, 2), nn.ReLU(),
         )  # fmt: skip
-        self.mean = nn.Linear(DEEP * n, z)
-        self.log_var = nn.Linear(DEEP * n, z)
-        self.inp = nn.Linear(z, DEEP * n)
+        self.mean = nn.Linear(seen, z)
+        self.log_var = nn.Linear(seen, z)
+        self.inp = nn.Linear(z, WIDE * n * rows * columns)
         self.deconvs = nn.Sequential(
-            _OnePixelDeconv(DEEP * n, 4 * n, 5, 2), nn.ReLU(), nn.ConvTranspose2d(4 * n, 2 * n, 5, 2), nn.ReLU(),
+            first(WIDE * n, 4 * n, 5, 2), nn.ReLU(), nn.ConvTranspose2d(4 * n, 2 * n, 5, 2), nn.ReLU(),
             nn.ConvTranspose2d(2 * n, n, 6, 2), nn.ReLU(), nn.ConvTranspose2d(n, c, 6, 2),
         )  # fmt: skip
         _begin(self)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode(self, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., C, 64, 64) in [0, 1] -> mean and log-variance of the latent, (..., Z) each, float32."""
-        deep = self.convs(_flat(frame)).permute(0, 2, 3, 1).flatten(1)
+        """(..., C, H, W) in [0, 1] -> mean and log-variance of the latent, (..., Z) each, float32."""
+        deep = self.convs(_flat(frame, drawn(self.grid))).permute(0, 2, 3, 1).flatten(1)
         mean, log_var = (part(deep).float().reshape(*frame.shape[:-3], -1) for part in (self.mean, self.log_var))
         return mean, log_var
 
     def decode(self, z: Tensor) -> Tensor:
-        """(..., Z) -> (..., C, 64, 64) in [0, 1], float32."""
+        """(..., Z) -> (..., C, H, W) in [0, 1], float32."""
         deep = self.inp(z.reshape(-1, z.shape[-1]))
-        frame = self.deconvs(deep).float().sigmoid()
+        if self.grid != (1, 1):
+            deep = deep.unflatten(1, (*self.grid, -1)).permute(0, 3, 1, 2)
+        frame = self.deconvs(deep)[..., : self.frame[1], : self.frame[2]].float().sigmoid()
         return frame.reshape(*z.shape[:-1], *frame.shape[1:])
 
 
@@ -111,20 +125,23 @@ class Discriminator(nn.Module):
 
     def __init__(self, frame: tuple[int, int, int], channels: int = 32) -> None:
         super().__init__()
-        c, n = check_frame(frame), channels
+        c, n, self.grid = frame[0], channels, grid_of(frame)
         self.inner = nn.Sequential(
             nn.Conv2d(c, n, 4, 2), nn.LeakyReLU(0.2),
             nn.Conv2d(n, 2 * n, 4, 2), nn.LeakyReLU(0.2),
             nn.Conv2d(2 * n, 4 * n, 4, 2),
         )  # fmt: skip
         self.outer = nn.Sequential(nn.Conv2d(4 * n, 8 * n, 4, 2), nn.LeakyReLU(0.2))
-        self.logit = nn.Linear(DEEP * n, 1)
+        self.logit = nn.Linear(8 * n * (self.grid[0] + 1) * (self.grid[1] + 1), 1)
         _begin(self)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., C, 64, 64) in [0, 1] -> logit of being real (...), features of the third layer (..., 4 N * 6 * 6)."""
+        """(..., C, H, W) in [0, 1] -> logit of being real (...), features of the third layer, flat (..., 4 N * y * x).
+
+        There are 6 x 6 places in that layer for frames of 64x64 pixels.
+        """
         lead = frame.shape[:-3]
-        features = self.inner(_flat(frame))
+        features = self.inner(_flat(frame, drawn(self.grid)))
         deep = self.outer(F.leaky_relu(features, 0.2)).permute(0, 2, 3, 1).flatten(1)
         return self.logit(deep).float().view(lead), features.float().reshape(*lead, -1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from world_model.parts import quantizers
 from world_model.parts.blocks import attend
-from world_model.parts.nets import ChannelNorm
+from world_model.parts.nets import ChannelNorm, pad, padded
 from world_model.parts.quantizers import Quantized, Quantizer
 
 QuantizerKind = Literal["gradient", "ema", "fsq"]
@@ -43,23 +43,24 @@ class VQTokenizerConfig:
 
 
 class VQTokenizer(nn.Module):
-    """Frames in [0, 1] to integer tokens and back. The networks themselves see [-1, 1], as the published ones do."""
+    """Frames in [0, 1] to integer tokens and back. The networks themselves see [-1, 1], as the published ones do.
+
+    Frames that are no multiple of what becomes one token are padded with the networks' 0, and cut again when decoded.
+    """
 
     def __init__(self, config: VQTokenizerConfig, frame: tuple[int, int, int]) -> None:
         super().__init__()
         colours, height, width = frame
         times = config.patch * 2**config.halvings
-        if config.patch < 1 or height % times or width % times:
-            patches = f" in patches of {config.patch}" if config.patch != 1 else ""
-            raise ValueError(
-                f"frames{patches} halved {config.halvings} times must be multiples of {times}, got {height}x{width}"
-            )
+        if config.patch < 1 or config.halvings < 0:
+            raise ValueError(f"frames cannot be halved {config.halvings} times in patches of {config.patch} pixels")
         if config.channels % min(32, config.channels):
             raise ValueError(f"more than 32 channels must be a multiple of 32, got {config.channels}")
         if not set(config.attention) <= set(range(config.halvings + 1)):
             raise ValueError(f"attention names levels 0 to {config.halvings}, got {config.attention}")
         self.config, self.frame = config, frame
-        self.grid = (height // times, width // times)
+        self.padded = padded(height, width, times)
+        self.grid = (self.padded[0] // times, self.padded[1] // times)
         self.tokens = self.grid[0] * self.grid[1]
         self.encoder = _encoder(config, colours * config.patch**2)
         self.embedding: Quantizer = quantizers.build(config.quantizer, config.codes, config.width, config.levels)
@@ -79,7 +80,7 @@ class VQTokenizer(nn.Module):
     def latent(self, frame: Tensor) -> Tensor:
         """What is quantised: (..., C, H, W) in [0, 1] -> (..., N, D)."""
         lead, (height, width) = frame.shape[:-3], self.grid
-        pixels = 2 * frame.reshape(-1, *self.frame) - 1
+        pixels = pad(2 * frame.reshape(-1, *self.frame) - 1, self.padded)
         if self.config.local:
             pixels = rearrange(pixels, "b c (h y) (w x) -> (b h w) c y x", h=height, w=width)
         z = self.pre_quant_conv(self.encoder(F.pixel_unshuffle(pixels, self.config.patch)))
@@ -101,6 +102,7 @@ class VQTokenizer(nn.Module):
         height, width = self.grid
         z = rearrange(codes.reshape(-1, *codes.shape[-2:]), "b (h w) d -> b d h w", h=height, w=width)
         pixels = F.pixel_shuffle(self.decoder(self.post_quant_conv(z)), self.config.patch)
+        pixels = pixels[..., : self.frame[1], : self.frame[2]]
         return ((pixels + 1) / 2).reshape(*lead, *self.frame)
 
 
