@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from envs import settings
+from envs.errors import UserError
 from envs.settings import setting
 from envs.spec import Spec
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -48,14 +49,14 @@ def follow(made: GameSession, ways: tuple[list[str], ...] = WAYS) -> list[list[n
     return shown
 
 
-def game(env: str, recipe: str = "reverie") -> Games:
-    """One copy of a tiny game, as the recipe sees it."""
-    return make_games(env, preset(recipe, "toy").game, 1)
+def game(env: str, recipe: str = "reverie", size: int | str = 64) -> Games:
+    """One copy of a tiny game, as the recipe sees it, but for the size of its frames."""
+    return make_games(env, replace(preset(recipe, "toy").game, size=size), 1)
 
 
-def played(env: str, steps: int, seed: int = 0, recipe: str = "reverie") -> Episode:
+def played(env: str, steps: int, seed: int = 0, recipe: str = "reverie", size: int | str = 64) -> Episode:
     """A random game of so many steps."""
-    games, rng = game(env, recipe), np.random.default_rng(seed)
+    games, rng = game(env, recipe, size), np.random.default_rng(seed)
     recording = Recording(games.spec, games.reset([seed])[0], seed=seed)
     for _ in range(steps):
         if games.spec.discrete:
@@ -67,22 +68,24 @@ def played(env: str, steps: int, seed: int = 0, recipe: str = "reverie") -> Epis
     return recording.finish()
 
 
-def parts(env: str = "Catch-v0", *, starts: int = 3, recipe: str = "reverie") -> Parts:
+def parts(
+    env: str = "Catch-v0", *, starts: int = 3, recipe: str = "reverie", size: int | str = 64
+) -> Parts:  # fmt: skip
     """An untrained model of the game, with noise on every parameter so that nothing it says is 0."""
-    games = game(env, recipe)
+    games = game(env, recipe, size)
     agent = build.agent(preset(recipe, "toy"), games.spec)
     with torch.no_grad():
         for parameter in agent.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     sooner(agent.world_model, -20)  # else its dreams would end at once
-    whole = played(env, 40, recipe=recipe)
+    whole = played(env, 40, recipe=recipe, size=size)
     cuts = range(0, 4 * starts, 4)
     frame = torch.from_numpy(np.stack([whole.frame[at : at + CONTEXT] for at in cuts]))
     action = torch.from_numpy(np.stack([whole.action[at : at + CONTEXT - 1] for at in cuts]))
     controls = Controls.of(games)
     games.close()
     world = World(agent.world_model, Starts(frame, action), controls)
-    return Parts(env, world, agent.learner, partial(game, env, recipe))
+    return Parts(env, world, agent.learner, partial(game, env, recipe, size))
 
 
 def sooner(model: WorldModel, by: float) -> None:

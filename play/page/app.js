@@ -129,6 +129,7 @@ function panels(names) {
 function paint(canvas, rgb, width, height) {
   if (canvas.width !== width || canvas.height !== height || !canvas.image) {
     Object.assign(canvas, { width, height });
+    canvas.parentElement.style.setProperty("--aspect", width / height);
     canvas.image = new ImageData(width, height);
     canvas.brush = canvas.getContext("2d", { alpha: false });
     canvas.image.data.fill(255);

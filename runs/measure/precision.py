@@ -42,9 +42,7 @@ def measure(loaded: Loaded) -> list[dict[str, Any]]:
     """A row for each number format. Raises UserError for a run of another recipe."""
     model = loaded.agent.world_model
     if not isinstance(model, Iris):
-        raise UserError(
-            f"This run's recipe is {loaded.config.recipe}: precision measures iris and iris_ac."
-        )
+        raise UserError(f"This run's recipe is {loaded.config.recipe}: precision measures iris and iris_ac.")
     frame, action = loaded.starts
     steps = min(action.shape[1], model.config.context_frames - 1)
     tokens = model.encode(to_unit(frame[:, : steps + 1]))  # (S, T + 1, N)

@@ -18,6 +18,7 @@ pytest.importorskip("starlette", reason="the extra [play] is not installed")
 pytest.importorskip("playwright", reason="Playwright is not installed (extra [test])")
 
 from play.connection import ServerState  # noqa: E402
+from play.snapshot import Parts  # noqa: E402
 from runs.measure import browser  # noqa: E402
 
 if os.environ.get("CI"):
@@ -38,7 +39,10 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def server_state(tmp_path: Path) -> ServerState:
-    parts = tables.parts()
+    return serving(tables.parts(), tmp_path)
+
+
+def serving(parts: Parts, tmp_path: Path) -> ServerState:
     return ServerState(
         parts, {"run": "toy"}, tmp_path / "videos", tmp_path / "human", partial(GameSession, parts, fps=30)
     )
@@ -187,6 +191,19 @@ def test_two_tabs_and_a_closed_one(chromium: Any, page: Any, url: str, server_st
             break
         page.wait_for_timeout(50)
     assert len(server_state.connections) == 1
+
+
+@pytest.mark.parametrize("size", ["112x48", "48x112"])
+def test_a_picture_keeps_its_shape(chromium: Any, tmp_path: Path, size: str) -> None:
+    """Height x width: the canvas has so many pixels, is shown in that shape, and fits the window."""
+    height, width = map(int, size.split("x"))
+    with browser.served(serving(tables.parts(size=size), tmp_path)) as url:
+        page = opened(chromium, url, viewport={"width": 1280, "height": 800})
+        assert page.evaluate("[canvas_dream.height, canvas_dream.width]") == [height, width]
+        box = page.locator("#canvas_dream").bounding_box()
+        assert box["height"] / box["width"] == pytest.approx(height / width, rel=0.02)
+        assert 200 < max(box["height"], box["width"]) <= 520
+        page.close()
 
 
 def test_a_phone(chromium: Any, url: str) -> None:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
+import torch
 
+from agent.dream_video import Comparison, side_by_side, strip
 from agent.replay import Replay, ReplayConfig
 from envs.episode import Episode
 from play.film import Film, Recorder, film, panel
@@ -92,6 +95,29 @@ def test_film_without_a_display(tmp_path: Path) -> None:
     last = panel(made.now.pictures())
     assert frames[-1].shape == last.shape and np.abs(frames[-1].astype(int) - last).mean() < 12
     made.close()
+
+
+@pytest.mark.parametrize("size", [(84, 64), (112, 80), (210, 160), (35, 27)], ids=str)
+def test_pictures_keep_their_own_shape_on_film(size: tuple[int, int], tmp_path: Path) -> None:
+    """Height x width, enlarged by a whole factor, here with only the lower right corner bright."""
+    height, width = size
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[height // 2 :, width // 2 :] = 255
+    factor = max(1, 256 // height)
+    shown = panel({"real": picture, "dream": picture})
+    high, wide = height * factor, 2 * width * factor + 8
+    assert shown.shape == (high + high % 2, wide + wide % 2, 3)
+    video = Film(tmp_path / "film.mp4", 15)
+    video.add(shown)
+    assert video.close() is not None
+    (frame,) = frames_of(tmp_path / "film.mp4")
+    assert frame.shape == shown.shape and np.abs(frame.astype(int) - shown).mean() < 8
+
+
+def test_dream_strips_keep_the_pictures_shape() -> None:
+    seen = Comparison(*(torch.rand(1, 10, 3, 84, 60) for _ in range(3)))
+    assert strip(seen, 0, count=5).shape == (3 * (2 * 84 + 4), 5 * (2 * 60 + 4), 3)
+    assert side_by_side(seen, 0).shape == (10, 3 * 84, 3 * 3 * 60 + 2 * 2, 3)
 
 
 def test_another_mode_begins_another_video(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ class Held:
 def test_a_run_under_atari100k_learns_five_endings_of_a_game_and_counts_one_return() -> None:
     found = []
     for life_loss in (True, False):
-        games = opened(make_games("ALE/Breakout-v5", GameConfig(**{**PROTOCOLS["atari100k"], "life_loss": life_loss}), 1))
+        config = GameConfig(**{**PROTOCOLS["atari100k"], "life_loss": life_loss})
+        games = opened(make_games("ALE/Breakout-v5", config, 1))
         replay = Replay(None, games.spec, ReplayConfig(), seed=0)
         collector = Collector(games, replay, Held(), seed=1)  # type: ignore[arg-type]
         found.append(next(ended for ended in (collector.collect(50) for _ in range(40)) if ended)[0])
