@@ -13,7 +13,7 @@ from envs.errors import UserError
 PERSONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
-def guarded(work: Callable[[], None]) -> int:
+def guarded(work: Callable[[], object]) -> int:
     """Runs `work`; a mistake that a person can repair becomes one sentence on standard error and exit code 2."""
     # `kill` ends a run as Ctrl-C does; so does Ctrl-C itself where a shell had it ignored, as for background jobs.
     if threading.current_thread() is threading.main_thread():
