@@ -1,1 +1,1 @@
-"""The playable engine: a world model at the table, in the browser, in a window, on film."""
+"""The playable engine: a world model to play with, in the browser, in a window, on film."""

@@ -1,4 +1,4 @@
-"""A visitor of the page: what its websocket brings in, the clock of its table, and what goes out.
+"""A visitor of the page: what its websocket brings in, the clock of its session, and what goes out.
 
 To the server: JSON objects. {"keys": [...], "back": bool, "id": n}: what is held now; {"ack": n}: frame n is drawn;
 {"do": command, "value": ...}: a command of `Visitor.COMMANDS`.
@@ -49,12 +49,12 @@ class ServerState:
     about: dict[str, Any]  # of the run, for the page
     videos: Path
     episodes: Path | None
-    table: Callable[[], GameSession]  # makes a visitor's table
+    session: Callable[[], GameSession]  # makes a visitor's session
     threads: int = 1
     connections: set[Connection] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.work = ThreadPoolExecutor(1, "table", torch.set_num_threads, (self.threads,))
+        self.work = ThreadPoolExecutor(1, "session", torch.set_num_threads, (self.threads,))
 
     async def run(self, function: Callable[..., Result], *given: Any) -> Result:
         """Calls a function in the computing thread, one after the other."""
@@ -62,7 +62,7 @@ class ServerState:
 
 
 class Connection:
-    """One websocket: what comes in, the clock of its table, what goes out."""
+    """One websocket: what comes in, the clock of its session, what goes out."""
 
     COMMANDS = (
         "pause", "step", "save", "load", "reset", "sync", "record", "mode", "player", "temperature", "fps", "rewind",
@@ -80,13 +80,13 @@ class Connection:
         self.wake, self.ready = asyncio.Event(), asyncio.Event()
 
     async def stay(self) -> None:
-        """Serves the visitor until it leaves, then frees its table."""
+        """Serves the visitor until it leaves, then frees its session."""
         try:
-            self.table = await self.server_state.run(self.server_state.table)
+            self.session = await self.server_state.run(self.server_state.session)
         except UserError as problem:
             await self.socket.send_json({"error": str(problem)})
             return
-        self.recorder = Recorder(self.table, self.server_state.videos, self.server_state.episodes)
+        self.recorder = Recorder(self.session, self.server_state.videos, self.server_state.episodes)
         self.say(hello=self._hello())
         tasks = [asyncio.create_task(self._play()), asyncio.create_task(self._write())]
         try:
@@ -146,12 +146,12 @@ class Connection:
             frame = await self._ticked()
             if frame is not None:
                 self._post(frame)
-            if self.table.now.done and not self.table.paused:
+            if self.session.now.done and not self.session.paused:
                 await self._rest(PAUSE)
-            if self.table.paused and not self.back and not self.commands:
+            if self.session.paused and not self.back and not self.commands:
                 await self._rest(None)
                 due = loop.time()
-            due = max(due + 1 / self.table.fps, loop.time())
+            due = max(due + 1 / self.session.fps, loop.time())
             await asyncio.sleep(due - loop.time())
 
     async def _ticked(self) -> bytes | None:
@@ -161,11 +161,11 @@ class Connection:
         except UserError as problem:
             self.say(error=str(problem))
         except OSError as problem:
-            self.table.recording = False
+            self.session.recording = False
             self.say(error=f"The recording cannot be written: {problem.strerror or problem}.")
         except Exception:  # a fault in the program; the other visitors play on
-            log.exception("a table failed")
-            self.table.paused = True
+            log.exception("a session failed")
+            self.session.paused = True
             self.say(error="The game met a fault and is paused; its record is in the server's terminal.")
         return await self.server_state.run(self._packed)
 
@@ -183,32 +183,32 @@ class Connection:
         while self.commands:
             self._obey(*self.commands.popleft())
         self.seen = self.input
-        if self.table.turn(self.held, back=self.back):
+        if self.session.turn(self.held, back=self.back):
             self._saved(self.recorder.add())
             moved = True
         return self._packed() if moved else None
 
     def _obey(self, command: str, value: Any) -> None:
-        table = self.table
+        session = self.session
         if command == "pause":
-            table.paused = bool(value) if value is not None else not table.paused
+            session.paused = bool(value) if value is not None else not session.paused
         elif command == "step":
-            table.paused = True
-            table.step(self.held)
+            session.paused = True
+            session.step(self.held)
             self._saved(self.recorder.add())
         elif command == "rewind":
-            table.rewind(_whole("rewind", value, 1))
+            session.rewind(_whole("rewind", value, 1))
         elif command == "reset":
-            table.reset(None if value is None else _whole("reset", value, 0))
+            session.reset(None if value is None else _whole("reset", value, 0))
         elif command == "record":
-            if table.recording:
+            if session.recording:
                 self._saved(self.recorder.stop())
             else:
                 self.recorder.start()
         elif command in ("save", "load", "sync"):
-            getattr(table, command)()
+            getattr(session, command)()
         else:
-            getattr(table, f"set_{command}")(value)
+            getattr(session, f"set_{command}")(value)
 
     def _saved(self, files: list[Path]) -> None:
         for path in files:
@@ -224,9 +224,9 @@ class Connection:
         self.ready.set()
 
     def _packed(self) -> bytes:
-        pictures = self.table.now.pictures()
+        pictures = self.session.now.pictures()
         shape = next(iter(pictures.values())).shape
-        about = self.table.to_dict() | {
+        about = self.session.to_dict() | {
             "pictures": list(pictures), "height": shape[0], "width": shape[1], "input": self.seen,
             "dropped": self.dropped,
         }  # fmt: skip
@@ -252,7 +252,7 @@ class Connection:
             self.recorder.stop()
         except OSError as problem:
             log.warning("a recording was lost: %s", problem)
-        self.table.close()
+        self.session.close()
 
     def _hello(self) -> dict[str, Any]:
         parts, controls = self.server_state.parts, self.server_state.parts.world.controls

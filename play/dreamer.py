@@ -62,8 +62,8 @@ class Dreamer(DreamBatch):
     def look(self, side: View) -> tuple[Tensor, Estimate]:
         """What the policy sees (1, F), and what it makes of it."""
         view = self.model.features(side.state)
-        value, chances = self.parts.learner.value(view), self.policy.probabilities(view)
-        listed = None if chances is None else chances[0].float().tolist()
+        value, probabilities = self.parts.learner.value(view), self.policy.probabilities(view)
+        listed = None if probabilities is None else probabilities[0].float().tolist()
         return view, Estimate(None if value is None else float(value), listed)
 
     def condensed(self, moment: Snapshot) -> Snapshot:

@@ -1,4 +1,4 @@
-"""Recordings: an mp4 (H.264) that grows picture by picture, and one of a table without any display."""
+"""Recordings: an mp4 (H.264) that grows picture by picture, and one of a session without any display."""
 
 from __future__ import annotations
 
@@ -83,30 +83,30 @@ class Film:
 class Recorder:
     """What a visitor records: videos of all that is shown, and the real game as a person played it."""
 
-    def __init__(self, table: GameSession, videos: Path, episodes: Path | None) -> None:
+    def __init__(self, session: GameSession, videos: Path, episodes: Path | None) -> None:
         """`videos` and `episodes` are folders; without the latter no episode is kept."""
-        self.table, self.videos, self.episodes = table, videos, episodes
+        self.session, self.videos, self.episodes = session, videos, episodes
         self._film: Film | None = None
 
     def start(self) -> None:
         """Begins a video."""
-        self.table.record(True)
+        self.session.record(True)
 
     def add(self) -> list[Path]:
         """Takes in the present moment, while recording; returns the files that this has completed."""
         done = self._saved()
-        if self.table.recording:
-            picture = panel(self.table.now.pictures())
+        if self.session.recording:
+            picture = panel(self.session.now.pictures())
             if self._film is not None and self._film.shape not in (None, picture.shape):
                 done += self._finished()  # another mode has another shape, and so another video
             if self._film is None:
-                self._film = Film(self.videos / f"{_stamp()}.mp4", self.table.fps)
+                self._film = Film(self.videos / f"{_stamp()}.mp4", self.session.fps)
             self._film.add(picture)
         return done
 
     def stop(self) -> list[Path]:
         """Ends the recording; returns the files that this has completed."""
-        self.table.record(False)
+        self.session.record(False)
         return self._saved() + self._finished()
 
     def _finished(self) -> list[Path]:
@@ -116,8 +116,8 @@ class Recorder:
 
     def _saved(self) -> list[Path]:
         saved = []
-        while self.table.episodes:
-            episode = self.table.episodes.pop()
+        while self.session.episodes:
+            episode = self.session.episodes.pop()
             if self.episodes is not None:
                 self.episodes.mkdir(parents=True, exist_ok=True)
                 path = self.episodes / f"{_stamp()}.npz"
@@ -146,17 +146,19 @@ def even(picture: np.ndarray) -> np.ndarray:
     return np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), mode="edge")
 
 
-def film(table: GameSession, path: Path, steps: int, tell: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
+def film(
+    session: GameSession, path: Path, steps: int, tell: Callable[[int], None] = lambda done: None
+) -> dict[str, Any]:
     """Plays `steps` steps without a display and films them; returns what happened, as plain JSON values."""
-    video, began = Film(path, table.fps), time.perf_counter()
-    total, games, side = 0.0, 1, "dream" if table.now.real is None else "real"
+    video, began = Film(path, session.fps), time.perf_counter()
+    total, games, side = 0.0, 1, "dream" if session.now.real is None else "real"
     try:
-        video.add(panel(table.now.pictures()))
+        video.add(panel(session.now.pictures()))
         for done in range(steps):
-            table.step()
-            video.add(panel(table.now.pictures()))
-            if table.now.step:
-                total += table.to_dict()["sides"][side]["reward"] or 0.0
+            session.step()
+            video.add(panel(session.now.pictures()))
+            if session.now.step:
+                total += session.to_dict()["sides"][side]["reward"] or 0.0
             else:
                 games += 1
             tell(done + 1)

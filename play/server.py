@@ -1,4 +1,4 @@
-"""The page and its websocket: each visitor has a table of its own, and nothing that one sends ends the server."""
+"""The page and its websocket: each visitor has a session of its own, and nothing that one sends ends the server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def app(server_state: ServerState) -> Starlette:
             return
         await socket.accept()
         if len(server_state.connections) >= VISITORS:
-            await socket.send_json({"error": f"All {VISITORS} tables are taken: close another tab and try again."})
+            await socket.send_json({"error": f"All {VISITORS} games are taken: close another tab and try again."})
             await socket.close(1013)
             return
         connection = Connection(socket, server_state)

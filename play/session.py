@@ -72,13 +72,13 @@ class GameSession:
         with self.dreamer.rng_scope():
             real = self.dreamer.follow(now.real, action, brought) if now.real is not None and brought else None
             dream = self.dreamer.dream(now.dream, action, self.temperature) if now.dream is not None else None
-            view, mind = self._look(real, dream)
+            view, estimate = self._look(real, dream)
         self._times.append(1e3 * (time.perf_counter() - played + thought - began))
         if brought is not None and now.real is not None:
             self._record(now.real.frame, action, brought)
         horizon = now.horizon + 1 if dream is not None else 0
         self._arrive(now._replace(
-            step=now.step + 1, horizon=horizon, dream=dream, real=real, memory=memory, view=view, mind=mind,
+            step=now.step + 1, horizon=horizon, dream=dream, real=real, memory=memory, view=view, estimate=estimate,
             action=action, rng_state=self.dreamer.rng_state,
             position=self._real.position if self._real is not None else None,
         ))  # fmt: skip
@@ -143,9 +143,9 @@ class GameSession:
             dream = None
         real = None if chosen == "dream" else now.real
         with self.dreamer.rng_scope():
-            view, mind = self._look(real, dream)
+            view, estimate = self._look(real, dream)
         horizon = now.horizon if dream is not None else 0
-        self._arrive(now._replace(mode=chosen, dream=dream, real=real, view=view, mind=mind, horizon=horizon))
+        self._arrive(now._replace(mode=chosen, dream=dream, real=real, view=view, estimate=estimate, horizon=horizon))
 
     def set_player(self, player: str) -> None:
         """Puts a person, the agent or chance at the controls."""
@@ -179,12 +179,14 @@ class GameSession:
         now = self.now
         times = np.percentile(self._times, (50, 95)).tolist() if self._times else (None, None)
         action = list(now.action) if isinstance(now.action, tuple) else now.action
-        chances = None if now.mind.chances is None else [number(chance) for chance in now.mind.chances]
+        probabilities = (
+            None if now.estimate.probabilities is None else [number(chance) for chance in now.estimate.probabilities]
+        )
         return {
             "mode": now.mode, "player": self.player, "paused": self.paused, "recording": self.recording,
             "temperature": self.temperature, "fps": self.fps, "seed": now.seed, "start": now.start, "step": now.step,
-            "horizon": now.horizon, "action": action, "value": number(now.mind.value), "chances": chances,
-            "sides": {name: side.to_dict() for name, side in (("real", now.real), ("dream", now.dream)) if side},
+            "horizon": now.horizon, "action": action, "value": number(now.estimate.value), "probabilities": probabilities,
+            "views": {name: side.to_dict() for name, side in (("real", now.real), ("dream", now.dream)) if side},
             "model_ms": [number(value, 2) for value in times], "back": len(self._past), "kept": self._kept is not None,
         }  # fmt: skip
 
@@ -211,10 +213,10 @@ class GameSession:
             return self._first(mode, seed, None, dream=dream, real=real)
 
     def _first(self, mode: str, seed: int, start: int | None, *, dream: View | None, real: View | None) -> Snapshot:
-        view, mind = self._look(real, dream)
+        view, estimate = self._look(real, dream)
         position = self._real.position if self._real is not None and real is not None else None
         memory, rng_state = self.dreamer.policy.initial(1), self.dreamer.rng_state
-        return Snapshot(mode, seed, start, 0, 0, dream, real, memory, view, mind, None, rng_state, position)
+        return Snapshot(mode, seed, start, 0, 0, dream, real, memory, view, estimate, None, rng_state, position)
 
     # ---- one step ----
     def _choose(self, held: Collection[str]) -> tuple[Action, Tree]:

@@ -54,7 +54,7 @@ class Estimate(NamedTuple):
     """What the agent makes of a moment, whoever plays."""
 
     value: float | None  # the return it expects from here on
-    chances: list[float] | None  # of each discrete action
+    probabilities: list[float] | None  # of each discrete action
 
 
 class Snapshot(NamedTuple):
@@ -69,7 +69,7 @@ class Snapshot(NamedTuple):
     real: View | None
     memory: Tree  # of the policy
     view: Tensor  # (1, F) what the policy sees
-    mind: Estimate
+    estimate: Estimate
     action: Action | None  # that led here
     rng_state: tuple[Tensor, ...]  # of torch's generators
     position: ReplayPosition | None  # where the real game stands

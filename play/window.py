@@ -20,12 +20,12 @@ NAMES = {"return": "enter"}  # pygame's names that differ from ours
 
 
 class Window:
-    """The table's pictures, what is told about them, and the keyboard."""
+    """The session's pictures, what is said about them, and the keyboard."""
 
-    def __init__(self, table: GameSession, recorder: Recorder) -> None:
+    def __init__(self, session: GameSession, recorder: Recorder) -> None:
         """Raises UserError where there is no display."""
-        self.table, self.recorder = table, recorder
-        controls = table.parts.world.controls
+        self.session, self.recorder = session, recorder
+        controls = session.parts.world.controls
         self.commands = {key.key: key.command for key in keys.free(controls)}
         self.help = [f"{key.key:>9}  {key.words}" for key in keys.free(controls)]
         self.help = [f"{line['keys']:>9}  {line['words']}" for line in keys.spoken(controls)] + ["", *self.help]
@@ -33,7 +33,7 @@ class Window:
         self.zoom, self.show_help, self.message = 0, False, "h lists the keys"
         pygame.font.init()
         self.font = pygame.font.Font(None, LINE)
-        self.surface = open_window(640, 480, f"{table.parts.name}, dreamloop", resizable=True)
+        self.surface = open_window(640, 480, f"{session.parts.name}, dreamloop", resizable=True)
         self.clock = pygame.time.Clock()
 
     def run(self) -> None:
@@ -41,12 +41,12 @@ class Window:
         self.draw()
         while self.listen():
             try:
-                moved = self.table.turn(self.held, back="backspace" in self.held and "backspace" in self.commands)
+                moved = self.session.turn(self.held, back="backspace" in self.held and "backspace" in self.commands)
                 self.tell(self.recorder.add() if moved else [])
             except UserError as problem:
                 self.message = str(problem)
             self.draw()
-            self.clock.tick(self.table.fps)
+            self.clock.tick(self.session.fps)
 
     def listen(self) -> bool:
         """Takes in what was pressed; False when the window is to close."""
@@ -67,28 +67,28 @@ class Window:
 
     def obey(self, command: str) -> None:
         """One command of `play.keys`; a mistake becomes a line on the display."""
-        table, was = self.table, self.table.temperature
+        session, was = self.session, self.session.temperature
         try:
             match command:
                 case "pause":
-                    table.paused = not table.paused
+                    session.paused = not session.paused
                 case "step":
-                    table.paused = True
-                    table.step(self.held)
+                    session.paused = True
+                    session.step(self.held)
                     self.tell(self.recorder.add())
                 case "save" | "load" | "reset" | "sync":
-                    getattr(table, command)()
+                    getattr(session, command)()
                 case "mode":
-                    table.set_mode(_next(MODES, table.now.mode))
+                    session.set_mode(_next(MODES, session.now.mode))
                 case "player":
-                    table.set_player(_next(PLAYERS, table.player))
+                    session.set_player(_next(PLAYERS, session.player))
                 case "warmer" | "cooler":
-                    table.set_temperature(
+                    session.set_temperature(
                         min(HOTTEST, max(0.0, round(was + (0.1 if command == "warmer" else -0.1), 2)))
                     )
                 case "faster" | "slower":
-                    table.set_fps(min(MOST_FPS, max(1, round(table.fps * (1.25 if command == "faster" else 0.8)))))
-                case "record" if table.recording:
+                    session.set_fps(min(MOST_FPS, max(1, round(session.fps * (1.25 if command == "faster" else 0.8)))))
+                case "record" if session.recording:
                     self.tell(self.recorder.stop())
                 case "record":
                     self.recorder.start()
@@ -106,7 +106,7 @@ class Window:
 
     def draw(self) -> None:
         """The pictures, and lines of text below."""
-        picture = panel(self.table.now.pictures())
+        picture = panel(self.session.now.pictures())
         picture = picture.repeat(SCALES[self.zoom], 0).repeat(SCALES[self.zoom], 1)
         lines = self.help if self.show_help else self.lines()
         width = max(picture.shape[1], 560) + 2 * MARGIN
@@ -124,7 +124,7 @@ class Window:
 
     def lines(self) -> list[str]:
         """What the display says."""
-        told = self.table.to_dict()
+        told = self.session.to_dict()
         sides = [
             f"{name}: return {side['return']}, reward {side['reward']}, goes on {side['cont']}"
             for name, side in told["sides"].items()
@@ -140,14 +140,14 @@ class Window:
         ]
 
 
-def show(table: GameSession, videos: Path, episodes: Path | None) -> None:
+def show(session: GameSession, videos: Path, episodes: Path | None) -> None:
     """Opens the window and plays until it is closed. Raises UserError where there is no display."""
-    recorder = Recorder(table, videos, episodes)
+    recorder = Recorder(session, videos, episodes)
     try:
-        Window(table, recorder).run()
+        Window(session, recorder).run()
     finally:
         recorder.stop()
-        table.close()
+        session.close()
         pygame.quit()
 
 

@@ -17,7 +17,7 @@ def imagine(
 ) -> Trajectory:  # fmt: skip
     """Dreams `horizon` steps from states (B, ...). Uses the default generator; fork it for reproducible dreams.
 
-    `memory` is the policy's before it sees the first state; None: a blank one.
+    `memory` is the policy's before it sees the first state; None: the initial one.
     Without `keep_views` only the last view and no action is kept: rewards and continuations alone are small.
     """
     memory = before = policy.initial(state.latent.shape[0]) if memory is None else memory

@@ -51,8 +51,7 @@ def metrics(config: Config) -> dict[str, Metric]:
 
     Torch's generator is left alone.
     """
-    side = config.game.size
-    spec = Spec((1 if config.game.gray else 3, side, side), 2, True)  # the names do not depend on the game
+    spec = Spec(config.game.frame_shape, 2, True)  # the names do not depend on the game
     with torch.random.fork_rng(devices=[]):
         return declared_metrics(agent(config, spec, "meta"))
 

@@ -142,7 +142,7 @@ class LSTM(nn.Module):
         return self._cell(memory, F.linear(self._with_one(x), self.weights[0]))
 
     def scan(self, x: Tensor) -> Tree:
-        """(B, T, I) -> memories (B, T, H) before each input, the first of them blank."""
+        """(B, T, I) -> memories (B, T, H) before each input, the first of them initial."""
         projected = F.linear(self._with_one(x[:, :-1]), self.weights[0])  # all times in one matrix product
         memories = [self.initial(x.shape[0])]
         for gates in projected.unbind(1):

@@ -11,7 +11,7 @@ const ZOOMS = [1, 1.35, 0.7];
 const TOUCH = matchMedia("(pointer: coarse)").matches || new URLSearchParams(location.search).has("touch");
 
 // Read by tests and by the benchmark as well.
-const play = { hello: null, told: null, frames: 0, latencies: [], connected: false };
+const play = { hello: null, state: null, frames: 0, latencies: [], connected: false };
 window.play = play;
 
 let socket, commands = new Map(), gameKeys = new Set(), zoom = 0;
@@ -64,7 +64,7 @@ function greet(hello) {
   list($("game_keys"), hello.game_keys.map(({ keys, words }) => [keys, words]));
   list($("play_keys"), hello.keys.map(({ key, words }) => [key, words]));
   $("temperature").max = hello.hottest;
-  $("chances").replaceChildren();
+  $("probabilities").replaceChildren();
   for (const button of document.querySelectorAll("#transport button")) {
     button.querySelector("kbd")?.remove();
     const key = hello.keys.find(({ key }) => key === button.dataset.key);
@@ -94,19 +94,19 @@ function list(place, pairs) {
 // ---- pictures ----
 function see(data) {
   const size = new DataView(data).getUint32(0, true);
-  const told = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, size)));
-  const { width, height, pictures } = told;
+  const state = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, size)));
+  const { width, height, pictures } = state;
   panels(pictures);
   const bytes = width * height * 3;
   pictures.forEach((name, i) => paint($(`canvas_${name}`), new Uint8Array(data, 4 + size + i * bytes, bytes), width, height));
-  play.told = told;
+  play.state = state;
   play.frames += 1;
   send({ ack: play.frames + acknowledged });
   const now = performance.now();
   drawnAt.push(now);
   while (drawnAt[0] < now - 2000) drawnAt.shift();
   for (const [id, at] of sentAt) {
-    if (id > told.input) continue;
+    if (id > state.input) continue;
     sentAt.delete(id);
     requestAnimationFrame(() => {
       play.latencies.push(performance.now() - at);
@@ -149,53 +149,53 @@ function refresh(now) {
   if (!dirty || now - figuresAt < 150) return;
   dirty = false;
   figuresAt = now;
-  const { told } = play;
-  for (const [name, side] of Object.entries(told.sides)) {
+  const { state } = play;
+  for (const [name, side] of Object.entries(state.views)) {
     const figure = $(`figure_${name}`);
     figure.classList.toggle("over", side.over);
     figure.querySelector("span").textContent = side.over ? "over" : `return ${fixed(side.return, 1)}`;
   }
   for (const key of ["mode", "player"]) {
     for (const button of $(key).children) {
-      button.classList.toggle("on", button.dataset.value === told[key]);
-      button.setAttribute("aria-pressed", button.dataset.value === told[key]);
+      button.classList.toggle("on", button.dataset.value === state[key]);
+      button.setAttribute("aria-pressed", button.dataset.value === state[key]);
     }
   }
   const pause = document.querySelector("[data-do=pause]");
-  pause.classList.toggle("on", told.paused);
-  pause.querySelector("span").textContent = told.paused ? "Go on" : "Pause";
+  pause.classList.toggle("on", state.paused);
+  pause.querySelector("span").textContent = state.paused ? "Go on" : "Pause";
   const record = document.querySelector("[data-do=record]");
-  record.classList.toggle("on", told.recording);
-  record.querySelector("span").textContent = told.recording ? "Stop" : "Record";
-  document.querySelector("[data-do=load]").disabled = !told.kept;
-  document.querySelector("[data-do=rewind]").disabled = !told.back;
-  $("sync").hidden = told.mode !== "both";
-  slide("temperature", told.temperature, told.temperature.toFixed(2));
-  slide("fps", toSlider(told.fps), Math.round(told.fps));
-  $("note").textContent = note(told);
-  figures(told);
-  mind(told);
+  record.classList.toggle("on", state.recording);
+  record.querySelector("span").textContent = state.recording ? "Stop" : "Record";
+  document.querySelector("[data-do=load]").disabled = !state.kept;
+  document.querySelector("[data-do=rewind]").disabled = !state.back;
+  $("sync").hidden = state.mode !== "both";
+  slide("temperature", state.temperature, state.temperature.toFixed(2));
+  slide("fps", toSlider(state.fps), Math.round(state.fps));
+  $("note").textContent = note(state);
+  figures(state);
+  estimate(state);
 }
-function note(told) {
-  if (told.recording && told.mode === "dream") return "Recording a video";
-  if (told.recording) return told.player === "human" ? "Recording: video, and your play as an episode to learn from" : "Recording a video";
-  if (told.paused) return "Paused";
-  if (told.player !== "human") return `${LABELS[told.player]} plays; c gives you the game`;
+function note(state) {
+  if (state.recording && state.mode === "dream") return "Recording a video";
+  if (state.recording) return state.player === "human" ? "Recording: video, and your play as an episode to learn from" : "Recording a video";
+  if (state.paused) return "Paused";
+  if (state.player !== "human") return `${LABELS[state.player]} plays; c gives you the game`;
   return TOUCH ? "" : hint;
 }
-function figures(told) {
-  const side = told.sides.real ?? told.sides.dream, dream = told.sides.dream ?? told.sides.real;
+function figures(state) {
+  const side = state.views.real ?? state.views.dream, dream = state.views.dream ?? state.views.real;
   const seconds = drawnAt.length > 1 ? (drawnAt.at(-1) - drawnAt[0]) / 1000 : 0;
   const sorted = [...play.latencies.slice(-50)].sort((a, b) => a - b);
   const rows = [
     ["frames a second", seconds ? ((drawnAt.length - 1) / seconds).toFixed(1) : "-"],
-    ["model, median", ms(told.model_ms[0])], ["model, 95th percentile", ms(told.model_ms[1])],
+    ["model, median", ms(state.model_ms[0])], ["model, 95th percentile", ms(state.model_ms[1])],
     ["key to picture", sorted.length ? ms(sorted[sorted.length >> 1]) : "-"],
     ["reward", fixed(side.reward, 2)], ["return", fixed(side.return, 1)],
     ["continuation", dream.cont === null ? "-" : `${(100 * dream.cont).toFixed(1)} %`],
-    ["dreamed since real", told.sides.dream ? `${told.horizon} steps` : "-"],
-    ["step", told.step], ["start", told.start === null ? "the game's" : `${told.start + 1} of ${play.hello.starts}`],
-    ["seed", told.seed], ["frames dropped", told.dropped],
+    ["dreamed since real", state.views.dream ? `${state.horizon} steps` : "-"],
+    ["step", state.step], ["start", state.start === null ? "the game's" : `${state.start + 1} of ${play.hello.starts}`],
+    ["seed", state.seed], ["frames dropped", state.dropped],
   ];
   const place = $("figures");
   if (!place.children.length) {
@@ -207,22 +207,22 @@ function figures(told) {
   }
   rows.forEach(([, value], i) => { place.children[i].lastChild.textContent = value; });
 }
-function mind(told) {
-  $("value").textContent = fixed(told.value, 2);
-  trace.push(told.value ?? 0);
+function estimate(state) {
+  $("value").textContent = fixed(state.value, 2);
+  trace.push(state.value ?? 0);
   if (trace.length > 160) trace.shift();
   draw($("trace"), trace);
-  const place = $("chances"), names = play.hello.actions;
-  const values = told.chances ?? (Array.isArray(told.action) ? told.action.map((value) => (value + 1) / 2) : []);
+  const place = $("probabilities"), names = play.hello.actions;
+  const values = state.probabilities ?? (Array.isArray(state.action) ? state.action.map((value) => (value + 1) / 2) : []);
   if (place.children.length !== 3 * values.length) {
     place.replaceChildren(...values.flatMap((_, i) => [
       Object.assign(document.createElement("span"), { textContent: names[i].toLowerCase() }), document.createElement("i"), document.createElement("em"),
     ]));
   }
   values.forEach((value, i) => {
-    place.children[3 * i].classList.toggle("taken", told.action === i);
+    place.children[3 * i].classList.toggle("taken", state.action === i);
     place.children[3 * i + 1].style.setProperty("--p", (value ?? 0).toFixed(3));
-    place.children[3 * i + 2].textContent = told.chances ? `${Math.round(100 * value)} %` : fixed(told.action[i], 2);
+    place.children[3 * i + 2].textContent = state.probabilities ? `${Math.round(100 * value)} %` : fixed(state.action[i], 2);
   });
 }
 function draw(canvas, values) {
@@ -252,11 +252,11 @@ for (const id of ["temperature", "fps"]) $(id).onchange = (event) => event.targe
 // ---- commands ----
 function next(words, now) { return words[(words.indexOf(now) + 1) % words.length]; }
 function command(name) {
-  const { told, hello } = play;
-  if (!told) return;
-  if (name === "mode" || name === "player") give(name, next(hello[`${name}s`], told[name]));
-  else if (name === "warmer" || name === "cooler") give("temperature", Math.min(hello.hottest, Math.max(0, Math.round(20 * told.temperature + (name === "warmer" ? 2 : -2)) / 20)));
-  else if (name === "faster" || name === "slower") give("fps", Math.min(hello.most_fps, Math.max(1, Math.round(told.fps * (name === "faster" ? 1.25 : 0.8)) + (name === "faster" ? 1 : -1))));
+  const { state, hello } = play;
+  if (!state) return;
+  if (name === "mode" || name === "player") give(name, next(hello[`${name}s`], state[name]));
+  else if (name === "warmer" || name === "cooler") give("temperature", Math.min(hello.hottest, Math.max(0, Math.round(20 * state.temperature + (name === "warmer" ? 2 : -2)) / 20)));
+  else if (name === "faster" || name === "slower") give("fps", Math.min(hello.most_fps, Math.max(1, Math.round(state.fps * (name === "faster" ? 1.25 : 0.8)) + (name === "faster" ? 1 : -1))));
   else if (name === "zoom") document.documentElement.style.setProperty("--zoom", ZOOMS[(zoom = (zoom + 1) % ZOOMS.length)]);
   else if (name === "help") $("keys").open ? $("keys").close() : $("keys").showModal();
   else if (name !== "rewind") give(name);
@@ -317,7 +317,7 @@ addEventListener("keyup", (event) => {
 addEventListener("blur", release);
 document.addEventListener("visibilitychange", () => {
   release();
-  if (document.hidden && play.told && !play.told.paused) {
+  if (document.hidden && play.state && !play.state.paused) {
     hiddenPause = true;
     give("pause", true);
   } else if (!document.hidden && hiddenPause) {

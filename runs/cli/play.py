@@ -67,7 +67,7 @@ def play(asked: PlayConfig) -> None:
     """
     _need("imageio_ffmpeg")
     keep_freed_memory()
-    torch.set_num_threads(1)  # see House
+    torch.set_num_threads(1)  # see ServerState
     loaded = load_parts(asked.run, asked.device)
     threads = threads_for(loaded, asked.threads)
     if asked.record is not None or asked.window:

@@ -1,7 +1,7 @@
 """The command `fidelity`: how far ahead a model of discrete latents sees, on held-out games.
 
 From real contexts the model dreams on under the real actions; then its tokens (or one-hot variables) are compared with
-those of the real frames. In Pong also the ball's place. Writes results/foresight.json in the run's folder.
+those of the real frames. In Pong also the ball's place. Writes results/fidelity.json in the run's folder.
 
 Shapes: S contexts, T frames, N tokens or variables of a frame.
 """
@@ -64,7 +64,7 @@ def measure(run: Run, *, contexts: int = CONTEXTS, temperature: float = 0.0, dev
     rows = judge(agent.world_model, batch, config.train.burn_in + 1, temperature, ball=pong)
     command = f"python main.py fidelity run={run.folder}"
     found = {"command": command, "contexts": contexts, "temperature": temperature, "rows": rows}
-    run.result("foresight", found)
+    run.result("fidelity", found)
     return found
 
 

@@ -2,7 +2,7 @@
 
 The agent plays; endings are counted and dreamed over. Each minute (900 steps at 15 a second) is described by rewards,
 continuation and pixels, in Pong also by how often a ball is to be seen, beside the same figures of real frames.
-Writes results/drift.json and results/drift.png in the run's folder: each minute's first frame above one 8 steps later.
+Writes results/long-rollout.json and .png in the run's folder: each minute's first frame above one 8 steps later.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def command(asked: LongRolloutConfig) -> None:
     """Measures, prints and writes."""
     loaded = load_parts(asked.run, asked.device)
     found, strip = measure(loaded, asked)
-    path = keep(loaded.run, "drift", {"env": loaded.config.env} | found)
+    path = keep(loaded.run, "long-rollout", {"env": loaded.config.env} | found)
     _, data = cv2.imencode(".png", strip[..., ::-1])
     files.write_atomic(path.with_suffix(".png"), lambda file: file.write(data.tobytes()))
     _show(found, path)

@@ -1,6 +1,6 @@
 """The command `objects`: does the reconstruction keep Pong's ball?
 
-Writes results/ball.json in the run's folder, and results/ball.png: the worst and some ordinary examples.
+Writes results/objects.json in the run's folder, and results/objects.png: the worst and some ordinary examples.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def measure(run: Run, *, frames: int = FRAMES, device: str = "cpu") -> dict[str,
     found = {"episodes": EPISODES, "policy": "sampled"} | judge(sample, shown)
     found |= {"command": f"python main.py objects run={run.folder}", "candidates": sample.candidates}
     found |= {"ram_gap_max_px": round(max(t.memory_gap for t in sample.truth), 3)}
-    run.result("ball", found)
+    run.result("objects", found)
     _, data = cv2.imencode(".png", picture(sample, shown)[..., ::-1])
-    write_atomic(run.folder / "results" / "ball.png", lambda file: file.write(data.tobytes()))
+    write_atomic(run.folder / "results" / "objects.png", lambda file: file.write(data.tobytes()))
     return found
 
 
@@ -136,7 +136,7 @@ def judge(sample: Sample, shown: np.ndarray) -> dict[str, float | int | bool]:
     """Shares of the reconstructions with the ball where it is, and what the detector makes of pictures it should know.
 
     Controls: the detector on the real frames (must find the ball within 1 pixel), on the mean frame instead of every
-    reconstruction (must not find it), and each reconstruction against another frame's ball (what luck is worth).
+    reconstruction (must not find it), and each reconstruction against another frame's ball (what chance is worth).
     """
     centre = sample.centre
     real, kept = distances(sample.frame, centre), distances(shown, centre)

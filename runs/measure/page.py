@@ -2,10 +2,10 @@
 
 `what=speed`: a headless Chromium opens the page while the agent and then a key-presser play. Counted are frames that
 were drawn; the latency is from a key going down to the first picture that knows of it, the browser's next repaint
-included. Writes results/play.json and a picture of the page, results/play.png.
+included. Writes results/page.json and a picture of the page, results/page.png.
 
 `what=stress`: 1,000 malformed messages, 50 visitors that come and go, and one that does not read. The server is a
-process of its own; its memory is read from /proc (Linux) before and after each. Writes results/torture.json.
+process of its own; its memory is read from /proc (Linux) before and after each. Writes results/page-stress.json.
 
 Both write into the run's folder, or into runs/out/ for the model that ships.
 """
@@ -147,8 +147,8 @@ def measure_speed(loaded: Loaded, asked: PageConfig, folder: Path) -> tuple[list
             row = {"mode": mode, "limit": fps, "frames_per_second": round(shown / seconds, 1)}
             # Processor time says what a frame costs on a machine that has other work as well.
             row |= {"server_cores": round(spent / seconds, 2), "server_cpu_ms": round(1e3 * spent / max(1, shown), 2)}
-            model = page.evaluate("play.told.model_ms")
-            row |= {"dropped": page.evaluate("play.told.dropped")}
+            model = page.evaluate("play.state.model_ms")
+            row |= {"dropped": page.evaluate("play.state.dropped")}
             row |= {"model_median_ms": model[0], "model_p95_ms": model[1]} | _latency(page)
             rows.append(row)
         _show(page, "both", 15)
@@ -162,7 +162,7 @@ def _show(page: Any, mode: str, fps: float) -> None:
     """The agent plays so fast, and the page has followed."""
     for command, value in (("mode", mode), ("fps", fps), ("player", "agent")):
         page.evaluate("([command, value]) => give(command, value)", [command, value])
-    page.wait_for_function(f"play.told && play.told.mode === '{mode}' && play.told.fps === {fps}")
+    page.wait_for_function(f"play.state && play.state.mode === '{mode}' && play.state.fps === {fps}")
     page.evaluate("play.frames0 = play.frames")
     page.wait_for_function("play.frames > play.frames0 + 20")
 
@@ -187,7 +187,7 @@ def _latency(page: Any) -> dict[str, float]:
 
 
 def _speed(asked: PageConfig) -> None:
-    torch.set_num_threads(1)  # see House
+    torch.set_num_threads(1)  # see ServerState
     before = os.getloadavg()
     loaded = load_parts(asked.run, asked.device)
     rows, picture = measure_speed(loaded, asked, Path("/nonexistent"))
@@ -198,7 +198,7 @@ def _speed(asked: PageConfig) -> None:
         "peak_mb": peak,
         "rows": rows,
     }
-    path = keep(loaded.run, "play", {"env": loaded.config.env} | found)
+    path = keep(loaded.run, "page", {"env": loaded.config.env} | found)
     files.write_atomic(path.with_suffix(".png"), lambda file: file.write(picture))
     lines = Lines(title=f"{loaded.config.env} in the browser")
     for name in ("", *(row["mode"] for row in rows)):
@@ -325,7 +325,7 @@ def _stress(asked: PageConfig) -> None:
     run = None if asked.run is None else Run.open(asked.run)
     with victim(asked) as server:
         found = measure_stress(server, asked.seconds)
-    path = keep(run, "torture", found)
+    path = keep(run, "page-stress", found)
     console = Console(highlight=False)
     for name, value in found.items():
         console.print(f"{name:30} {value}")

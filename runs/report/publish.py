@@ -69,9 +69,9 @@ def tables(results: Path = RESULTS) -> str:
     formats = ("beside float32", "probability that moves", "KL", "same most likely token")
     sections: list[tuple[tuple[str, ...], list[Sequence[str]]]] = [
         (scores, rows("score", _score)),
-        (balls, rows("ball", _ball)),
-        (ahead, rows("foresight", _foresight)),
-        (pages, rows("play", _plays)),
+        (balls, rows("objects", _objects)),
+        (ahead, rows("fidelity", _fidelity)),
+        (pages, rows("page", _page)),
         (speeds, rows("benchmark", _speed)),
         (costs, rows("iris-speed", _cost)),
         (formats, rows("precision", _format)),
@@ -98,12 +98,12 @@ def _recipe(entry: dict[str, Any]) -> str:
     return f"`{entry['recipe']}` {entry['size']}" + (f", {entry['variant']}" if "variant" in entry else "")
 
 
-def _ball(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+def _objects(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     shares = f"{entry['within_2px']:.1%}", f"{entry['within_1px']:.1%}"
     return [(f"{entry['env']}, {_recipe(entry)}", *shares, str(entry["frames"]), _link(path))]
 
 
-def _foresight(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+def _fidelity(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     return [
         (
             f"{entry['env']}, {_recipe(entry)}", str(row["steps_ahead"]), f"{row['accuracy']:.1%}",
@@ -163,7 +163,7 @@ def _car(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     ]
 
 
-def _plays(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+def _page(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     return [
         (
             f"{entry['env']}, {_recipe(entry)}, {row['mode']}", f"{row['limit']:g}", f"{row['frames_per_second']:.0f}",

@@ -73,7 +73,7 @@ def opened(chromium: Any, url: str, **options: Any) -> Any:
 
 
 def told(page: Any, name: str) -> Any:
-    return page.evaluate(f"play.told.{name}")
+    return page.evaluate(f"play.state.{name}")
 
 
 def picture(page: Any, name: str = "dream") -> str:
@@ -83,9 +83,9 @@ def picture(page: Any, name: str = "dream") -> str:
 @pytest.mark.parametrize(("key", "action"), [("d", 2), ("a", 0), ("ArrowRight", 2), ("ArrowLeft", 0)])
 def test_keys_reach_the_game(page: Any, key: str, action: int) -> None:
     page.keyboard.down(key)
-    page.wait_for_function(f"play.told.action === {action} && play.told.input === 1")
+    page.wait_for_function(f"play.state.action === {action} && play.state.input === 1")
     page.keyboard.up(key)
-    page.wait_for_function("play.told.action === 1")
+    page.wait_for_function("play.state.action === 1")
 
 
 def test_a_gamepad_reaches_the_game(page: Any) -> None:
@@ -96,11 +96,11 @@ def test_a_gamepad_reaches_the_game(page: Any) -> None:
     }""")
     for press, action in (("pad.axes[0] = 1", 2), ("pad.axes[0] = -1", 0), ("pad.buttons[15].pressed = true", 2)):
         page.evaluate(press)
-        page.wait_for_function(f"play.told.action === {action}")
+        page.wait_for_function(f"play.state.action === {action}")
         page.evaluate("pad.axes[0] = 0; pad.buttons[15].pressed = false")
-        page.wait_for_function("play.told.action === 1")
+        page.wait_for_function("play.state.action === 1")
     page.evaluate("pad.buttons[9].pressed = true")
-    page.wait_for_function("play.told.paused")
+    page.wait_for_function("play.state.paused")
 
 
 def test_the_picture_changes_and_stands_still(page: Any) -> None:
@@ -108,59 +108,59 @@ def test_the_picture_changes_and_stands_still(page: Any) -> None:
     before = picture(page)
     page.wait_for_function(f"document.getElementById('canvas_dream').toDataURL() !== '{before}'")
     page.keyboard.press("p")
-    page.wait_for_function("play.told.paused")
+    page.wait_for_function("play.state.paused")
     assert page.locator("#note").inner_text() or page.wait_for_function("document.getElementById('note').textContent")
     still = picture(page)
     page.wait_for_timeout(200)
     assert picture(page) == still
     at = told(page, "step")
     page.keyboard.press("n")
-    page.wait_for_function(f"play.told.step === {at + 1}")
+    page.wait_for_function(f"play.state.step === {at + 1}")
 
 
 def test_rewind_keep_and_return(page: Any) -> None:
-    page.wait_for_function("play.told.step > 20")
+    page.wait_for_function("play.state.step > 20")
     page.keyboard.press("p")
-    page.wait_for_function("play.told.paused")
+    page.wait_for_function("play.state.paused")
     page.keyboard.press("k")
-    page.wait_for_function("play.told.kept")
+    page.wait_for_function("play.state.kept")
     at, kept = told(page, "step"), picture(page)
     page.keyboard.down("Backspace")
-    page.wait_for_function(f"play.told.step < {at - 5}")
+    page.wait_for_function(f"play.state.step < {at - 5}")
     page.keyboard.up("Backspace")
     assert picture(page) != kept
     page.keyboard.press("l")
-    page.wait_for_function(f"play.told.step === {at}")
+    page.wait_for_function(f"play.state.step === {at}")
     assert picture(page) == kept
 
 
 def test_side_by_side(page: Any) -> None:
     page.get_by_role("button", name="Both").click()
-    page.wait_for_function("play.told.mode === 'both' && play.told.step > 3")
+    page.wait_for_function("play.state.mode === 'both' && play.state.step > 3")
     assert page.locator("figcaption b").all_inner_texts() == ["Real game", "Dream", "Difference"]
     page.wait_for_function("document.querySelector('#figure_real span').textContent.startsWith('return')")
     page.get_by_role("button", name="Agent").click()
-    page.wait_for_function("play.told.player === 'agent'")
+    page.wait_for_function("play.state.player === 'agent'")
     page.keyboard.press("b")
-    page.wait_for_function("play.told.horizon < 3")
+    page.wait_for_function("play.state.horizon < 3")
 
 
 def test_sliders(page: Any) -> None:
     page.locator("#temperature").evaluate(
         "(slider) => { slider.value = 0.5; slider.dispatchEvent(new Event('input')) }"
     )
-    page.wait_for_function("play.told.temperature === 0.5")
+    page.wait_for_function("play.state.temperature === 0.5")
     page.keyboard.press("]")
-    page.wait_for_function("play.told.temperature === 0.6")
+    page.wait_for_function("play.state.temperature === 0.6")
 
 
 def test_recording(page: Any, server_state: ServerState) -> None:
     page.keyboard.press("m")
-    page.wait_for_function("play.told.mode === 'real'")
+    page.wait_for_function("play.state.mode === 'real'")
     page.keyboard.press("v")
-    page.wait_for_function("play.told.recording")
+    page.wait_for_function("play.state.recording")
     at = told(page, "step")
-    page.wait_for_function(f"play.told.step > {at + 10}")
+    page.wait_for_function(f"play.state.step > {at + 10}")
     page.keyboard.press("v")
     page.wait_for_selector("#toast.shown a")
     address = page.locator("#toast a").get_attribute("href")
@@ -181,9 +181,9 @@ def test_two_tabs_and_a_closed_one(chromium: Any, page: Any, url: str, server_st
     other = opened(chromium, url)
     assert len(server_state.connections) == 2
     page.keyboard.press("p")
-    page.wait_for_function("play.told.paused")
+    page.wait_for_function("play.state.paused")
     at = told(other, "step")
-    other.wait_for_function(f"play.told.step > {at + 5}")
+    other.wait_for_function(f"play.state.step > {at + 5}")
     other.close()
     page.wait_for_timeout(50)
     for _ in range(200):
@@ -216,7 +216,7 @@ def test_a_phone(chromium: Any, url: str) -> None:
     touch = context.new_cdp_session(phone)
     phone.evaluate("scrollTo(0, 0)")
     touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [finger]})
-    phone.wait_for_function("play.told.action === 2")
+    phone.wait_for_function("play.state.action === 2")
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    phone.wait_for_function("play.told.action === 1")
+    phone.wait_for_function("play.state.action === 1")
     context.close()

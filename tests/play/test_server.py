@@ -112,7 +112,7 @@ def test_hello_and_pictures(client: TestClient) -> None:
         steps = [guest.frame() for _ in range(4)]
         assert [frame.told["step"] for frame in steps] == sorted({frame.told["step"] for frame in steps})
         assert steps[0].pictures["dream"].shape == (64, 64, 3)
-        assert set(steps[0].told["sides"]) == {"dream"} and len(steps[0].told["chances"]) == 3
+        assert set(steps[0].told["views"]) == {"dream"} and len(steps[0].told["probabilities"]) == 3
 
 
 def test_keys_reach_the_game_and_come_back_with_the_picture(client: TestClient) -> None:
@@ -193,7 +193,7 @@ def test_a_slow_page_gets_fewer_frames(client: TestClient, server_state: ServerS
         for _ in range(connection.AHEAD):
             last = unpacked(session.receive()["bytes"])
         (one,) = server_state.connections
-        while one.table.now.step < last.told["step"] + 20:
+        while one.session.now.step < last.told["step"] + 20:
             time.sleep(0.01)
         assert one.sent == connection.AHEAD and one.dropped > 10
         session.send_text(json.dumps({"ack": connection.AHEAD}))

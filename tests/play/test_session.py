@@ -48,7 +48,7 @@ def test_continuous_actions() -> None:
         made.set_player(player)
         made.step()
         assert isinstance(made.now.action, tuple) and -1 <= made.now.action[0] <= 1
-    assert json.loads(json.dumps(made.to_dict(), allow_nan=False))["chances"] is None
+    assert json.loads(json.dumps(made.to_dict(), allow_nan=False))["probabilities"] is None
     made.close()
 
 
@@ -165,7 +165,11 @@ def test_the_agent_and_chance_play() -> None:
     made.reset()
     for _ in range(5):
         made.step(["d"])
-        assert made.now.action == 1 and made.now.mind.chances is not None and made.now.mind.chances[1] > 0.9
+        assert (
+            made.now.action == 1
+            and made.now.estimate.probabilities is not None
+            and made.now.estimate.probabilities[1] > 0.9
+        )
     made.set_player("random")
     drawn = set()
     for _ in range(40):

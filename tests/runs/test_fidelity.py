@@ -1,4 +1,4 @@
-"""What a model foresees, judged on models whose foresight is known."""
+"""What a model foresees, judged on models whose fidelity is known."""
 
 from __future__ import annotations
 

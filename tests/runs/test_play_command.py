@@ -143,10 +143,10 @@ def test_drift(run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """Whatever the heads say, it dreams on to the end, and every minute is described."""
     monkeypatch.setattr(long_rollout, "MINUTE", 5)
     long_rollout.main([f"run={run}", "steps=12"])
-    told = json.loads((Path(run) / "results" / "drift.json").read_text())
+    told = json.loads((Path(run) / "results" / "long-rollout.json").read_text())
     assert len(told["minutes"]) == 3 and all(minute["finite"] for minute in told["minutes"])
     assert told["minutes"][0].keys() >= told["real_frames"].keys()
-    strip = cv2.imread(str(Path(run) / "results" / "drift.png"))
+    strip = cv2.imread(str(Path(run) / "results" / "long-rollout.png"))
     assert strip is not None and strip.shape == (2 * 68 * long_rollout.SCALE, 3 * 68 * long_rollout.SCALE, 3)
     assert "written to" in capsys.readouterr().out
 

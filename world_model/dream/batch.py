@@ -148,8 +148,8 @@ class DreamBatch:
         """One action further in every row: (N,) int64 or (N, A) in [-1, 1]."""
         state, reward, cont = self.world.model.step(state, action.to(self.device), temperature=temperature)
         picture, drawn = self._shown(state), torch.rand_like(cont, dtype=torch.float64)
-        gain, going, luck = torch.stack([reward.double(), cont.double(), drawn]).cpu().numpy()
-        return Dream(state, picture, gain, going, luck >= going)
+        gain, going, uniform = torch.stack([reward.double(), cont.double(), drawn]).cpu().numpy()
+        return Dream(state, picture, gain, going, uniform >= going)
 
     def _shown(self, state: State) -> np.ndarray:
         picture = self.world.model.decode(state)

@@ -37,7 +37,7 @@ class GRU(nn.Module):
         return {"h": self._cell(memory["h"], self.project(x))}
 
     def scan(self, x: Tensor) -> Tree:
-        """(B, T, I) -> memories (B, T, ...), the first of them blank."""
+        """(B, T, I) -> memories (B, T, ...), the first of them initial."""
         projected = self.project(x).unbind(1)  # all times in one matrix product
         h = self.initial(x.shape[0])["h"]
         states = [h]
@@ -100,7 +100,7 @@ class Transformer(nn.Module):
         return {"k": torch.stack(keys, 1), "v": torch.stack(values, 1), "h": h, "position": position + 1}
 
     def scan(self, x: Tensor) -> Tree:
-        """(B, T, I) -> memories (B, T, ...), the first of them blank. Each row of time shares one cache (a view)."""
+        """(B, T, I) -> memories (B, T, ...), the first of them initial. Each row of time shares one cache (a view)."""
         batch, length = x.shape[:2]
         initial = self.initial(batch)
         times = torch.arange(length, device=x.device)
