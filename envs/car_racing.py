@@ -26,20 +26,20 @@ class CarRacingGames(GymGames):
     reached 900, finished its laps, and twice within 20,000 steps unlearned to drive.)
 
     A step of the game is gymnasium's own and draws nothing. The picture is drawn once an agent step, after all of its
-    action repeats, by one painter for all copies: its surfaces then stay in the processor's cache.
+    action repeats, by one renderer for all copies: its surfaces then stay in the processor's cache.
     """
 
     def __init__(self, env: str, num: int, *, config: GameConfig) -> None:
         super().__init__(env, num, config=config)
         # Only now: without Box2D the line above has already said so, and this module would not load.
-        from envs.car_rendering import Painter
+        from envs.car_rendering import Renderer
 
-        self._painter = Painter()
+        self._renderer = Renderer()
 
     def _open(self) -> gymnasium.Env[Any, Any]:
-        unseen = copy.copy(find(self.env))  # the same limits and arguments
-        unseen.entry_point = "envs.car_rendering:UnseenCarRacing"
-        return make_env(unseen)
+        unrendered = copy.copy(find(self.env))  # the same limits and arguments
+        unrendered.entry_point = "envs.car_rendering:UnrenderedCarRacing"
+        return make_env(unrendered)
 
     def _ending(self, terminated: bool, truncated: bool, info: dict[str, Any]) -> tuple[bool, bool]:
         finished = bool(info.get("lap_finished"))
@@ -47,4 +47,4 @@ class CarRacingGames(GymGames):
 
     def _picture(self, row: int) -> np.ndarray:
         game: Any = self._copies[row].unwrapped
-        return self._painter.paint(game)
+        return self._renderer.render(game)

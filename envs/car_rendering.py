@@ -1,7 +1,7 @@
 """CarRacing drawn only when it is looked at, and then with less work for the very same picture.
 
 Gymnasium's CarRacing draws 1000x800 pixels at every step and scales them to 96x96; its physics takes a hundredth of
-that time. Here a step draws nothing, and `Painter` draws the picture of a moment when somebody asks for it:
+that time. Here a step draws nothing, and `Renderer` draws the picture of a moment when somebody asks for it:
 - the corners of all polygons are projected by numpy at once, and only those that reach the picture are drawn;
 - a background that fills the picture is a fill, not a polygon;
 - the world is not drawn where the indicators will cover it, is turned upside down only after it has become narrow,
@@ -44,8 +44,8 @@ GRASS = _grass()
 FIELD = original.PLAYFIELD * np.array([[(1, 1), (1, -1), (-1, -1), (-1, 1)]], float)  # (1, 4, 2)
 
 
-class UnseenCarRacing(original.CarRacing):
-    """Gymnasium's CarRacing whose reset and step give None instead of the picture; see `Painter`."""
+class UnrenderedCarRacing(original.CarRacing):
+    """Gymnasium's CarRacing whose reset and step give None instead of the picture; see `Renderer`."""
 
     corners: np.ndarray  # (P, 4, 2) float64, the grass and then the road, in the order of drawing
     shown: float = 0.0  # the score in the picture, which is older than the step's reward
@@ -56,8 +56,8 @@ class UnseenCarRacing(original.CarRacing):
         self.corners = np.concatenate([GRASS, np.array([polygon for polygon, _ in self.road_poly], float)])
         return answer
 
-    def seen(self) -> np.ndarray:
-        """Gymnasium's own drawing of this moment, (96, 96, 3) uint8: what `Painter` has to match."""
+    def rendered_by_gymnasium(self) -> np.ndarray:
+        """Gymnasium's own drawing of this moment, (96, 96, 3) uint8: what `Renderer` has to match."""
         now, self.reward = self.reward, self.shown
         picture: np.ndarray = super()._render("state_pixels")
         self.reward = now
@@ -99,7 +99,7 @@ class _Camera(NamedTuple):
         return screen
 
 
-class Painter:
+class Renderer:
     """Draws any number of games one after the other; not for two threads at once."""
 
     def __init__(self) -> None:
@@ -113,12 +113,12 @@ class Painter:
         self._below = self._panel.subsurface((0, HEIGHT - PANEL, WIDTH, PANEL))
         self._narrow_below = self._narrow.subsurface((0, HEIGHT - PANEL, SIDE, PANEL))
 
-    def paint(self, game: UnseenCarRacing) -> np.ndarray:
+    def render(self, game: UnrenderedCarRacing) -> np.ndarray:
         """Returns the game's observation of this moment, (96, 96, 3) uint8, equal to gymnasium's in every pixel."""
         car = game.car
         assert car is not None, "reset() comes first"
         if max(abs(wheel.omega) for wheel in car.wheels) > FASTEST or car.hull.linearVelocity.length > FASTEST / 2:
-            return game.seen()  # not within reach of the engine
+            return game.rendered_by_gymnasium()  # not within reach of the engine
         camera = _Camera.of(game)
         self._draw_field(game, camera)
         self._draw_shapes(game, camera)
@@ -126,7 +126,7 @@ class Painter:
         self._draw_panel(game)
         return self._scaled()
 
-    def _draw_field(self, game: UnseenCarRacing, camera: _Camera) -> None:
+    def _draw_field(self, game: UnrenderedCarRacing, camera: _Camera) -> None:
         x, y = game.car.hull.position  # type: ignore[union-attr]
         colour = _whole(game.bg_color)
         if max(abs(x), abs(y)) + REACH / camera.zoom < original.PLAYFIELD:
@@ -135,7 +135,7 @@ class Painter:
         self._world.fill((0, 0, 0))
         self._draw(camera.project(FIELD)[0].tolist(), colour)
 
-    def _draw_shapes(self, game: UnseenCarRacing, camera: _Camera) -> None:
+    def _draw_shapes(self, game: UnrenderedCarRacing, camera: _Camera) -> None:
         screen = camera.project(game.corners)  # (P, 4, 2)
         low, high = screen.min(1), screen.max(1)
         inside = (high[:, 0] >= -MARGIN) & (low[:, 0] < WIDTH + MARGIN)
@@ -150,7 +150,7 @@ class Painter:
         gfxdraw.aapolygon(self._world, points, colour)
         gfxdraw.filled_polygon(self._world, points, colour)
 
-    def _draw_panel(self, game: UnseenCarRacing) -> None:
+    def _draw_panel(self, game: UnrenderedCarRacing) -> None:
         game.surf = self._panel  # type: ignore[assignment]  # where gymnasium's own method draws
         game._render_indicators(WIDTH, HEIGHT)
         text = _letters(f"{game.shown:04.0f}")

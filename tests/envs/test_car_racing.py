@@ -191,20 +191,27 @@ def test_spec_and_the_bounds_of_actions() -> None:
 
 
 def test_steps_in_between_draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from envs.car_rendering import Painter
+    from envs.car_rendering import Renderer
 
-    painted: list[Any] = []
-    paint = Painter.paint
+    rendered: list[Any] = []
+    render = Renderer.render
 
-    def counted(self: Painter, game: Any) -> np.ndarray:
-        painted.append(game)
-        return paint(self, game)
+    def counted(self: Renderer, game: Any) -> np.ndarray:
+        rendered.append(game)
+        return render(self, game)
 
-    monkeypatch.setattr(Painter, "paint", counted)
+    monkeypatch.setattr(Renderer, "render", counted)
     games = build(2, action_repeat=5)
     games.reset([0, 1])
     games.step(np.zeros((2, 3), np.float32))
-    assert len(painted) == 4
+    assert len(rendered) == 4
+
+
+def test_frames_of_height_x_width() -> None:
+    fast, slow = build(size="84x64", gray=False), generic(size="84x64", gray=False)
+    frame = fast.reset([3])
+    assert frame.shape == (1, 3, 84, 64) and "84x64 RGB" in fast.description
+    np.testing.assert_array_equal(frame, slow.reset([3]))
 
 
 def test_missing_box2d_is_named() -> None:

@@ -47,6 +47,15 @@ def test_it_has_the_paper_s_size() -> None:
     assert {id(p) for p in objective.params} == {id(p) for p in made.parameters()}
 
 
+@pytest.mark.parametrize("frame", [(3, 84, 64), (3, 112, 80), (1, 210, 160)], ids=str)
+def test_frames_of_any_height_and_width(frame: tuple[int, int, int]) -> None:
+    made = learner(SMALL, Spec(frame, 2, discrete=True))
+    view, action = torch.rand(2, 4, frame[0] * frame[1] * frame[2]), torch.randint(2, (2, 3))
+    dream = Trajectory(view, action, torch.randn(2, 3), torch.rand(2, 3), made.policy.initial(2))
+    torch.stack([term.value.mean() for term in made.objectives()[0].loss(dream).terms.values()]).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in made.parameters())
+
+
 @torch.no_grad()
 def test_views_one_by_one_are_the_views_at_once() -> None:
     policy, dream = learner().policy, lived()
