@@ -15,6 +15,7 @@ Importing it makes "Dream-v0" known to gymnasium: `gymnasium.make("Dream-v0", ru
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,5 +111,7 @@ def _quoted(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(_quoted, value)) + "]"
     if isinstance(value, int | float):
+        return str(value)
+    if re.fullmatch(r"[\w/.:-]+", str(value)):
         return str(value)
     return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

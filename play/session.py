@@ -185,7 +185,8 @@ class GameSession:
         return {
             "mode": now.mode, "player": self.player, "paused": self.paused, "recording": self.recording,
             "temperature": self.temperature, "fps": self.fps, "seed": now.seed, "start": now.start, "step": now.step,
-            "horizon": now.horizon, "action": action, "value": number(now.estimate.value), "probabilities": probabilities,
+            "horizon": now.horizon, "action": action, "value": number(now.estimate.value),
+            "probabilities": probabilities,
             "views": {name: side.to_dict() for name, side in (("real", now.real), ("dream", now.dream)) if side},
             "model_ms": [number(value, 2) for value in times], "back": len(self._past), "kept": self._kept is not None,
         }  # fmt: skip

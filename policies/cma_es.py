@@ -45,11 +45,10 @@ class EvolutionConfig:
         resumable=True,
         help="dream, real, or both: in the dream each round, in the real game after the last one",
     )
-    population: int = setting(64, 4, 65_536, help="candidates of a generation")
+    population: int = setting(64, 4, help="candidates of a generation")
     rollouts: int = setting(
         16,
         1,
-        65_536,
         resumable=True,
         help="dreams a candidate is judged by, the same ones for all candidates of a generation",
     )

@@ -36,7 +36,7 @@ class Config:
     protocol: str = setting("default", help="how the literature plays it: default, atari100k")
     seed: int = setting(0, 0, 2**63 - 1, help="of everything random")
     steps: int = setting(400_000, 1, resumable=True, help="agent steps of the real game")
-    episodes: int = setting(100, 1, 10**6, resumable=True, help="whole episodes of an evaluation")
+    episodes: int = setting(100, 1, resumable=True, help="whole episodes of an evaluation")
     device: str = setting("auto", resumable=True, help="auto, cpu or cuda")
     threads: int = setting(0, 0, 1024, resumable=True, help="of torch; 0 measures at the start how many are fastest")
     init_replay: str = setting("", help="another run, whose episodes come before the first step")

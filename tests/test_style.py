@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Each imports only from those before it; play stands beside agent.
-ORDER = {"envs": 0, "world_model": 1, "policies": 2, "agent": 3, "play": 3, "runs": 4, "main": 5, "tests": 6}
+ORDER = {"envs": 0, "world_model": 1, "policies": 2, "agent": 3, "play": 3, "runs": 4, "main": 5}
+ORDER |= {"dreamloop": 6, "tests": 7}
 DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "hydra": "hydra-core", "Box2D": "gymnasium"}
 DISTRIBUTIONS |= {"pygame": "pygame-ce"}
 FILES = sorted(path for folder in ORDER for path in [*ROOT.glob(f"{folder}/**/*.py"), *ROOT.glob(f"{folder}.py")])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from agent.replay import Replay, ReplayConfig
-from envs import GameConfig, Transition, UserError
+from envs import GameConfig, Transition, UserError, settings
 from envs.episode import Episode
 from envs.make import make_games
 from tests import numbered
@@ -196,7 +196,7 @@ def test_memory_is_bounded_and_the_disk_keeps_all(tmp_path: Path) -> None:
 )
 def test_settings_out_of_range_are_refused(key: str, value: float) -> None:
     with pytest.raises(UserError, match=f"replay.{key}"):
-        ReplayConfig(**{key: value})  # type: ignore[arg-type]
+        settings.check(ReplayConfig(**{key: value}), "replay.")  # type: ignore[arg-type]
 
 
 def test_stored_frames_are_the_games_own_pixels(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ pytest.importorskip("playwright", reason="Playwright is not installed (extra [te
 
 from play.connection import ServerState  # noqa: E402
 from play.snapshot import Parts  # noqa: E402
-from runs.measure import browser  # noqa: E402
+from runs.measure import page as browser  # noqa: E402
 
 if os.environ.get("CI"):
     pytest.skip("a real browser is not started in CI", allow_module_level=True)

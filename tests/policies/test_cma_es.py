@@ -274,14 +274,14 @@ def test_plan(changes: dict[str, Any], early: Any, last: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"where": "dreams"}, '"dream", "real" or "both", got "dreams"'),
-        ({"population": 3}, "population must be at least 4, got 3"),
+        ({"where": "dreams"}, 'policy.where must be one of dream, real, both, not "dreams". Did you mean dream?'),
+        ({"population": 3}, "population must be at least 4, not 3"),
         ({"rollouts": 0}, "rollouts must be at least 1"),
         ({"generations": 0}, "generations must be at least 1"),
         ({"where": "real"}, "real_generations must be at least 1"),
         ({"sigma": 0.0}, "sigma must be above 0"),
-        ({"decay": -0.1}, "decay must be at least 0"),
-        ({"noise": float("nan")}, "noise must be at least 0, got nan"),
+        ({"decay": -0.1}, "decay must be between 0 and"),
+        ({"noise": float("nan")}, "noise must be between 0 and 10, not nan"),
         ({"population": 10**8}, "100000000 candidates of 4 numbers .* GB are free; choose a smaller"),
     ],
 )

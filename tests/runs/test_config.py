@@ -69,14 +69,23 @@ MISTAKES = {
     "protocol=atari": "Did you mean atari100k?",
     "device=cudda": "Did you mean cuda?",
     "steps=0": "steps must be at least 1, not 0.",
-    "threads=-1": "threads must be at least 0, not -1.",
+    "threads=-1": "threads must be between 0 and 1024, not -1.",
+    "threads=1000000": "threads must be between 0 and 1024",
+    "seed=18446744073709551616": "seed must be between 0 and",
+    "seed=" + "9" * 400: "seed must be between 0 and",
+    "model.lr=nan": "model.lr must be above 0 and at most 1, not nan.",
+    "policy.gamma=2": "policy.gamma must be between 0 and 1, not 2.0.",
+    "policy.critic_lr=-1": "policy.critic_lr must be above 0",
+    "model.classes=0": "model.classes must be between 2 and",
+    "model.deter=100000000": "model.deter must be between 1 and",
+    "size=toy train.burn_in=16": "train.burn_in must be below model.length, 16, not 16.",
     "episodes=0": "episodes must be at least 1",
     "game.size=1": "game.size must be between",
     "replay.recency=2": "replay.recency",
     "train.log_every=0": "train.log_every must be at least 1",
     "game.size=84x": 'height x width like 84x64, not "84x".',
-    "model.dynamics=lstm": 'model.dynamics is "gru" or "transformer"',
-    "policy.starts=-5": "policy.starts must be at least 0",
+    "model.dynamics=lstm": "model.dynamics must be one of gru, transformer",
+    "policy.starts=-5": "policy.starts must be between 0 and",
     "train.precision=bf61": "Did you mean bf16?",
     "seed=1,2": "add -m",
     "-m seed=1,x": 'seed needs a whole number, not "x".',
@@ -87,7 +96,7 @@ MISTAKES = {
     "info -m seed=1,2": "takes no flags",
     "info seed=1,2": "sweep",
     "run=old": "python main.py resume run=",
-    "resume": "resume needs one run=FOLDER. The newest runs are old.",
+    "resume": "resume needs one run=NAME. The newest runs are old.",
     "resume run=odl": "Did you mean old?",
     "resume run=runs": "runs is not a run folder",
     "resume run=old steps=many": "steps needs a whole number",
@@ -232,7 +241,10 @@ def test_info_and_benchmark_get_a_configuration_and_make_no_folder(here: Path, m
 def test_help_names_commands_keys_and_recipes(trained: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["--help"]) == 0
     text = capsys.readouterr().out
-    words = [*main.COMMANDS, *RECIPES, *SIZES, "env", "protocol", "steps", "hydra.run.dir", "--cfg job"]
+    assert not [word for word in (*main.COMMANDS, "COMMAND --help", "--cfg job") if word not in text]
+    assert main.main(["train", "--help", "recipe=iris"]) == 0
+    text = capsys.readouterr().out
+    words = [*RECIPES, *SIZES, "env", "protocol", "steps", "model.tokenizer_lr", "hydra.run.dir", "--cfg job"]
     assert not [word for word in words if word not in text]
     assert not trained
 

@@ -12,6 +12,7 @@ import pytest
 from envs.controls import Controls
 from envs.errors import UserError
 from runs import dreams
+from runs.cli import compose
 from runs.measure import dream_ppo
 from tests import trained
 from world_model.dream.envs import DreamVectorEnv
@@ -25,7 +26,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ppo_learns_in_the_dream_and_is_measured_in_the_game(run_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("stable_baselines3", reason="Stable-Baselines3 is not installed")
     trained.copied(run_folder, tmp_path)
-    settings = dream_ppo.Settings(run=str(tmp_path), steps=20, dreams=2, horizon=8, episodes=2)
+    settings = dream_ppo.DreamPpoConfig(run=str(tmp_path), steps=20, dreams=2, horizon=8, episodes=2)
     numbers = dream_ppo.NUMBERS | {"n_steps": 2, "n_epochs": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dream_ppo, "NUMBERS", numbers)
@@ -76,17 +77,18 @@ def test_a_student_stacks_what_it_sees_and_begins_with_nothing() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "needs run=NAME"),
+        ([], "dream_ppo needs one run=NAME"),
         (["run=a", "step=5"], "Did you mean steps"),
         (["run=a", "steps=many"], "steps needs a whole number"),
-        (["run=a", "dreams=0"], "dreams must be at least 1"),
+        (["run=a", "dreams=0"], "dreams must be between 1 and"),
         (["run=a", "fast"], "fast"),
     ],
 )
 def test_the_ppo_command_line(words: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        dream_ppo.parse(words)
+        compose.filled("dream_ppo", dream_ppo.DreamPpoConfig(), words)
 
 
 def test_numbers_of_the_ppo_command_line() -> None:
-    assert dream_ppo.parse(["run=12", "steps=1e3", "seed=4"]) == dream_ppo.Settings(run="12", steps=1000, seed=4)
+    filled = compose.filled("dream_ppo", dream_ppo.DreamPpoConfig(), ["run=12", "steps=1e3", "seed=4"])
+    assert filled == dream_ppo.DreamPpoConfig(run="12", steps=1000, seed=4)

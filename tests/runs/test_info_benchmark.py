@@ -176,6 +176,5 @@ def test_only_pong_in_colour_has_a_ball_to_measure(tmp_path: Path) -> None:
     for env, config in (("ALE/Breakout-v5", GameConfig(gray=False)), ("ALE/Pong-v5", GameConfig(gray=True))):
         with pytest.raises(UserError, match="gray=false"):
             pong.Mirror(env, config, 0)
-    for words, sentence in ((["run=" + str(tmp_path / "missing")], "There is no run"), ([], "run=FOLDER")):
-        with pytest.raises(UserError, match=sentence):
-            objects.main(words)
+    with pytest.raises(UserError, match="There is no run"):
+        objects.command(objects.ObjectsConfig(run=str(tmp_path / "missing")))

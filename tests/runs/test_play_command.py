@@ -142,7 +142,7 @@ def test_a_port_in_use_and_a_host_that_is_not_here() -> None:
 def test_drift(run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever the heads say, it dreams on to the end, and every minute is described."""
     monkeypatch.setattr(long_rollout, "MINUTE", 5)
-    long_rollout.main([f"run={run}", "steps=12"])
+    assert main(["long_rollout", f"run={run}", "steps=12"]) == 0
     told = json.loads((Path(run) / "results" / "long-rollout.json").read_text())
     assert len(told["minutes"]) == 3 and all(minute["finite"] for minute in told["minutes"])
     assert told["minutes"][0].keys() >= told["real_frames"].keys()

@@ -9,7 +9,7 @@ import pytest
 from envs.errors import UserError
 from runs import dreams
 from runs.folder.run import Run
-from runs.measure.precision import main, measure
+from runs.measure.precision import PrecisionConfig, command, measure
 from tests import trained
 
 
@@ -20,13 +20,11 @@ def test_float32_changes_nothing_and_the_others_little(tmp_path: Path) -> None:
     for row in (half, eighth):
         assert 1e-5 < row["total_variation"] < 0.02 and 0 <= row["kl_nats"] < 1e-3 and row["kl_nats_max"] < 0.1
     assert len({half["kl_nats"], eighth["kl_nats"]}) == 2
-    main([f"run={folder}"])
+    command(PrecisionConfig(run=str(folder)))
     assert (Run.open(folder).folder / "results" / "precision.json").exists()
 
 
 def test_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run=NAME"):
-        main([])
     folder = trained.make(tmp_path / "run", "reverie")
     with pytest.raises(UserError, match="recipe is reverie"):
-        main([f"run={folder}"])
+        command(PrecisionConfig(run=str(folder)))

@@ -77,7 +77,17 @@ def test_a_box_that_is_missing_or_damaged(run_folder: Path, tmp_path: Path) -> N
         dreams.load_parts(path)
 
 
-@pytest.mark.parametrize("words", [[], ["out=x"], ["run=a", "to=b"], ["run"]])
-def test_the_boxes_command_line(words: list[str]) -> None:
-    with pytest.raises(UserError, match="needs run=NAME"):
-        pretrained.main(words)
+def test_packing_leaves_the_model_that_ships_alone_unless_it_is_named(run_folder: Path, tmp_path: Path) -> None:
+    before = dreams.PRETRAINED.read_bytes()
+    pretrained.command(pretrained.PackConfig(run=str(run_folder)))
+    assert (run_folder / "packed" / "catch.safetensors").exists() and dreams.PRETRAINED.read_bytes() == before
+    pretrained.command(pretrained.PackConfig(run=str(run_folder), out=str(tmp_path)))
+    assert dreams.load_parts(tmp_path / "catch.safetensors").config.env == "Catch-v0"
+
+
+def test_the_model_that_ships_was_packed_by_an_older_program_and_plays() -> None:
+    player = dreams.load()
+    frame, _ = player.dream.reset(seed=0)
+    for _ in range(3):
+        frame, *_ = player.dream.step(player.act(frame))
+    assert frame.std() > 0 and player.parts.config.policy.epochs == 1

@@ -1,4 +1,4 @@
-"""The README's tables come from files, and only from files."""
+"""The tables of docs/results.md come from files, and only from files."""
 
 from __future__ import annotations
 
@@ -48,22 +48,10 @@ def test_a_variant_is_published_beside_the_recipe(run: Run, tmp_path: Path) -> N
     assert "and 12,345 of evolution" in lines[0]
 
 
-@pytest.mark.parametrize("words", [["NAME"], ["as=z"], ["run=a", "what=b"]])
-def test_publish_says_what_it_takes(words: list[str]) -> None:
-    with pytest.raises(UserError, match=r"run=NAME \[as=VARIANT\]"):
-        publish.main(words)
-
-
 def test_a_run_without_results_has_nothing_to_publish(tmp_path: Path) -> None:
     empty = Run.create(reverie("toy"), tmp_path / "empty")
     with pytest.raises(UserError, match="no results yet"):
         publish.publish(empty, tmp_path / "results")
-
-
-def test_the_readme_is_what_the_files_say() -> None:
-    text = (publish.ROOT / "README.md").read_text()
-    assert publish.BEGIN in text and publish.END in text
-    assert text.split(publish.BEGIN)[1].split(publish.END)[0].strip() == publish.tables().strip()
 
 
 def test_human_normalised_scores() -> None:

@@ -168,9 +168,10 @@ def test_what_a_resumed_run_may_change_is_no_licence_for_a_namesake(tmp_path: Pa
     content["config"]["model"]["updates"] += 1  # how much it learns
     torch.save(content, path)
     Run.open(made.folder).load_checkpoint()
-    content["config"]["model"]["steps"] += 1  # the transformer's window; the run's own `steps` is how long it learns
+    # The transformer's window, by the name it had when the run's own `steps` could be taken for it.
+    content["config"]["model"]["steps"] = content["config"]["model"].pop("context_frames") + 1
     torch.save(content, path)
-    with pytest.raises(UserError, match=r"is of model\.steps 9, its config\.json says 8"):
+    with pytest.raises(UserError, match=r"is of model\.context_frames 9, its config\.json says 8"):
         Run.open(made.folder).load_checkpoint()
 
 
