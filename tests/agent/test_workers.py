@@ -245,7 +245,6 @@ def test_what_make_raises_is_raised(count: int) -> None:
 
 
 def test_a_cluster_brings_what_this_process_brings(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
     weights = weights_of(uneven.agent(1).world_model)
 
     def both(play: Callable[..., Played]) -> Sequence[Played]:

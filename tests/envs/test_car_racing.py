@@ -17,8 +17,6 @@ from envs.gym import GymGames
 from envs.make import make_games
 from tests.opened import opened
 
-pytest.importorskip("Box2D", reason='CarRacing needs Box2D: pip install "gymnasium[box2d]"')
-
 ENV = "CarRacing-v3"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,18 +10,12 @@ from typing import Any
 import pytest
 
 from envs.errors import UserError
-from play.session import GameSession
-from tests import tables
-
-pytest.importorskip("starlette", reason="the extra [play] is not installed")
-pytest.importorskip("playwright", reason="Playwright is not installed (extra [test])")
-
 from play.connection import ServerState  # noqa: E402
+from play.session import GameSession
 from play.snapshot import Parts  # noqa: E402
 from runs.measure import page as browser  # noqa: E402
+from tests import tables
 
-if os.environ.get("CI"):
-    pytest.skip("a real browser is not started in CI", allow_module_level=True)
 try:
     browser.executable()
 except UserError as problem:

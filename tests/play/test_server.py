@@ -14,18 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-
-from play.session import GameSession
-from tests import tables
-
-pytest.importorskip("starlette", reason="the extra [play] is not installed")
-pytest.importorskip("httpx", reason="the extra [test] is not installed")
-
 from starlette.testclient import TestClient, WebSocketTestSession  # noqa: E402
 from starlette.websockets import WebSocketDisconnect  # noqa: E402
 
 from play import connection, server  # noqa: E402
 from play.connection import ServerState  # noqa: E402
+from play.session import GameSession
+from tests import tables
 
 
 class Frame(NamedTuple):

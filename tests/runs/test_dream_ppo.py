@@ -24,7 +24,6 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_ppo_learns_in_the_dream_and_is_measured_in_the_game(run_folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("stable_baselines3", reason="Stable-Baselines3 is not installed")
     trained.copied(run_folder, tmp_path)
     settings = dream_ppo.DreamPpoConfig(run=str(tmp_path), steps=20, dreams=2, horizon=8, episodes=2)
     numbers = dream_ppo.NUMBERS | {"n_steps": 2, "n_epochs": 1}
@@ -38,7 +37,6 @@ def test_ppo_learns_in_the_dream_and_is_measured_in_the_game(run_folder: Path, t
 
 
 def test_stable_baselines3_sees_the_last_frame_of_a_dream(run_folder: Path) -> None:
-    pytest.importorskip("stable_baselines3", reason="Stable-Baselines3 is not installed")
     from runs.measure.sb3 import DreamVecEnv
 
     parts = dreams.load_parts(run_folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -114,7 +115,6 @@ def server(run: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_the_server_ends_with_ctrl_c(server: subprocess.Popen[str]) -> None:
-    pytest.importorskip("uvicorn", reason="the extra [play] is not installed")
     assert server.stdout is not None
     lines = [server.stdout.readline(), server.stdout.readline()]
     assert "Catch-v0" in lines[0] and lines[1].startswith("http://127.0.0.1:")
@@ -124,7 +124,6 @@ def test_the_server_ends_with_ctrl_c(server: subprocess.Popen[str]) -> None:
 
 
 def test_a_port_in_use_and_a_host_that_is_not_here() -> None:
-    pytest.importorskip("uvicorn", reason="the extra [play] is not installed")
     from play import server
 
     with socket.socket() as taken:
@@ -154,7 +153,7 @@ def test_drift(run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 # ---- the window ----
 def test_window_keys(tmp_path: Path) -> None:
     """Driven by SDL's dummy display, which shows nothing but takes events."""
-    pygame = pytest.importorskip("pygame", reason="the extra [play] is not installed")
+    pygame = importlib.import_module("pygame")
     from play.window import Window
 
     made = tables.table()
@@ -191,7 +190,7 @@ def test_window_keys(tmp_path: Path) -> None:
 
 
 def test_no_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pygame = pytest.importorskip("pygame", reason="the extra [play] is not installed")
+    pygame = importlib.import_module("pygame")
     from play.window import show
 
     for driver in ("nonsense", None):  # None: SDL chooses, and without a display it would draw into nothing
