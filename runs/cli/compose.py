@@ -204,8 +204,9 @@ def filled(command: str, template: Settings, words: Sequence[str]) -> Settings:
     asked = changed(template, [renamed(word, keys(template)) for word in words])
     for key, value, rule in settings.walk(asked):
         if rule.required and not value:
-            hint = newest() if key == "run" else f"See python main.py {command} --help."
-            raise UserError(f"{command} needs one {key}={'NAME' if key == 'run' else '...'}. {hint}".strip())
+            if key == "run":
+                raise UserError(f"{command} needs one run=NAME. {newest()}".strip())
+            raise UserError(f"{command} needs {key}=...: see python main.py {command} --help.")
     return asked
 
 

@@ -20,7 +20,6 @@ from runs.recipes import RECIPES, preset
 from runs.report import publish
 from world_model.interface import Metric
 
-ROOT = Path(__file__).resolve().parents[2]
 SHOWN_SIZE = "xs"  # whose numbers the pages show
 FLAGS = """\
 -m               one run for each combination of values: -m seed=0,1,2
@@ -39,7 +38,7 @@ HEADING: Row = ("key", "type", "default", "range", "what it is")
 class DocsConfig:
     """What `python main.py docs` takes."""
 
-    out: str = setting(str(ROOT / "docs"), help="folder of the pages")
+    out: str = setting("docs", help="folder of the pages")
 
 
 class Page(NamedTuple):
@@ -111,8 +110,7 @@ def _commands(commands: Mapping[str, Command]) -> str:
             text += _of_recipes()
         else:
             listed = _of_a_run(name) if row.reads == RUN else rows(load(row.reads)())
-            text.append(_markdown(HEADING, [(key, kind, _plain(key, default), *rest)
-                                            for key, kind, default, *rest in listed]))  # fmt: skip
+            text.append(_markdown(HEADING, list(listed)))
     return _generated("\n\n".join(text))
 
 
@@ -162,10 +160,6 @@ def _metrics() -> str:
 
 def _generated(text: str) -> str:
     return f"<!-- written by python main.py docs -->\n\n{text}\n"
-
-
-def _plain(key: str, default: str) -> str:
-    return "docs/" if key == "out" and default == str(ROOT / "docs") else default
 
 
 def _columns(listed: Iterator[Row] | Sequence[Row]) -> list[str]:
