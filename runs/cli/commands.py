@@ -115,7 +115,7 @@ def announcement(config: Config, results: Path = RESULTS) -> str:
         alike = all(told[key] == getattr(config, key) for key in ("recipe", "env", "size"))
         if alike and "variant" not in told:
             hours = told["hours"] * config.steps / told["env_steps"]
-            long = f"{hours:.1f} hours" if hours > 1.5 else f"{max(1, round(60 * hours))} minutes"
+            long = f"{hours:.1f} hours" if hours > 1.5 else f"{max(1, round(60 * hours))} min"
             machine, threads = told["machine"], told.get("training", {}).get("threads") or told["machine"]["cores"]
             on = machine["gpu"] or f"{threads} core{'s'[: threads > 1]} of {machine['cpu']}"
             return f"{said}, about {long} as published, on {on}; {here}."

@@ -81,6 +81,8 @@ def register(recipes: Sequence[str] = ()) -> None:
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Hydra's flags and the overrides of a command line; raises UserError for an unknown flag."""
+    if "--" in words:
+        _refuse("-- has no meaning here: write key=value words and flags as they are")
     parser = get_args_parser()
     # argparse would print its usage and leave.
     parser.error = _refuse  # type: ignore[method-assign]
@@ -147,7 +149,10 @@ def launch(task: Callable[[DictConfig], None], words: Sequence[str]) -> None:
     def job(composed: DictConfig) -> None:
         task(composed)
 
-    job()
+    try:
+        job()
+    except HydraException as problem:  # of a flag of its own, such as a folder that is not there
+        raise _hydra_refuses(problem) from problem
 
 
 def new_folder(config: Config) -> Path:
@@ -239,14 +244,18 @@ def _compose(lines: Sequence[str]) -> Config:
             values = {key: composed[key] for key in composed if key != "hydra"}
             config = from_dict(OmegaConf.to_container(OmegaConf.create(values), resolve=True))  # type: ignore[arg-type]
     except (HydraException, OmegaConfBaseException) as problem:
-        text = " ".join(str(problem).split("Config search path")[0].split())
-        raise UserError(f"Hydra refuses the command line: {text}") from problem
+        raise _hydra_refuses(problem) from problem
     config.check()
     # Built once without memory or folder: what is wrong with the environment or the model is said before a run begins.
     games = make_games(config.env, config.game, 1)
     games.close()
     build.agent(config, games.spec, "meta").world_model.stages()
     return config
+
+
+def _hydra_refuses(problem: Exception) -> UserError:
+    text = " ".join(str(problem).split("Config search path")[0].split())
+    return UserError(f"Hydra refuses the command line: {text}")
 
 
 def _parsed(words: Sequence[str]) -> list[Override]:
@@ -256,7 +265,8 @@ def _parsed(words: Sequence[str]) -> list[Override]:
         try:
             overrides.append(parser.parse_override(word))
         except (HydraException, ValueError, RecursionError) as problem:  # numbers of thousands of digits, deep nesting
-            text = f'Cannot read "{word}": write key=value, with quotes around special characters.'
+            shown = word if len(word) <= 80 else word[:80] + "..."
+            text = f'Cannot read "{shown}": write key=value, with quotes around special characters.'
             raise UserError(text) from problem
     return overrides
 
@@ -272,6 +282,8 @@ def _texts(override: Override) -> Iterator[str]:
 
 def _check_key(override: Override, valid: list[str]) -> None:
     key = override.key_or_group
+    if key == "hydra.verbose" and not isinstance(override.value(), bool | str | list):
+        raise UserError("hydra.verbose is true, false or a list of loggers.")
     if key.startswith("hydra.") or key.startswith("hydra/"):
         return
     if override.is_delete():

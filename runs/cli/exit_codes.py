@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 from envs.errors import UserError
 
-PERSONS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+PERSONS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 def guarded(work: Callable[[], object]) -> int:
