@@ -158,7 +158,7 @@ def film(
             session.step()
             video.add(panel(session.now.pictures()))
             if session.now.step:
-                total += session.to_dict()["sides"][side]["reward"] or 0.0
+                total += session.to_dict()["views"][side]["reward"] or 0.0
             else:
                 games += 1
             tell(done + 1)

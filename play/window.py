@@ -127,7 +127,7 @@ class Window:
         told = self.session.to_dict()
         sides = [
             f"{name}: return {side['return']}, reward {side['reward']}, goes on {side['cont']}"
-            for name, side in told["sides"].items()
+            for name, side in told["views"].items()
         ]
         median, worst = told["model_ms"]
         state = ", ".join(word for word in ("paused", "recording") if told[word])

@@ -166,7 +166,7 @@ def test_the_ball_of_an_untrained_run_is_lost(tmp_path: Path) -> None:
     games.close()
     found = objects.measure(run, frames=30)
     written = json.loads((tmp_path / "run" / "results" / "objects.json").read_text())
-    assert written["what"] == "ball" and written["frames"] == 30 == found["frames"] and written["candidates"] > 100
+    assert written["what"] == "objects" and written["frames"] == 30 == found["frames"] and written["candidates"] > 100
     assert written["detector_real_within_1px"] == 1 and written["within_2px"] < 0.1
     examples = cv2.imread(str(tmp_path / "run" / "results" / "objects.png"))
     assert examples is not None and examples.shape[1] == 4 * 3 * 64 * objects.SCALE

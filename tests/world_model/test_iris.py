@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from envs.spec import Spec
@@ -19,6 +20,7 @@ from tests.tables import parts
 from world_model.dream.envs import DreamEnv
 from world_model.interface import State, to_unit
 from world_model.iris import Iris, IrisConfig
+from world_model.trees import Tree
 
 WINDOW: dict[str, Any] = {"context_frames": 4, "keep": 1}
 
@@ -73,7 +75,6 @@ def test_locally_a_token_knows_its_own_pixels_alone() -> None:
         ({}, replace(SPEC, discrete=False), "actions are continuous"),
         ({"keep": 0}, SPEC, "1 to 6 can be kept, got keep=0"),
         ({"keep": 7}, SPEC, "1 to 6 can be kept, got keep=7"),
-        ({"patch": 3}, SPEC, "in patches of 3 halved 1 times must be multiples of 6, got 64x64"),
         ({"quantizer": "fsq"}, SPEC, "make 512 codes, not 32"),
         ({"heads": 5}, SPEC, "32 cannot be shared among 5 heads"),
     ],
@@ -104,13 +105,18 @@ def test_a_context_in_one_pass_is_the_same_as_step_by_step(length: int) -> None:
 @torch.no_grad()
 def test_no_amnesia_when_the_window_is_full() -> None:
     """The published code forgets everything then: what follows would not depend on what was before."""
-    made = model(**WINDOW)
+    made = model(**WINDOW, view="tokens")
+
+    def stands(awaiting: Tree, token: Tensor) -> State:
+        """As if the frame that is awaited had these tokens."""
+        read, _ = made.transformer.append(awaiting, token[:, :-1])
+        return State(token, {**read, "h": awaiting["h"]})
 
     def lived(ninth: int) -> tuple[list[int], State]:
         state, ages = made.start(torch.zeros(1, 1, 3, 64, 64)), []
         for t in range(10):
             token = torch.full_like(state.latent, ninth if t == 8 else 0)
-            state = State(token, made.advance(State(token, state.memory), torch.zeros(1, dtype=torch.long)))
+            state = stands(made.advance(state, torch.zeros(1, dtype=torch.long)), token)
             ages.append(int(state.memory["position"]) // made.transformer.stride)
         return ages, state
 
@@ -126,8 +132,8 @@ def test_a_dream_can_go_on_for_ever_and_rows_of_any_age_stand_together() -> None
     made = model(**WINDOW)
     batch = whole(2, 3)
     frame = to_unit(batch.frame)
-    state = made.start(frame, batch.action)
-    state = made.reset_rows(state, torch.tensor([True, False]))
+    awaiting = made.advance(made.start(frame[:, :2], batch.action), batch.action[:, 1])
+    state = made.observe(made.reset_rows(awaiting, torch.tensor([True, False])), frame[:, 2])
     alone = [made.start(frame[:1, -1:]), made.start(frame[1:], batch.action[1:])]
     for t in range(15):
         action = torch.tensor([t % 4, (t + 1) % 4])
