@@ -17,28 +17,17 @@ from torch import Tensor
 
 from envs.settings import setting
 from envs.spec import Spec
-from policies.interface import Learner, Policy, Rollout, Trajectory, Update
+from policies.interface import ACTOR_METRICS, DREAM_METRICS, Learner, Policy, Rollout, Trajectory, Update
 from policies.returns import ReturnScale, lambda_returns
 from world_model.interface import Losses, Metric, Objective, Optim, Term
 from world_model.parts.heads import TwoHot, draw
 from world_model.parts.nets import mlp
 from world_model.trees import Tree
 
-METRICS = {
-    "return": Metric("mean lambda return in the dream", shown="dream", panel="return in the dream"),
+METRICS = DREAM_METRICS | {
     "return_scale": Metric("range between the 5th and 95th percentile of returns, by which advantages are divided"),
-    "dream_reward": Metric("mean reward of a dreamed step"),
-    "dream_cont": Metric("mean probability that a dreamed step does not end the game"),
     "advantage_rms": Metric("size of the advantages, after that division"),
 }
-ACTOR_METRICS = {
-    "policy": Metric("the policy-gradient loss"),
-    "entropy": Metric("minus the entropy, as the loss has it"),
-    "entropy_nats": Metric(
-        "entropy of the policy (the logarithm of the number of actions: undecided)",
-        shown="entropy", panel="entropy of the policy, nats",
-    ),
-}  # fmt: skip
 CRITIC_METRICS = {
     "value": Metric("cross-entropy of the critic against the returns"),
     "slow": Metric("the same against its slow copy"),

@@ -14,28 +14,17 @@ from torch import Tensor, nn
 
 from envs.settings import setting
 from envs.spec import Spec
-from policies.interface import Learner, Policy, Rollout, Trajectory, Update
+from policies.interface import ACTOR_METRICS, DREAM_METRICS, Learner, Policy, Rollout, Trajectory, Update
 from policies.returns import lambda_returns
 from world_model.interface import Losses, Metric, Objective, Optim, Term
 from world_model.parts.heads import draw
 from world_model.trees import Tree
 
-METRICS = {
-    "return": Metric("mean lambda return in the dream", shown="dream", panel="return in the dream"),
-    "dream_reward": Metric("mean reward of a dreamed step, as the policy learns it"),
-    "dream_cont": Metric("mean probability that a dreamed step does not end the game"),
-}
-ACTOR_METRICS = {
-    "policy": Metric("the policy-gradient loss"),
-    "entropy": Metric("minus the entropy, as the loss has it"),
-    "entropy_nats": Metric(
-        "entropy of the policy (the logarithm of the number of actions: undecided)",
-        shown="entropy", panel="entropy of the policy, nats",
-    ),
+BOTH_METRICS = ACTOR_METRICS | {  # actor and critic are one objective
     "value": Metric("squared error of the critic"),
-    "return": Metric("mean lambda return in the dream"),
+    "return": DREAM_METRICS["return"]._replace(shown="", panel=""),
     "advantage_rms": Metric("size of the advantages"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -113,7 +102,7 @@ class CnnLstm(Learner):
     what a dream does after it has probably ended counts as little as it is likely.
     """
 
-    metrics = METRICS
+    metrics = DREAM_METRICS
 
     def __init__(self, config: CnnLstmConfig, features: int, spec: Spec) -> None:
         super().__init__()
@@ -134,7 +123,7 @@ class CnnLstm(Learner):
     def objectives(self) -> tuple[Objective, ...]:
         scales = {"policy": 1.0, "entropy": self.config.entropy, "value": 1.0}
         optim = Optim(lr=self.config.lr, clip=self.config.clip, warmup=0)
-        return (Objective("actor", tuple(self.parameters()), self._loss, scales, optim, metrics=ACTOR_METRICS),)
+        return (Objective("actor", tuple(self.parameters()), self._loss, scales, optim, metrics=BOTH_METRICS),)
 
     def plan(self, *, last: bool, only: str = "") -> tuple[tuple[str, int], ...]:
         return (("dream", self.config.updates),)

@@ -52,6 +52,21 @@ class Policy(nn.Module, ABC):
         return None
 
 
+# What every actor-critic logs of its dreams and of its actor.
+DREAM_METRICS = {
+    "return": Metric("mean lambda return in the dream", shown="dream", panel="return in the dream"),
+    "dream_reward": Metric("mean reward of a dreamed step, as the policy learns it"),
+    "dream_cont": Metric("mean probability that a dreamed step does not end the game"),
+}
+ACTOR_METRICS = {
+    "policy": Metric("the policy-gradient loss"),
+    "entropy": Metric("minus the entropy, as the loss has it"),
+    "entropy_nats": Metric(
+        "entropy of the policy (the logarithm of the number of actions: undecided)",
+        shown="entropy", panel="entropy of the policy, nats",
+    ),
+}  # fmt: skip
+
 Rollout = Callable[[Policy], Trajectory]
 # One optimiser step of the one trainer, on whatever the loss reads; what the loss said, from those that tell.
 Update = Callable[[Objective, Any], Losses | None]

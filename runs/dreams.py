@@ -1,6 +1,6 @@
 """A trained model, ready to be played, in two lines and without the game:
 
-    player = dreams.load("runs/out/pong")       # or dreams.load() for the model in the box
+    player = dreams.load("runs/out/pong")       # or dreams.load() for the model that ships
     player.dream                                # a gymnasium environment; player.act(frame) plays it
 
 After `import runs`, `gymnasium.make("Dream-v0", run=...)` and `gymnasium.make_vec("Dream-v0", num_envs=..., run=...)`
@@ -46,7 +46,7 @@ class Loaded(NamedTuple):
     agent: Agent
     starts: Starts
     controls: Controls
-    run: Run | None  # None: a model in a box
+    run: Run | None  # None: a packed model
     step: int  # agent steps of the real game that it was trained on
 
     def temperature(self, asked: float | None) -> float:
@@ -104,7 +104,7 @@ class DreamPlayer:
 
 
 def load(run: str | Path | None = None, *, greedy: bool = False) -> DreamPlayer:
-    """The agent of a run and its dream; the model in the box without a run. Raises UserError as `load_parts` does."""
+    """The agent of a run and its dream; the model that ships without a run. Raises UserError as `load_parts` does."""
     return DreamPlayer(load_parts(run), greedy=greedy)
 
 
@@ -133,18 +133,18 @@ def make_vector(
 
 
 def load_parts(run: str | Path | None = None, device: str = "auto") -> Loaded:
-    """The newest checkpoint of a run (a folder or a name), or a box (a .safetensors file; the one here when None).
+    """The newest checkpoint of a run (a folder or a name), or a packed model (a .safetensors file; the one that ships when None).
 
     Leaves torch's default generators as they were.
 
     Raises:
-        UserError: no such run or box, no or no readable checkpoint, an unknown recipe, or an older run whose game has
+        UserError: no such run or packed model, no or no readable checkpoint, an unknown recipe, or an older run whose game has
             to be asked for its controls and is not installed.
     """
     device = choose_device(device)
     with torch.random.fork_rng():  # building a model seeds it
         if run is None or Path(run).suffix == PRETRAINED.suffix:
-            loaded = _from_box(PRETRAINED if run is None else Path(run), device)
+            loaded = _from_packed(PRETRAINED if run is None else Path(run), device)
         else:
             loaded = _from_run(Run.open(run), device)
     loaded.agent.eval().requires_grad_(False)
@@ -214,19 +214,19 @@ def _from_episodes(run: Run, spec: Spec) -> Starts:
     return Starts(batch.frame, batch.action[:, :-1])
 
 
-def _from_box(path: Path, device: str) -> Loaded:
+def _from_packed(path: Path, device: str) -> Loaded:
     """What `runs.folder.pretrained` wrote: tensors in one file, everything else as JSON beside it."""
     about = path.with_suffix(".json")
     if not path.is_file() or not about.is_file():
         missing = path if not path.is_file() else about
-        raise UserError(f"There is no model in a box: {missing} is missing. Name a run, run=FOLDER. {newest()}".strip())
+        raise UserError(f"There is no packed model: {missing} is missing. Name a run, run=FOLDER. {newest()}".strip())
     try:
         told, tensors = json.loads(about.read_text()), load_file(path)
         starts = Starts(tensors.pop("starts.frame"), tensors.pop("starts.action"))
         config, step = from_dict(told["config"]), int(told["step"])
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as problem:
-        reason = problem if isinstance(problem, UserError) else "it is damaged, or no box of this program"
-        raise UserError(f"The box {path} cannot be used: {str(reason).rstrip('.')}.") from problem
+        reason = problem if isinstance(problem, UserError) else "it is damaged, or was not packed by this program"
+        raise UserError(f"The packed model {path} cannot be used: {str(reason).rstrip('.')}.") from problem
     spec, controls = _described(told, about)
     agent = build.agent(config, spec, device)
     _fill(agent, tensors, path)

@@ -1,4 +1,4 @@
-"""The command `play`: a run, or the model in the box, in the browser, in a window or on film."""
+"""The command `play`: a run, or the model that ships, in the browser, in a window or on film."""
 
 from __future__ import annotations
 
@@ -115,13 +115,13 @@ def videos_folder(loaded: Loaded) -> Path:
 
 
 def episodes_folder(loaded: Loaded) -> Path | None:
-    """Where what a person plays goes, to be learned from when the run is resumed; a box learns nothing more."""
+    """Where what a person plays goes, to be learned from when the run is resumed; a packed model learns nothing more."""
     return None if loaded.run is None else loaded.run.human_folder
 
 
 def about(loaded: Loaded) -> dict[str, str]:
     """What the page says of the model."""
-    name = "in the box" if loaded.run is None else loaded.run.folder.name
+    name = "the one that ships" if loaded.run is None else loaded.run.folder.name
     size = f"{loaded.config.recipe} {loaded.config.size}"
     return {"model": size, "run": name, "steps": f"{loaded.step:,}", "on": str(loaded.agent.device)}
 

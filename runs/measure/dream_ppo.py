@@ -105,7 +105,7 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     parts, console = load_parts(settings.run), Console(highlight=False)
     run = parts.run
     if run is None:
-        raise UserError(f"{settings.run} is a model in a box: name the folder of a run, where the result can be kept.")
+        raise UserError(f"{settings.run} is a packed model: name the folder of a run, where the result can be kept.")
     world = parts.world(many=True)
     began = time.monotonic()
     dream = DreamVectorEnv(world, settings.dreams, horizon=settings.horizon, temperature=parts.temperature(None))

@@ -1,4 +1,4 @@
-"""A model in a box is the run it was packed from, and never half of it."""
+"""A packed model is the run it was packed from, and never half of it."""
 
 from __future__ import annotations
 

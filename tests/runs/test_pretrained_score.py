@@ -1,4 +1,4 @@
-"""The model in the box plays as well as is published beside it, in the real game."""
+"""The model that ships plays as well as is published beside it, in the real game."""
 
 from __future__ import annotations
 
