@@ -133,13 +133,13 @@ def make_vector(
 
 
 def load_parts(run: str | Path | None = None, device: str = "auto") -> Loaded:
-    """The newest checkpoint of a run (a folder or a name), or a packed model (a .safetensors file; the one that ships when None).
+    """The newest checkpoint of a run (a folder or a name), or a packed model (.safetensors; None: the one that ships).
 
     Leaves torch's default generators as they were.
 
     Raises:
-        UserError: no such run or packed model, no or no readable checkpoint, an unknown recipe, or an older run whose game has
-            to be asked for its controls and is not installed.
+        UserError: no such run or packed model, no readable checkpoint, an unknown recipe, or an older run whose game
+            has to be asked for its controls and is not installed.
     """
     device = choose_device(device)
     with torch.random.fork_rng():  # building a model seeds it

@@ -115,7 +115,7 @@ def videos_folder(loaded: Loaded) -> Path:
 
 
 def episodes_folder(loaded: Loaded) -> Path | None:
-    """Where what a person plays goes, to be learned from when the run is resumed; a packed model learns nothing more."""
+    """Where what a person plays goes, to be learned from on resuming; a packed model learns nothing more."""
     return None if loaded.run is None else loaded.run.human_folder
 
 

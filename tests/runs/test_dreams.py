@@ -1,4 +1,4 @@
-"""A trained run, or the box it was packed into, as an agent and a dream: without the game, and never half loaded."""
+"""A trained run, or the packed model made of it, as an agent and a dream: without the game, and never half loaded."""
 
 from __future__ import annotations
 
