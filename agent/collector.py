@@ -54,8 +54,7 @@ class Collector:
                 contexts.append((np.zeros((0, *self.games.spec.frame), np.uint8), np.zeros(0)))
             else:
                 contexts.append((episode.frame[-steps - 1 : -1], episode.action[-steps:]))
-        if any(len(frames) for frames, _ in contexts):
-            self.player.burn_in(contexts)
+        self.player.burn_in(contexts)
 
     def _begin(self, rows: list[int]) -> None:
         seeds = [episode_seed(self.seed, self.begun + i) for i in range(len(rows))]

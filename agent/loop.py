@@ -253,9 +253,8 @@ class Loop:
 
         def rollout(policy: Policy) -> Trajectory:
             every = trees.map(lambda leaf: leaf.repeat(policy.population_size, *[1] * (leaf.dim() - 1)), states)
-            seen = (
-                policy.population_size == 1
-            )  # a population's views would fill gigabytes, and it learns from returns alone
+            # A population's views would fill gigabytes, and it learns from returns alone.
+            seen = policy.population_size == 1
             return imagine(
                 model, policy, every, horizon=dreams.horizon, temperature=dreams.temperature, keep_views=seen,
                 memory=memory,
@@ -312,7 +311,7 @@ class Loop:
         """What a stage reads instead of the frames of each episode, if it does.
 
         Kept by the episode's number for as long as the stages before, which train the encoder, take no further step:
-        then only frames that are new are encoded.
+        then only episodes that have grown are encoded further.
         """
         if stage.encode is None:
             return []

@@ -41,19 +41,9 @@ class Player:
 
     @torch.inference_mode()
     def act(self, frames: np.ndarray, is_first: np.ndarray) -> np.ndarray:
-        """Frames (N, C, H, W) uint8; fresh (N,) bool: an episode begins -> actions (N,) int64 or (N, A) float32."""
-        model, policy = self.agent.world_model, self.agent.learner.policy
-        frame = to_unit(torch.from_numpy(frames).to(self.agent.device))
-        if self.state is None or self.action is None:
-            memory, self.policy_memory = model.initial(len(frames)), policy.initial(len(frames))
-        else:
-            memory = model.advance(self.state, self.action)
-            if is_first.any():
-                mask = torch.from_numpy(is_first).to(self.agent.device)
-                memory = model.reset_rows(memory, mask)
-                self.policy_memory = trees.where(mask, policy.initial(len(frames)), self.policy_memory)
-        state = self.state = model.observe(memory, frame)
-        self.action, self.policy_memory = policy.act(model.features(state), self.policy_memory, self.greedy)
+        """Frames (N, C, H, W) uint8; is_first (N,) bool: an episode begins -> actions (N,) int64 or (N, A) float32."""
+        features = self._see(frames, is_first)
+        self.action, self.policy_memory = self.agent.learner.policy.act(features, self.policy_memory, self.greedy)
         return self.action.cpu().numpy()
 
     @torch.inference_mode()
@@ -63,32 +53,34 @@ class Player:
         A context is an episode's newest frames (T, C, H, W) but the present one, and the actions (T[, A]) taken on
         them; rows may differ in T, which is 0 where an episode begins now. The next `act` gets the present frames.
         """
-        longest = max((len(frames) for frames, _ in contexts), default=0)
         self.state = self.action = None
         self.policy_memory = ()
-        if not longest:
-            return
-        model, policy, rows = self.agent.world_model, self.agent.learner.policy, len(contexts)
-        spec, device = model.spec, self.agent.device
+        policy, spec, rows = self.agent.learner.policy, self.agent.world_model.spec, len(contexts)
         shape, kind = ((rows,), np.int64) if spec.discrete else ((rows, spec.action_size), np.float32)
-        state: State | None = None
-        memory, action = policy.initial(rows), torch.zeros(shape, dtype=torch.from_numpy(np.zeros(0, kind)).dtype)
+        longest = max((len(frames) for frames, _ in contexts), default=0)
         for back in range(longest, 0, -1):  # rows whose context is shorter wait, and begin in time
             now, taken = np.zeros((rows, *spec.frame), np.uint8), np.zeros(shape, kind)
             for row, (frames, actions) in enumerate(contexts):
                 if len(frames) >= back:
                     now[row], taken[row] = frames[-back], actions[-back]
-            begins = torch.tensor([len(frames) <= back for frames, _ in contexts], device=device)
-            if state is None:
-                known = model.initial(rows)
-            else:
-                known = model.reset_rows(model.advance(state, action), begins)
-                memory = trees.where(begins, policy.initial(rows), memory)
-            state = model.observe(known, to_unit(torch.from_numpy(now).to(device)))
+            features = self._see(now, np.array([len(frames) <= back for frames, _ in contexts]))
             if policy.is_recurrent:
-                memory = policy.act(model.features(state), memory, greedy=True)[1]
-            action = torch.from_numpy(taken).to(device)
-        self.state, self.action, self.policy_memory = state, action, memory
+                self.policy_memory = policy.act(features, self.policy_memory, greedy=True)[1]
+            self.action = torch.from_numpy(taken).to(self.agent.device)
+
+    def _see(self, frames: np.ndarray, is_first: np.ndarray) -> torch.Tensor:
+        """Follows the games one frame on, after the last action; returns what the policy sees (N, F)."""
+        model, policy = self.agent.world_model, self.agent.learner.policy
+        if self.state is None or self.action is None:
+            memory, self.policy_memory = model.initial(len(frames)), policy.initial(len(frames))
+        else:
+            memory = model.advance(self.state, self.action)
+            if is_first.any():
+                mask = torch.from_numpy(is_first).to(self.agent.device)
+                memory = model.reset_rows(memory, mask)
+                self.policy_memory = trees.where(mask, policy.initial(len(frames)), self.policy_memory)
+        self.state = model.observe(memory, to_unit(torch.from_numpy(frames).to(self.agent.device)))
+        return model.features(self.state)
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers, as tensors."""
