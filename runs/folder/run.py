@@ -54,6 +54,9 @@ class Run:
         self._hours_before = 0.0
         self._hours_saved = 0.0
         self._opened = time.monotonic()
+        self._core_hours_before: float | None = 0.0
+        self._core_hours_saved: float | None = 0.0
+        self._processor_opened = time.process_time()
         self._lines: int | None = None  # logged before the loaded checkpoint; older ones do not tell
         self._metrics: IO[str] | None = None
         self._board: SummaryWriter | None = None
@@ -110,12 +113,19 @@ class Run:
         """Hours of work in this run, those before the loaded checkpoint included."""
         return self._hours_before + (time.monotonic() - self._opened) / 3600
 
+    @property
+    def core_hours(self) -> float | None:
+        """Processor hours of this process, which stand still while others work; None in runs older than that."""
+        if self._core_hours_before is None:
+            return None
+        return self._core_hours_before + (time.process_time() - self._processor_opened) / 3600
+
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends one line to metrics.jsonl, with the memory used so far, and the same scalars to TensorBoard."""
         if self._metrics is None:
             self._metrics = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115  a line reaches the file at once
         values = {name: float(value) for name, value in scalars.items()} | {"memory_gb": round(memory_gb(), 3)}
-        line = {"step": step, "hours": round(self.hours, 5)} | values
+        line = {"step": step, "hours": round(self.hours, 5)} | _rounded("core_hours", self.core_hours) | values
         self._metrics.write(json.dumps(plain(line), allow_nan=False) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
@@ -152,11 +162,11 @@ class Run:
         """Writes everything needed to go on from `step`, atomically; the newest two are kept."""
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
-        hours = self.hours
-        content = {"step": step, "hours": hours, "config": plain(asdict(self.config)), "state": dict(state)}
-        content["lines"] = len(self.metrics())  # many may be of one step
+        hours, core_hours = self.hours, self.core_hours
+        content = {"step": step, "hours": hours, "core_hours": core_hours, "config": plain(asdict(self.config))}
+        content |= {"state": dict(state), "lines": len(self.metrics())}  # many may be of one step
         path = checkpoint.save(self.folder / "checkpoints", step, content)
-        self.step, self._hours_saved = step, hours
+        self.step, self._hours_saved, self._core_hours_saved = step, hours, core_hours
         return path
 
     def load_checkpoint(
@@ -172,7 +182,9 @@ class Run:
             raise UserError(f"The checkpoint in {self.folder} was not written by this program.")
         self._check_same_model(content["config"])
         self.step, self._hours_before, self._opened = content["step"], content["hours"], time.monotonic()
-        self._hours_saved, self._lines = self._hours_before, content.get("lines")
+        self._core_hours_before, self._processor_opened = content.get("core_hours"), time.process_time()
+        self._hours_saved, self._core_hours_saved = self._hours_before, self._core_hours_before
+        self._lines = content.get("lines")
         for sentence in said:
             say(sentence)
         return dict(content["state"])
@@ -196,6 +208,7 @@ class Run:
         config = self.config
         about = {key: getattr(config, key) for key in ("recipe", "env", "protocol", "size", "seed")}
         trained = {"hours": round(self._hours_saved, 4), "env_steps": self.step}  # of the checkpoint
+        trained |= _rounded("core_hours", self._core_hours_saved)
         now = facts()  # the code and machine that made this result, which need not be those that trained
         about["training"] = {key: self.meta[key] for key in TRAINED if key in self.meta}
         path = self.folder / "results" / f"{name}.json"
@@ -290,6 +303,10 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a run's description.")
     return value
+
+
+def _rounded(name: str, value: float | None) -> dict[str, float]:
+    return {} if value is None else {name: round(value, 5)}
 
 
 def _line(text: str) -> dict[str, Any] | None:

@@ -204,6 +204,7 @@ def test_resuming_cuts_what_came_after_the_checkpoint_and_goes_on_with_the_hours
         run.log(step, {"loss": step})
         if step == 2:
             run._opened -= 3600  # an hour of work
+            run._processor_opened -= 1800  # on half a core
             run.save_checkpoint(STATE, step)
     with open(run.folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "lo')  # killed while writing
@@ -218,6 +219,18 @@ def test_resuming_cuts_what_came_after_the_checkpoint_and_goes_on_with_the_hours
     assert "resumed" in json.loads(again.result("anything", {}).read_text())["training"]
     assert [(line["step"], line["loss"]) for line in again.metrics()] == [(1, 1), (2, 2), (3, 30)]
     assert 1 <= again.metrics()[-1]["hours"] < 1.1
+    told = json.loads(again.result("anything", {}).read_text())
+    assert 0.5 <= again.metrics()[-1]["core_hours"] < 0.6 and 0.5 <= told["core_hours"] < 0.6
+
+
+def test_older_runs_that_told_no_core_hours_tell_none(run: Run) -> None:
+    path = run.save_checkpoint(STATE, 2)
+    torch.save({key: value for key, value in torch.load(path).items() if key != "core_hours"}, path)
+    again = Run.open(run.folder)
+    again.load_checkpoint()
+    again.log(3, {"loss": 1})
+    assert "core_hours" not in again.metrics()[-1]
+    assert "core_hours" not in json.loads(again.result("anything", {}).read_text())
 
 
 def test_tensorboard_shows_scalars_pictures_and_moving_pictures(run: Run) -> None:
