@@ -21,6 +21,8 @@ OLD_NAMES = {
     "model.steps": "model.context_frames",
     "as": "variant",  # of publish
 }
+# What runs did before there was a key to say it, where that is not the default: of a config.json without the key.
+BEFORE = {"model.motion": False, "model.cont_from": "features", "model.entropy_scale": 0.0}
 
 
 @dataclass(frozen=True)

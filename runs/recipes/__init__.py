@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from envs.errors import UserError, nearest
-from runs.config import OLD_NAMES, SIZES, Config
+from runs.config import BEFORE, OLD_NAMES, SIZES, Config
 from runs.config_types import fill, keys, renamed
 
 Recipe = Callable[[str], Config]
@@ -61,7 +61,13 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     """
     recipe, size = (str(values.get(key, "")) for key in ("recipe", "size"))
     template = preset(recipe, size)
-    return fill(template, renamed(values, OLD_NAMES, keys(template)))
+    valid = keys(template)
+    given = renamed(values, OLD_NAMES, valid)
+    for key, value in BEFORE.items():
+        group, _, name = key.partition(".")
+        if key in valid and isinstance(given.get(group), dict):
+            given[group].setdefault(name, value)
+    return fill(template, given)
 
 
 def choice(key: str, word: Any, valid: Mapping[str, Any] | tuple[str, ...]) -> str:

@@ -229,6 +229,15 @@ def test_an_old_name_is_taken_only_where_it_means_the_new_one() -> None:
     assert values(from_dict({"recipe": "reverie", "size": "toy", "policy": {"passes": 2}}))["policy.epochs"] == 2
 
 
+def test_what_an_old_run_did_not_say_is_what_it_did() -> None:
+    told = asdict(preset("reverie", "toy"))
+    assert told["model"]["motion"] and told["model"]["cont_from"] == "memory"
+    for key in ("motion", "cont_from", "entropy_scale"):
+        del told["model"][key]
+    model = from_dict(told).model
+    assert (model.motion, model.cont_from, model.entropy_scale) == (False, "features", 0.0)
+
+
 # ---- doors ----
 def test_the_module_works_beside_a_folder_called_runs(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
