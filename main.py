@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from runs.cli.exit_codes import guarded
 from runs.cli.table import RECIPE, RUN, Command, load
 
 COMMANDS = {
-    "train": Command("a new run, in a folder under runs/out/ (the default)", "runs.cli.commands:train", RECIPE,
+    "train": Command("a new run, in a folder under runs/out/ (the default)", "runs.cli.train:train", RECIPE,
                      "env=ALE/Breakout-v5 seed=1"),
     "resume": Command("go on with a run that was stopped", "runs.cli.commands:resume", RUN, "run=NAME"),
+    "atari100k": Command("the 26 games of the benchmark: runs what is missing, then one table and one picture",
+                         "runs.cli.atari100k:command", "runs.cli.atari100k:Atari100kConfig", "games=Boxing,Pong",
+                         passes_on=True),
     "evaluate": Command("play whole episodes of the real game, sampled and greedy", "runs.cli.commands:evaluate", RUN,
                         "run=NAME episodes=100"),
     "play": Command("the dream in the browser, in a window or on film", "runs.cli.play:play",
@@ -79,7 +80,7 @@ def _dispatch(words: list[str]) -> None:
 
         print(docs.help_of(name, row, [word for word in words if not word.startswith("-")]))
     elif name == "train":
-        _train(words)
+        load(row.function)(words)
     else:
         _run(name, row, words)
 
@@ -88,6 +89,7 @@ def _run(name: str, row: Command, words: list[str]) -> None:
     """Any command but train: its words become one typed configuration, or a run with some keys changed."""
     from envs.errors import UserError
     from runs.cli import compose
+    from runs.config_types import keys
 
     if any(word.startswith("-") for word in words):
         raise UserError(f"{name} takes no flags; -m and --cfg are for train.")
@@ -99,49 +101,13 @@ def _run(name: str, row: Command, words: list[str]) -> None:
         from runs.cli import commands
 
         getattr(commands, name)(*commands.opened(name, words))
+    elif row.passes_on:
+        own = [word for word in words if word.split("=")[0] in keys(load(row.reads)())]
+        asked_for = compose.filled(name, load(row.reads)(), own)
+        load(row.function)(asked_for, [word for word in words if word not in own])
     else:
-        asked_for: Any = compose.filled(name, load(row.reads)(), words)
+        asked_for = compose.filled(name, load(row.reads)(), words)
         load(row.function)(asked_for, *([COMMANDS] if name == "docs" else []))
-
-
-def _train(words: list[str]) -> None:
-    """A run, or with -m several: what Hydra does with the words, checked as a whole before."""
-    from runs.cli import compose
-
-    words = compose.prepared(words)
-    flags = compose.parse(words)
-    if not flags.hydra_help:
-        sized = compose.with_size(flags.overrides)
-        compose.check(sized, multirun=flags.multirun)
-        chosen = sized[len(flags.overrides) :]
-        words = words + chosen
-        if chosen and chosen != ["size=xs"] and not (flags.cfg or flags.info):
-            # The device must not decide unheard what is learned.
-            print(f"{chosen[0]} was chosen by the device, as no size= was given; the published results are of size=xs.")
-    before = sys.argv
-    sys.argv = [before[0], *words]  # where Hydra reads them
-    try:
-        compose.launch(_task, words)
-    finally:
-        sys.argv = before
-
-
-def _task(composed: object) -> None:
-    """One run, called by Hydra or one of its launchers."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    from runs import recipes
-    from runs.cli import commands
-
-    config = recipes.from_dict(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    if folder.is_relative_to(Path.cwd()):  # what a person can type again
-        folder = folder.relative_to(Path.cwd())
-    # Hydra would wrap what is raised here in lines of its own.
-    code = guarded(lambda: commands.train(config, folder))
-    if code:
-        raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -63,13 +63,16 @@ def opened(command: str, words: Sequence[str]) -> tuple[Any, ...]:
     return (run, asked.only) if isinstance(asked, ResumeConfig) and asked.only else (run,)
 
 
-def train(config: Config, folder: Path) -> Path:
-    """A new run in `folder`, from the first step to its evaluation; returns the folder."""
+def train(config: Config, folder: Path, command: str | None = None) -> Path:
+    """A new run in `folder`, from the first step to its evaluation, by this process's command line or another.
+
+    Returns the folder.
+    """
     print(announcement(config), flush=True)
     device, threads = _prepare(config)
     if config.init_replay:
         find(config.init_replay)  # says so before there is a folder, when there is no such run
-    run = Run.create(config, folder, threads=threads, device=device)
+    run = Run.create(config, folder, command, threads=threads, device=device)
     _work(run, device, threads, resumed=False)
     return folder
 

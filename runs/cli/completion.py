@@ -92,8 +92,9 @@ def script(words: Sequence[str], commands: Mapping[str, Command]) -> str:
 
 
 def _keys(name: str, row: Command) -> list[str]:
-    if row.reads == RECIPE:
-        return list(dict.fromkeys(key for recipe in RECIPES for key in keys(preset(recipe, "xs"))))
+    if row.reads == RECIPE or row.passes_on:
+        own = [] if row.reads == RECIPE else keys(load(row.reads)())
+        return list(dict.fromkeys([*own, *(key for recipe in RECIPES for key in keys(preset(recipe, "xs")))]))
     if row.reads == RUN:
         own = keys(ResumeConfig() if name == "resume" else EvaluateConfig())
         changed = [key for recipe in RECIPES for key in resumable(preset(recipe, "xs"))]

@@ -21,7 +21,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,6 +33,7 @@ from envs.make import make_games
 from runs import build
 from runs.config import OLD_NAMES, SIZES, Config
 from runs.config_types import fill, keys, unknown_key
+from runs.config_types import values as values_of
 from runs.folder.run import OUT, newest
 from runs.folder.system import choose_device
 from runs.recipes import RECIPES, choice, find, from_dict, preset
@@ -167,21 +168,25 @@ def changed(config: Settings, words: Sequence[str], allowed: Sequence[str] | Non
     Raises:
         UserError: a key that is unknown or that the run fixed for good, a value of a wrong type or out of range.
     """
-    allowed = keys(config) if allowed is None else allowed
+    known = values_of(config)
+    allowed = list(known) if allowed is None else allowed
     values: dict[str, Any] = {}
     for override in _parsed(words):
         key = override.key_or_group
         if key not in allowed:
-            if key not in keys(config):
+            if key not in known:
                 raise unknown_key(key, list(allowed))
             raise UserError(f"{key} was fixed when the run began: only {', '.join(allowed)} can be given here.")
-        if override.is_sweep_override():
+        value = override.value()
+        if isinstance(known.get(key), tuple):  # written a,b or [a,b], or one value alone
+            value = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
+        elif override.is_sweep_override():
             raise UserError(f"{key} needs one value: a sweep (several values) is for train.")
         at = values
         *groups, last = key.split(".")
         for group in groups:
             at = at.setdefault(group, {})
-        at[last] = override.value()
+        at[last] = value
     config = fill(config, values)
     settings.check(config)
     if isinstance(config, Checked):

@@ -16,8 +16,9 @@ from runs.cli.table import RECIPE, RUN, Command, load
 from runs.config import SIZES, resumable
 from runs.config_types import typed
 from runs.folder.files import write_atomic
+from runs.folder.run import RESULTS
 from runs.recipes import RECIPES, preset
-from runs.report import publish
+from runs.report import atari100k, publish
 from world_model.interface import Metric
 
 SHOWN_SIZE = "xs"  # whose numbers the pages show
@@ -76,11 +77,15 @@ def help_of(name: str, row: Command, words: Sequence[str] = ()) -> str:
         lines += _columns(_of_a_run(name))
     else:
         lines += _columns(rows(load(row.reads)()))
+    if row.passes_on:
+        lines += ["", "and every key of train: python main.py train --help"]
     return "\n".join([*lines, "", f"example: python main.py {name} {row.example}".rstrip()])
 
 
 def write(asked: DocsConfig, commands: Mapping[str, Command]) -> None:
     """Writes the generated pages."""
+    if entries := atari100k.load(RESULTS.glob("*-evaluation-sampled.json")):
+        atari100k.picture(entries, Path(asked.out) / "atari100k.png")
     for page in pages(commands):
         path = Path(asked.out) / page.name
         write_atomic(path, lambda file, text=page.text: file.write(text.encode()))  # type: ignore[misc]
@@ -94,6 +99,7 @@ def pages(commands: Mapping[str, Command]) -> tuple[Page, ...]:
         Page("commands.md", _commands(commands)),
         Page("metrics.md", _metrics()),
         Page("results.md", _generated(results + publish.tables())),
+        Page("atari100k.md", _generated(atari100k.page(RESULTS))),
     )
 
 
@@ -112,6 +118,8 @@ def _commands(commands: Mapping[str, Command]) -> str:
         else:
             listed = _of_a_run(name) if row.reads == RUN else rows(load(row.reads)())
             text.append(_markdown(HEADING, list(listed)))
+        if row.passes_on:
+            text.append("And the keys of [train](#train).")
     return _generated("\n\n".join(text))
 
 

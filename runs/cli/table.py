@@ -32,6 +32,7 @@ class Command(NamedTuple):
     # "module:Dataclass"; RECIPE: the configuration of a new run; RUN: an existing run, some of whose keys change.
     reads: str
     example: str = ""  # words after its name
+    passes_on: bool = False  # words that it does not know itself are train's
 
 
 def load(place: str) -> Any:

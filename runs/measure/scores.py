@@ -1,41 +1,93 @@
-"""Random and human scores of the 26 games of Atari 100k (Kaiser et al. 2020, table 5), and what is made of them."""
+"""Scores of the 26 games of Atari 100k (Kaiser et al. 2020) and their aggregates (Agarwal et al. 2021).
+
+`atari100k_scores.json` beside this file holds what random play, people and published systems reach.
+
+Shapes: G games, S seeds (which may differ from game to game), E episodes.
+"""
 
 from __future__ import annotations
 
-RANDOM_AND_HUMAN = {
-    "Alien": (227.8, 7127.7),
-    "Amidar": (5.8, 1719.5),
-    "Assault": (222.4, 742.0),
-    "Asterix": (210.0, 8503.3),
-    "BankHeist": (14.2, 753.1),
-    "BattleZone": (2360.0, 37187.5),
-    "Boxing": (0.1, 12.1),
-    "Breakout": (1.7, 30.5),
-    "ChopperCommand": (811.0, 7387.8),
-    "CrazyClimber": (10780.5, 35829.4),
-    "DemonAttack": (152.1, 1971.0),
-    "Freeway": (0.0, 29.6),
-    "Frostbite": (65.2, 4334.7),
-    "Gopher": (257.6, 2412.5),
-    "Hero": (1027.0, 30826.4),
-    "Jamesbond": (29.0, 302.8),
-    "Kangaroo": (52.0, 3035.0),
-    "Krull": (1598.0, 2665.5),
-    "KungFuMaster": (258.5, 22736.3),
-    "MsPacman": (307.3, 6951.6),
-    "Pong": (-20.7, 14.6),
-    "PrivateEye": (24.9, 69571.3),
-    "Qbert": (163.9, 13455.0),
-    "RoadRunner": (11.5, 7845.0),
-    "Seaquest": (68.4, 42054.7),
-    "UpNDown": (533.4, 11693.2),
-}
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+PUBLISHED = Path(__file__).with_name("atari100k_scores.json")
+RESAMPLES = 2_000
+Returns = Mapping[str, Sequence[Sequence[float]]]  # game -> of each seed, the returns of its episodes
+
+
+class Estimate(NamedTuple):
+    """A number and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@cache
+def published() -> dict[str, dict[str, float]]:
+    """Mean scores in the games' own units: game -> {"Random", "Human", and each published system}."""
+    games: dict[str, dict[str, float]] = json.loads(PUBLISHED.read_text())["games"]
+    return games
+
+
+def systems() -> tuple[str, ...]:
+    """The published systems, in the order of their publication."""
+    return tuple(name for name in next(iter(published().values())) if name not in ("Random", "Human"))
+
+
+def game_of(env: str) -> str:
+    """The game of a gymnasium id: ALE/Pong-v5 and PongNoFrameskip-v4 are Pong."""
+    return env.removeprefix("ALE/").split("-")[0].removesuffix("NoFrameskip")
 
 
 def human_normalised(env: str, score: float) -> float | None:
-    """(score - random) / (human - random); None for a game without published scores."""
-    game = env.removeprefix("ALE/").split("-")[0].removesuffix("NoFrameskip")
-    if game not in RANDOM_AND_HUMAN:
-        return None
-    random, human = RANDOM_AND_HUMAN[game]
-    return (score - random) / (human - random)
+    """(score - random) / (human - random) of a gymnasium id or a game; None for a game without published scores."""
+    known = published().get(game_of(env))
+    return None if known is None else (score - known["Random"]) / (known["Human"] - known["Random"])
+
+
+def aggregates(scores: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Aggregates of human-normalised scores: of each of G games, its S scores (Agarwal et al. 2021, section 4).
+
+    Mean and median are taken over the games' means; the interquartile mean over all scores without the lowest and the
+    highest quarter; the optimality gap is what is missing to 1 on average, where nothing above 1 counts.
+    """
+    means = np.array([np.mean(of_game) for of_game in scores])
+    every = np.sort(np.concatenate([np.asarray(of_game, dtype=float) for of_game in scores]))
+    cut = len(every) // 4
+    return {
+        "mean": float(means.mean()),
+        "median": float(np.median(means)),
+        "iqm": float(every[cut : len(every) - cut].mean()),
+        "optimality_gap": float((1 - np.minimum(every, 1)).mean()),
+    }
+
+
+def estimates(returns: Returns, *, seed: int = 0) -> dict[str, Estimate]:
+    """Aggregates with 95 % intervals by a bootstrap stratified by game.
+
+    In each resample every game keeps its number of seeds, drawn with replacement, and every seed drawn its number of
+    episodes. Of one seed a game the interval tells of the episodes alone, not of how differently seeds turn out.
+
+    Raises KeyError for a game without published scores.
+    """
+    rng = np.random.default_rng(seed)
+    normal: dict[str, list[np.ndarray]] = {}
+    for game, played in returns.items():
+        low, high = published()[game]["Random"], published()[game]["Human"]
+        normal[game] = [(np.asarray(episodes, dtype=float) - low) / (high - low) for episodes in played]
+    found = aggregates([[float(episodes.mean()) for episodes in of_seeds] for of_seeds in normal.values()])
+    drawn = []
+    for _ in range(RESAMPLES):
+        scores = []
+        for of_seeds in normal.values():
+            chosen = [of_seeds[i] for i in rng.integers(len(of_seeds), size=len(of_seeds))]
+            scores.append([float(rng.choice(episodes, len(episodes)).mean()) for episodes in chosen])
+        drawn.append(aggregates(scores))
+    bounds = {name: np.percentile([one[name] for one in drawn], (2.5, 97.5)) for name in found}
+    return {name: Estimate(value, float(bounds[name][0]), float(bounds[name][1])) for name, value in found.items()}

@@ -16,6 +16,8 @@ from runs.folder.files import write_atomic
 from runs.folder.run import Run
 from runs.report.fitness_curve import draw_fitness
 
+POINTS = 100
+
 
 def draw(run: Run) -> Path:
     """Draws returns of the real game and the run's own measures; returns the file.
@@ -25,6 +27,7 @@ def draw(run: Run) -> Path:
     from matplotlib.figure import Figure  # late: half a second that most commands do not need
 
     figure, lines = Figure(figsize=(11, 6.5), layout="constrained"), run.metrics()
+    run.result("curve", {"points": points(lines)})
     if any("policy/fitness" in line for line in lines):
         draw_fitness(figure, lines, run.config)
     else:
@@ -34,6 +37,17 @@ def draw(run: Run) -> Path:
     path = run.folder / "pictures" / "curve.png"
     write_atomic(path, lambda file: file.write(data.getvalue()))
     return path
+
+
+def points(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The learning curve in at most `POINTS` points: means of step, hours, processor hours and return of neighbours."""
+    told = [line for line in lines if "episode/return" in line]
+    found = []
+    for part in np.array_split(np.arange(len(told)), min(POINTS, len(told))) if told else []:
+        some = [told[i] for i in part]
+        keys = [key for key in ("step", "hours", "core_hours", "episode/return") if all(key in one for one in some)]
+        found.append({key.split("/")[-1]: round(float(np.mean([one[key] for one in some])), 5) for key in keys})
+    return found
 
 
 def _draw_returns(figure: Any, lines: list[dict[str, Any]], config: Config) -> None:
@@ -57,9 +71,10 @@ def _returns(axis: Any, lines: list[dict[str, Any]], title: str) -> None:
     window = max(1, min(20, len(returns) // 5))
     mean = [returns[max(0, i - window + 1) : i + 1].mean() for i in range(len(returns))]
     axis.plot(steps, mean, label=f"mean of the last {window} points")
-    hours = axis.secondary_xaxis("top", functions=_hours(lines))
-    hours.set_xlabel("hours")
+    if any(line["hours"] > 0 for line in lines):
+        axis.secondary_xaxis("top", functions=_hours(lines)).set_xlabel("hours")
     axis.set(xlabel="agent steps of the real game", ylabel="return", title=title)
+    axis.set_xlim(0, 1.02 * max((line["step"] for line in lines), default=1))  # also of one point alone
     axis.grid(alpha=0.3)
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.legend(loc="upper left")

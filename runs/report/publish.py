@@ -21,12 +21,16 @@ PICTURES = ("dream", "mixture", "latents", "temperatures", "reconstructions")  #
 
 
 def publish(run: Run, results: Path = RESULTS, variant: str = "") -> list[Path]:
-    """Copies results/*.json and its pictures as <recipe>-<env>-[<variant>-]<what>; returns the new files.
+    """Copies results/*.json and its pictures as <recipe>-<env>-[<protocol>-][seed<n>-][<variant>-]<what>.
+
+    Protocol and seed stand in a name when they are not the usual ones. Returns the new files.
 
     Raises UserError when the run has no results.
     """
     config = run.config
-    prefix = f"{config.recipe.replace(':', '-')}-{config.env.replace('/', '-')}-" + f"{variant}-" * bool(variant)
+    words = [config.recipe.replace(":", "-"), config.env.replace("/", "-")]
+    words += [config.protocol] * (config.protocol != "default") + [f"seed{config.seed}"] * bool(config.seed)
+    prefix = "-".join([*words, *filter(None, [variant]), ""])
     found = sorted((run.folder / "results").glob("*.*"))
     if not found:
         raise UserError(f"{run.folder} has no results yet: python main.py evaluate run={run.folder}")

@@ -30,8 +30,11 @@ def test_what_is_published_stands_in_the_table(run: Run, tmp_path: Path) -> None
     files = publish.publish(run, tmp_path / "results")
     assert {path.name for path in files} == {
         "reverie-Catch-v0-evaluation-sampled.json",
+        "reverie-Catch-v0-curve.json",
         "reverie-Catch-v0-curve.png",
     }
+    told = json.loads((tmp_path / "results" / "reverie-Catch-v0-curve.json").read_text())
+    assert [(point["step"], point["return"]) for point in told["points"]] == [(1600, -8), (3200, 9)]
     entry = json.loads((tmp_path / "results" / "reverie-Catch-v0-evaluation-sampled.json").read_text())
     assert entry["training"]["threads"] == 1 and entry["commit"] and entry["versions"]
     (row,) = [line for line in publish.tables(tmp_path / "results").splitlines() if "Catch-v0 |" in line]

@@ -1,0 +1,120 @@
+"""The command `atari100k`: the 26 games of the benchmark as one sweep that can be stopped and gone on with.
+
+Each game and seed is a run of its own in a folder of its own. One that is finished is skipped, one that was stopped
+goes on where it was. Hydra's launchers work: hydra/launcher=ray plays as many at once as the cluster has places.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from rich.console import Console
+from rich.table import Table
+
+from envs.errors import UserError, nearest
+from envs.settings import setting
+from runs.cli import commands, compose, train
+from runs.cli.exit_codes import guarded
+from runs.config import Config, resumable
+from runs.config_types import values
+from runs.folder.files import write_json
+from runs.folder.run import OUT, Run
+from runs.folder.system import facts
+from runs.measure.scores import game_of, published
+from runs.report import atari100k as report
+
+FIXED = ("env", "seed", "protocol", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.run.dir")
+
+
+@dataclass(frozen=True)
+class Atari100kConfig:
+    """What `python main.py atari100k` takes beside the keys of train."""
+
+    games: tuple[str, ...] = setting((), help="some of the 26, as in games=Pong,Boxing; all when not given")
+    seeds: tuple[int, ...] = setting((0,), 0, 2**31 - 1, help="of each game, as in seeds=0,1,2")
+    out: str = setting("", help="folder of the runs; runs/out/atari100k-RECIPE when not given")
+    only_table: bool = setting(False, help="writes table and picture of what is finished, and runs nothing")
+
+
+def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
+    """Runs what is missing, then writes summary.json and curves.png and prints the table.
+
+    Raises:
+        UserError: a game that is none of the 26, a key that the sweep itself decides.
+    """
+    games, seeds = _games(asked.games), list(dict.fromkeys(asked.seeds))
+    for word in words:
+        if word.split("=")[0] in FIXED:
+            raise UserError(f"{word.split('=')[0]} is decided by atari100k itself: see games=, seeds= and out=.")
+    recipe = next((word.partition("=")[2] for word in words if word.startswith("recipe=")), compose.DEFAULT_RECIPE)
+    out = Path(asked.out) if asked.out else OUT / f"atari100k-{recipe.replace(':', '-')}"
+    if not asked.only_table:
+        sweep = [
+            "-m", *(word for word in words if word not in ("-m", "--multirun")), "protocol=atari100k",
+            "env=" + ",".join(f"ALE/{game}-v5" for game in games), "seed=" + ",".join(map(str, seeds)),
+            f"hydra.sweep.dir={out}", "hydra.sweep.subdir='${folder:${env}}-${seed}'",
+        ]  # fmt: skip
+        train.train(sweep, _job)
+    entries = report.load(out.glob("*/results/evaluation-sampled.json"))
+    if not entries:
+        raise UserError(f"No game is finished in {out}.")
+    told = report.summary(entries)
+    write_json(out / "summary.json", {"what": "atari100k", "recipe": recipe} | facts() | told)
+    report.picture(entries, out / "curves.png")
+    heading, *rows = report.lines(told, recipe, report.BESIDE)
+    table = Table(title=f"Atari 100k, {len(told['games'])} of 26 games, {out}")
+    for name in heading:
+        table.add_column(name, justify="left" if name == "game" else "right")
+    for row in rows:
+        table.add_row(*row, end_section=row[0] == list(told["games"])[-1])
+    Console(highlight=False).print(table)
+    print(f"{out / 'summary.json'}, {out / 'curves.png'}")
+    done = {(entry["game"], entry["seed"]) for entry in entries}
+    missing = [f"{game}, seed {seed}" for game in games for seed in seeds if (game, seed) not in done]
+    if missing:
+        print(f"not finished: {'; '.join(missing)}")
+
+
+def _games(words: Sequence[str]) -> list[str]:
+    known = {game.lower(): game for game in published()}
+    found = []
+    for word in words:
+        game = known.get(game_of(word).lower())
+        if game is None:
+            hint = nearest(word, list(published()))
+            raise UserError(f'"{word}" is none of the 26 games of Atari 100k: {", ".join(published())}. {hint}'.strip())
+        found.append(game)
+    return list(dict.fromkeys(found)) or list(published())
+
+
+def _job(composed: object) -> None:
+    """One game and seed, called by Hydra or one of its launchers. What fails is said, and the others go on."""
+    config, folder = train.composed(composed)
+    code = guarded(lambda: _go_on(config, folder))
+    if code == 130:  # Ctrl-C is meant for all of them
+        raise SystemExit(code)
+
+
+def _go_on(config: Config, folder: Path) -> None:
+    """Begins a run, goes on with it, or does nothing where it is finished."""
+    if not (folder / "config.json").exists():
+        words = HydraConfig.get().overrides.task
+        commands.train(config, folder, command=shlex.join(["python", "main.py", *words]))
+        return
+    run = Run.open(folder)
+    ours, theirs = values(config), values(run.config)
+    other = [key for key in ours if ours[key] != theirs.get(key) and key not in resumable(config)]
+    if other:
+        raise UserError(f"{folder} was begun with another {other[0]}: choose another out= or delete it.")
+    path = folder / "results" / "evaluation-greedy.json"  # the last one that is written
+    result = json.loads(path.read_text()) if path.exists() else {}
+    if result.get("env_steps", 0) >= config.steps and result.get("episodes", 0) >= config.episodes:
+        print(f"{config.env}, seed {config.seed}: finished, {folder}", flush=True)
+        return
+    run.change(config)
+    commands.resume(run)

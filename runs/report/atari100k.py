@@ -1,0 +1,171 @@
+"""Atari 100k as one table and one picture, from the results of finished runs, beside what is published elsewhere."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runs.folder.files import write_atomic
+from runs.measure.scores import Estimate, aggregates, estimates, game_of, human_normalised, published, systems
+
+PROTOCOL, POLICY = "atari100k", "sampled"
+BESIDE = ("DreamerV3-2023", "STORM")  # drawn in the picture
+TITLES = {"mean": "mean", "median": "median", "iqm": "IQM", "optimality_gap": "optimality gap"}
+YARDSTICK = "ppo"  # the model-free agent that is drawn beside
+COLUMNS = 5
+PAGE = """\
+# Atari 100k
+
+100,000 agent steps of each game (400,000 frames), no sticky actions, up to 30 no-ops at the start; then 100 whole
+games with the sampled policy. `python main.py atari100k` makes such a table: it runs what is missing, goes on with
+what was stopped and skips what is finished. Human-normalised: 0 is random play, 1 a person (Kaiser et al. 2020). IQM
+is the mean without the lowest and the highest quarter (Agarwal et al. 2021); intervals are of 95 %, by a bootstrap
+over seeds and episodes. Of one seed they do not tell how differently seeds turn out. The other systems' columns are
+means over five seeds, trained on GPUs, and aggregated over the same games from these means, which puts their IQM a
+little above the one over single runs (IRIS: 0.501, DreamerV3 0.49 to 0.52, STORM 0.561 over all 26)."""
+
+
+def load(files: Iterable[Path]) -> list[dict[str, Any]]:
+    """The results among `files` that count: of the sampled policy, of this protocol, of one of the 26 games.
+
+    Each with its file's name under "file" and its learning curve, where one lies beside it, under "points".
+    """
+    found = []
+    for path in sorted(files):
+        told = json.loads(path.read_text())
+        known = isinstance(told.get("env"), str) and game_of(told["env"]) in published()
+        if known and told.get("protocol") == PROTOCOL and told.get("policy") == POLICY and "variant" not in told:
+            beside = path.with_name(path.name.removesuffix(f"evaluation-{POLICY}.json") + "curve.json")
+            points = json.loads(beside.read_text())["points"] if beside.exists() else []
+            found.append(told | {"game": game_of(told["env"]), "file": path.name, "points": points})
+    return found
+
+
+def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Every game's scores and the aggregates with their intervals, as plain JSON; of at least one entry.
+
+    The published systems are aggregated over the same games, of each of which their papers' mean is one score.
+    """
+    games: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in sorted(entries, key=lambda entry: (entry["game"], entry["seed"])):
+        games.setdefault(entry["game"], []).append(entry)
+    rows = {}
+    for game, of_seeds in games.items():
+        score = float(np.mean([entry["mean"] for entry in of_seeds]))
+        rows[game] = {
+            "score": score,
+            "human_normalised": human_normalised(game, score),
+            "seeds": [entry["seed"] for entry in of_seeds],
+            "scores": [entry["mean"] for entry in of_seeds],
+            "episodes": [entry["episodes"] for entry in of_seeds],
+            "core_hours": [entry.get("core_hours") for entry in of_seeds],
+            "hours": [entry["hours"] for entry in of_seeds],
+            "files": [entry["file"] for entry in of_seeds],
+        }
+    found = estimates({game: [entry["returns"] for entry in of_seeds] for game, of_seeds in games.items()})
+    others = {
+        system: aggregates([[normal] for game in games if (normal := _normal(game, system)) is not None])
+        for system in systems()
+    }
+    missing = [game for game in published() if game not in games]
+    return {
+        "protocol": PROTOCOL, "policy": POLICY, "games": rows, "missing": missing,
+        "aggregates": {name: estimate._asdict() for name, estimate in found.items()}, "published": others,
+    }  # fmt: skip
+
+
+def _normal(game: str, system: str) -> float | None:
+    return human_normalised(game, published()[game][system])
+
+
+def lines(told: Mapping[str, Any], ours: str, beside: Sequence[str]) -> list[tuple[str, ...]]:
+    """The table of a summary as text: a heading, a line a game, and the aggregates, each after its interval.
+
+    `ours` heads our own column; `beside` are the published systems that are shown.
+    """
+    heading = ("game", ours, "core-hours", "human-normalised", "random", "human", *beside)
+    rows = []
+    for game, row in told["games"].items():
+        known = published()[game]
+        several = f" ({len(row['seeds'])} seeds)" if len(row["seeds"]) > 1 else ""
+        spent = [value for value in row["core_hours"] if value is not None]
+        rows.append((
+            game, _score(row["score"]) + several, f"{np.mean(spent):.2f}" if spent else "-",
+            f"{row['human_normalised']:.3f}", *(_score(known[name]) for name in ("Random", "Human", *beside)),
+        ))  # fmt: skip
+    for name, title in TITLES.items():
+        estimate = Estimate(**told["aggregates"][name])
+        rows.append((
+            title, f"{estimate.low:.3f} to {estimate.high:.3f}", "", f"{estimate.value:.3f}", "", "",
+            *(f"{told['published'][system][name]:.3f}" for system in beside),
+        ))  # fmt: skip
+    return [heading, *rows]
+
+
+def _score(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+
+
+def page(results: Path) -> str:
+    """docs/atari100k.md: a table for each recipe that has published results, and the picture where there is one."""
+    entries = load(results.glob(f"*-evaluation-{POLICY}.json"))
+    text = [PAGE]
+    for recipe in dict.fromkeys(entry["recipe"] for entry in entries):
+        own = [entry for entry in entries if entry["recipe"] == recipe]
+        told = summary(own)
+        heading, *rows = lines(told, f"`{recipe}`", systems())
+        commands = sorted({_general(entry["training"]["command"]) for entry in own})
+        text.append(f"## {recipe}, {len(told['games'])} of 26 games")
+        text.append("\n".join("| " + " | ".join(line) + " |" for line in (heading, ["---"] * len(heading), *rows)))
+        text.append("Made by " + "; ".join(f"`{command}`" for command in commands) + ".")
+    if entries:
+        text.append("![learning curves](atari100k.png)")
+    return "\n\n".join(text)
+
+
+def _general(command: str) -> str:
+    """A command line without what differs from run to run."""
+    words = command.replace(".venv/bin/", "").split()
+    return " ".join(word for word in words if not word.startswith(("env=", "seed=", "hydra.")))
+
+
+def picture(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws the learning curve of every game of the entries against processor hours into a PNG file."""
+    from matplotlib.figure import Figure  # late: half a second that most commands do not need
+
+    games = sorted({entry["game"] for entry in entries})
+    down = -(-len(games) // COLUMNS)
+    figure = Figure(figsize=(3.1 * min(COLUMNS, len(games)), 2.4 * down + 0.5), layout="constrained")
+    for place, game in enumerate(games):
+        axis = figure.add_subplot(down, min(COLUMNS, len(games)), place + 1)
+        for entry in (entry for entry in entries if entry["game"] == game):
+            _curve(axis, entry)
+        known = published()[game]
+        for name, style in zip(("Human", *BESIDE), ("--", ":", "-."), strict=True):
+            axis.axhline(known[name], color="gray", linewidth=0.8, linestyle=style, label=name)
+        axis.set_title(game, fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.locator_params(axis="both", nbins=4)
+    shown = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), fontsize=8)
+    figure.supxlabel("processor hours", fontsize=8)
+    data = io.BytesIO()
+    figure.savefig(data, dpi=110)
+    write_atomic(path, lambda file: file.write(data.getvalue()))
+
+
+def _curve(axis: Any, entry: Mapping[str, Any]) -> None:
+    model_free = entry["recipe"] == YARDSTICK
+    color = "tab:orange" if model_free else "tab:blue"
+    points = [point for point in entry["points"] if point.get("core_hours") is not None]
+    if points:
+        hours = [point["core_hours"] for point in points]
+        axis.plot(hours, [point["return"] for point in points], color=color, linewidth=1)
+    end = entry.get("core_hours") or (points[-1]["core_hours"] if points else entry["hours"])
+    label = f"{entry['recipe']}, {entry['episodes']} games after training"
+    axis.plot([end], [entry["mean"]], "o", color=color, markersize=4, label=label)

@@ -1,0 +1,120 @@
+"""Atari 100k: scores and aggregates against hand computations, and the sweep that goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import main
+from runs.folder.run import Run
+from runs.measure.scores import aggregates, estimates, human_normalised, published, systems
+from runs.report import atari100k as report
+
+TOY = ["size=toy", "steps=600", "episodes=2", "game.max_steps=40", "train.prefill=500", "train.pretrain=2", "threads=1"]
+
+
+def test_the_published_means_give_the_published_aggregates() -> None:
+    found = {
+        system: aggregates([[human_normalised(game, known[system])] for game, known in published().items()])  # type: ignore[list-item]
+        for system in systems()
+    }
+    for system, mean, median in (("IRIS", 1.046, 0.289), ("TWM", 0.956, 0.505), ("STORM", 1.222, 0.425)):
+        assert (round(found[system]["mean"], 3), round(found[system]["median"], 3)) == (mean, median)
+
+
+def test_aggregates_by_hand() -> None:
+    found = aggregates([[0.0, 0.2], [0.4, 0.6], [1.0, 3.0], [0.8, 0.8]])
+    assert found["mean"] == pytest.approx((0.1 + 0.5 + 2 + 0.8) / 4)
+    assert found["median"] == pytest.approx(0.65)
+    assert found["iqm"] == pytest.approx((0.4 + 0.6 + 0.8 + 0.8) / 4)  # without 0, 0.2 and 1, 3
+    assert found["optimality_gap"] == pytest.approx((1 + 0.8 + 0.6 + 0.4 + 0 + 0 + 0.2 + 0.2) / 8)
+
+
+def test_intervals_hold_the_value_and_grow_with_what_differs() -> None:
+    alike = estimates({"Pong": [[0.0] * 10, [0.0] * 10], "Boxing": [[6.0] * 10]})
+    assert all(one.low == pytest.approx(one.high) for one in alike.values())
+    seeds = estimates({"Pong": [[-20.0] * 10, [20.0] * 10], "Boxing": [[6.0] * 10]})["mean"]
+    assert seeds.value == pytest.approx(alike["mean"].value) and seeds.low < seeds.value < seeds.high
+    expected = np.array([-20, 20]) / (14.6 + 20.7) / 2 + seeds.value  # both seeds drawn alike: a quarter each
+    assert (seeds.low, seeds.high) == pytest.approx(tuple(expected))
+    episodes = estimates({"Pong": [[-20.0, 20.0] * 50]})["mean"]
+    assert 0.05 < episodes.high - episodes.value < 0.2  # 1.96 x 20 / 35.3 / 10 = 0.11
+
+
+def entry(game: str, seed: int, mean: float, **more: Any) -> dict[str, Any]:
+    return {
+        "env": f"ALE/{game}-v5", "recipe": "reverie", "protocol": "atari100k", "policy": "sampled", "seed": seed,
+        "mean": mean, "returns": [mean - 1, mean + 1], "episodes": 2, "hours": 2.0, "core_hours": 1.0,
+        "training": {"command": f"python main.py threads=1 env=ALE/{game}-v5 seed={seed}"},
+    } | more  # fmt: skip
+
+
+def test_only_results_of_the_benchmark_count_and_make_table_page_and_picture(tmp_path: Path) -> None:
+    points = [{"step": 100, "hours": 0.1, "core_hours": 0.1, "return": -20.0}]
+    for name, told in {
+        "a": entry("Pong", 0, -10.0), "b": entry("Pong", 1, 10.0), "c": entry("Boxing", 0, 6.1, core_hours=None),
+        "sticky": entry("Pong", 2, 21.0, protocol="default"), "variant": entry("Pong", 3, 21.0, variant="big"),
+        "greedy": entry("Pong", 4, 21.0, policy="greedy"), "other": entry("Skiing", 0, 1.0),
+    }.items():  # fmt: skip
+        (tmp_path / f"{name}-evaluation-sampled.json").write_text(json.dumps(told))
+    (tmp_path / "a-curve.json").write_text(json.dumps({"points": points}))
+    entries = report.load(tmp_path.glob("*evaluation-sampled.json"))
+    assert [(one["game"], one["seed"]) for one in entries] == [("Pong", 0), ("Pong", 1), ("Boxing", 0)]
+    assert [one["points"] for one in entries] == [points, [], []]
+    told = report.summary(entries)
+    assert told["games"]["Pong"]["score"] == 0.0 and told["games"]["Boxing"]["human_normalised"] == pytest.approx(0.5)
+    assert len(told["missing"]) == 24 and "Pong" not in told["missing"]
+    assert told["published"]["IRIS"]["mean"] == pytest.approx(
+        (human_normalised("Pong", published()["Pong"]["IRIS"]) + human_normalised("Boxing", 70.1)) / 2  # type: ignore[operator]
+    )
+    lines = report.lines(told, "ours", ("IRIS",))
+    assert lines[0][-1] == "IRIS" and [line[0] for line in lines[1:3]] == ["Boxing", "Pong"]
+    assert lines[2][1] == "0.0 (2 seeds)" and {len(line) for line in lines} == {7}
+    page = report.page(tmp_path)
+    assert "## reverie, 2 of 26 games" in page and "Made by `python main.py threads=1`." in page
+    report.picture(entries, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_sweep_runs_what_is_missing_goes_on_with_what_was_stopped_and_skips_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["atari100k", "games=Pong,boxing", "out=all", *TOY]
+    assert main.main(asked) == 0
+    said = capsys.readouterr().out
+    assert "2 of 26 games" in said and "not finished" not in said
+    told = json.loads(Path("all/summary.json").read_text())
+    assert told["recipe"] == "reverie" and set(told["games"]) == {"Pong", "Boxing"}
+    run = Run.open("all/ALE-Boxing-v5-0")
+    assert run.meta["command"] == f"python main.py {' '.join(TOY)} protocol=atari100k env=ALE/Boxing-v5 seed=0"
+    assert run.config.game.life_loss and run.config.replay.validation == 0
+
+    (run.folder / "results/evaluation-greedy.json").unlink()  # stopped while it was evaluated
+    assert main.main(asked) == 0
+    said = capsys.readouterr().out
+    assert "ALE/Pong-v5, seed 0: finished" in said and f"resuming {run.folder}" in said
+    assert Run.open(run.folder).meta["resumed"] and "resumed" not in Run.open("all/ALE-Pong-v5-0").meta
+
+    assert main.main([*asked, "model.lr=1e-4", "model.deter=32"]) == 0  # says so, and shows what there is
+    assert "was begun with another model.deter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["games=Boxxing"], '"Boxxing" is none of the 26 games of Atari 100k'),
+        (["seed=3"], "seed is decided by atari100k itself"),
+        (["seeds=-1"], "seeds must be between 0 and"),
+        (["only_table=true", "out=nowhere"], "No game is finished in nowhere"),
+        (["games=Pong", "nonsense=1"], 'Unknown key "nonsense"'),
+    ],
+)
+def test_mistakes_are_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["atari100k", *words]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
