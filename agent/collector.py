@@ -12,6 +12,7 @@ from agent.replay import Replay
 from envs.episode import Episode
 from envs.games import Games
 
+BURST = 32  # steps of random play in the mean, when it takes over
 HOLDS = (1, 2, 4, 8, 16)  # steps for which random play holds a continuous action in the mean, row by row
 
 
@@ -19,10 +20,12 @@ class Collector:
     """Plays the games with the player (or at random) and remembers everything.
 
     Every episode has its own seed, drawn from (seed, number of the episode): its actions are enough to rebuild it.
+    `bursts` is the share of the player's steps that random play takes over, for `BURST` steps at a time in the mean.
     """
 
-    def __init__(self, games: Games, replay: Replay, player: Player, *, seed: int) -> None:
+    def __init__(self, games: Games, replay: Replay, player: Player, *, seed: int, bursts: float = 0.0) -> None:
         self.games, self.replay, self.player, self.seed = games, replay, player, seed
+        self.bursts, self.burst = bursts, torch.zeros(games.num, dtype=torch.int64)  # steps left of each row's
         self.begun = 0
         self.frames: np.ndarray | None = None
         self.is_first = np.ones(games.num, dtype=bool)
@@ -35,7 +38,7 @@ class Collector:
             self._begin(list(range(self.games.num)))
         for _ in range(-(-steps // self.games.num)):
             assert self.frames is not None
-            actions = self._random() if at_random else self.player.act(self.frames, self.is_first)
+            actions = self._random() if at_random else self._played()
             brought = self.games.step(actions)
             ended += self.replay.add_rows(actions, brought)
             self.frames, self.is_first = brought.frame, brought.done.copy()
@@ -63,6 +66,24 @@ class Collector:
         self.replay.begin_rows(rows, self.frames[rows], seeds)
         self.is_first[rows] = True
 
+    def _played(self) -> np.ndarray:
+        """The player's actions, and random ones in the rows where a burst of them is under way."""
+        assert self.frames is not None
+        actions = self.player.act(self.frames, self.is_first)
+        if not self.bursts:
+            return actions
+        # Of a row without a burst one begins so often that the share of all steps is `bursts`.
+        often = self.bursts / (BURST * (1 - self.bursts)) if self.bursts < 1 else 1.0
+        begins = (self.burst == 0) & (torch.rand(self.games.num) < often)
+        length = torch.randint(1, 2 * BURST, (self.games.num,))
+        self.burst = torch.where(begins, length, (self.burst - 1).clamp(min=0))
+        random = (self.burst > 0).numpy()
+        if random.any():
+            mask = random if self.games.spec.discrete else random[:, None]
+            actions = np.where(mask, self._random(), actions)
+            self.player.took(actions)
+        return actions
+
     def _random(self) -> np.ndarray:
         spec = self.games.spec
         if spec.discrete:
@@ -77,13 +98,14 @@ class Collector:
     def state_dict(self) -> dict[str, Any]:
         """Counters and the player's memory; the frames are rebuilt by the games."""
         return {"begun": self.begun, "fresh": torch.from_numpy(self.is_first), "player": self.player.state_dict(),
-                "held": self.held}  # fmt: skip
+                "held": self.held, "burst": self.burst}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any], replay_state: dict[str, Any]) -> None:
         """Goes back to a `state_dict`: the games are played again from their seeds up to where they stood."""
         self.begun, self.is_first = state["begun"], state["fresh"].cpu().numpy().copy()
         self.player.load_state_dict(state["player"])
         self.held = state.get("held", self.held).cpu()  # runs from before it was held have none
+        self.burst = state.get("burst", self.burst).cpu()
         going = sorted(replay_state["open"], key=lambda entry: entry["row"])
         if not going:
             self.replay.load_state_dict(replay_state, _no_episode)

@@ -86,7 +86,7 @@ class Loop:
     ) -> None:  # fmt: skip
         self.agent, self.replay, self.config, self.dreams, self.real = agent, replay, config, dreams, real
         self.diagnostics = diagnostics
-        self.collector = Collector(games, replay, Player(agent), seed=seed)
+        self.collector = Collector(games, replay, Player(agent), seed=seed, bursts=config.bursts)
         self.stages = agent.world_model.stages()
         objectives = [objective for stage in self.stages for objective in stage.objectives]
         objectives += agent.learner.objectives()

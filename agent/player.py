@@ -46,6 +46,10 @@ class Player:
         self.action, self.policy_memory = self.agent.learner.policy.act(features, self.policy_memory, self.greedy)
         return self.action.cpu().numpy()
 
+    def took(self, actions: np.ndarray) -> None:
+        """The actions (N[, A]) of the last `act` were these instead: what follows is followed from them."""
+        self.action = torch.from_numpy(actions).to(self.agent.device)
+
     @torch.inference_mode()
     def burn_in(self, contexts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """Forgets everything and follows each row's context anew: what older weights remembered means nothing now.

@@ -24,6 +24,13 @@ class TrainConfig:
 
     steps_per_update: int = setting(16, 1, help="the train ratio")
     prefill: int = setting(10_000, 1, help="random steps before the first update")
+    bursts: float = setting(
+        0.0,
+        0,
+        1,
+        help="share of the steps after it that random play takes over, for a while each time: a model that "
+        "has seen its own agent alone dreams wrongly for others",
+    )
     pretrain: int = setting(1_000, 0, help="world-model updates right after the prefill")
     burn_in: int = setting(
         8, 0, 10_000, help="first indices of a segment that only warm up the memory; dreams start from the others"

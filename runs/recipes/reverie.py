@@ -18,6 +18,8 @@ agent steps an update 16            1                        1
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from agent.replay import ReplayConfig
 from agent.trainer import TrainConfig
 from envs.games import GameConfig
@@ -40,6 +42,7 @@ POLICIES = {
     "s": ActorCriticConfig(starts=384, horizon=15, hidden=384),
     "m": ActorCriticConfig(starts=1024, horizon=15, hidden=512),
 }
+TRAIN = TrainConfig(bursts=0.05)
 
 
 @recipe
@@ -50,7 +53,7 @@ def reverie(size: str) -> Config:
         size=size,
         model=MODELS[size],
         policy=POLICIES[size],
-        train=TrainConfig(prefill=2_000, pretrain=300) if size == "toy" else TrainConfig(),
+        train=TRAIN if size != "toy" else replace(TRAIN, prefill=2_000, pretrain=300),
         game=GameConfig(size=64, gray=False, num=8),
         replay=ReplayConfig(recency=0.25),  # a quarter of the segments from what the present policy meets
         steps=500_000,

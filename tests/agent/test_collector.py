@@ -1,0 +1,54 @@
+"""Random play takes over for a while now and then, and whoever follows the game is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from agent.collector import BURST, Collector
+from agent.replay import Replay
+from agent.replay_config import ReplayConfig
+from envs.games import GameConfig
+from envs.make import make_games
+from envs.tiny import register
+from tests.opened import opened
+
+
+class Left:
+    """Plays the first action for ever."""
+
+    def __init__(self) -> None:
+        self.told: list[np.ndarray] = []
+
+    def act(self, frames: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        self.told.append(np.zeros(len(frames), np.int64))
+        return self.told[-1]
+
+    def took(self, actions: np.ndarray) -> None:
+        self.told[-1] = actions
+
+
+def played(bursts: float, steps: int = 4_000, rows: int = 8) -> np.ndarray:
+    """The actions (steps, rows) of a run of Catch, as the player was told them and as the replay has them."""
+    register()
+    games = opened(make_games("Catch-v0", GameConfig(), rows))
+    player, replay = Left(), Replay(None, games.spec, ReplayConfig(), seed=0)
+    collector = Collector(games, replay, player, seed=0, bursts=bursts)  # type: ignore[arg-type]
+    kept = np.concatenate([episode.action[: len(episode)] for episode in collector.collect(steps * rows)])
+    told = np.array(player.told)
+    assert abs((kept != 0).mean() - (told != 0).mean()) < 0.01
+    return told
+
+
+def test_a_share_of_the_steps_is_random_for_a_while_each_time() -> None:
+    actions = played(0.2)
+    assert (actions != 0).mean() == pytest.approx(0.2 * 2 / 3, abs=0.03)  # of three actions, all alike
+    assert set(np.unique(actions)) == {0, 1, 2}
+    quiet = [len(run) for row in actions.T for run in "".join("x" if one else " " for one in row).split("x") if run]
+    assert np.median(quiet) < 4, "within a burst the player's action seldom comes often in a row"
+    assert max(quiet) > 2 * BURST, "and bursts lie apart"
+
+
+def test_without_bursts_the_player_plays() -> None:
+    assert not played(0.0, steps=200).any()
+    assert played(1.0, steps=200).any(0).all()
