@@ -96,6 +96,7 @@ class Loop:
         self.metrics = declared_metrics(agent)
         self.returns: list[float] = []  # of episodes since the last log
         self.updates = 0  # rounds that are behind us
+        self.ahead = 0  # agent steps that were played before they were due
         self.done: dict[str, int] = {}  # of the round under way
         self.only = ""  # the one part that is done instead of a round
         self._codes: dict[str, tuple[tuple[int, ...], dict[int, np.ndarray]]] = {}  # see `encoded`
@@ -216,11 +217,13 @@ class Loop:
 
     # ---- one piece of work ----
     def collect(self, steps: int, screen: Screen, *, at_random: bool = False) -> None:
-        """Plays the real game."""
+        """Plays the real game. All games play a step at once: what is played beyond `steps` is played ahead."""
         screen.phase("collect")
-        for episode in self.collector.collect(steps, at_random=at_random):
+        before, owed = self.replay.steps, steps - self.ahead
+        for episode in self.collector.collect(max(0, owed), at_random=at_random):
             self.returns.append(episode.score)
             screen.episode(episode.score, len(episode))
+        self.ahead = self.replay.steps - before - owed
         screen.update(self.replay.steps)
 
     def train_world_model(self, stage: Stage | None = None, encoded: Sequence[np.ndarray] = ()) -> State | None:
@@ -383,6 +386,7 @@ class Loop:
             "collector": self.collector.state_dict(),
             "updates": self.updates,
             "done": dict(self.done),
+            "ahead": self.ahead,
             "only": self.only,
             "real": {} if self.real is None else self.real.state_dict(),
             "returns": list(self.returns),
@@ -398,6 +402,7 @@ class Loop:
         self.collector.load_state_dict(state["collector"], state["replay"])
         self.updates, self.returns = state["updates"], list(state["returns"])
         self.done, self.only = dict(state.get("done", {})), state.get("only", "")  # older runs have none
+        self.ahead = state.get("ahead", 0)
         if self.real is not None and state.get("real"):
             self.real.load_state_dict(state["real"])
         torch.set_rng_state(state["rng"].cpu())

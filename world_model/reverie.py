@@ -31,7 +31,7 @@ from world_model.interface import (
 from world_model.parts.dynamics import GRU, Transformer
 from world_model.parts.heads import Categoricals, TwoHot, one_hot
 from world_model.parts.nets import FrameDecoder, FrameEncoder, mlp
-from world_model.parts.points import MOVES, NOWHERE, PointDecoder, PointEncoder, expected_cells, told_moves
+from world_model.parts.points import PointDecoder, PointEncoder
 from world_model.trees import Tree, map
 
 METRICS = {
@@ -90,9 +90,6 @@ class ReverieConfig:
     classes: int = setting(32, 2, 256, help="of each variable")
     points: int = setting(
         8, 0, 32, help="things whose column and row are two of the variables; classes is then their grid's side"
-    )
-    motion: bool = setting(
-        True, help="how far each point moved is told to the memory, and how far it will move expected of it"
     )
     cont_from: str = setting(
         "memory", choices=("memory", "features"), help="whether an ending is told before its frame is drawn, or with it"
@@ -163,9 +160,7 @@ class Reverie(WorldModel):
         else:
             self.encoder = FrameEncoder(spec.frame, config.channels, flat)
             self.decoder = FrameDecoder(spec.frame, config.channels, flat)
-        self.sides = 2 * config.points * config.motion  # columns and rows whose motion is told and expected
-        width, moves = config.deter, self.sides * MOVES
-        inputs = flat + spec.action_size + moves
+        width, inputs = config.deter, flat + spec.action_size
         self.embed = nn.Sequential(nn.Linear(inputs, width, bias=False), nn.LayerNorm(width), nn.SiLU())
         self.dynamics: GRU | Transformer
         if config.dynamics == "gru":
@@ -174,7 +169,7 @@ class Reverie(WorldModel):
             self.dynamics = Transformer(width, width, layers=config.layers, heads=config.heads, window=config.window)
         else:
             raise ValueError(f'model.dynamics is "gru" or "transformer", got "{config.dynamics}"')
-        self.prior = mlp(width, width, flat + moves, layers=2)
+        self.prior = mlp(width, width, flat, layers=2)
         self.reward = mlp(self.feature_size, config.hidden, self.twohot.count, layers=1, zero=True)
         # From the memory alone, before the latent is drawn: told from a latent, an ending whose moment is uncertain is
         # likely at no moment, and in a dream of low temperature it never comes.
@@ -185,16 +180,13 @@ class Reverie(WorldModel):
 
     # ---- the state machine ----
     def initial(self, batch_size: int) -> Tree:
-        cells = torch.full((batch_size, self.sides), NOWHERE, device=self.background.device)
-        return {**self.dynamics.initial(batch_size), "cells": cells}
+        return self.dynamics.initial(batch_size)
 
     def advance(self, state: State, action: Tensor) -> Tree:
-        cells = self._cells(state.latent)
-        moved = self._input(state.latent, action, cells, state.memory["cells"])
-        return {**self.dynamics.step(state.memory, moved), "cells": cells}
+        return self.dynamics.step(state.memory, self._input(state.latent, action))
 
     def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
-        return State(self.latents.sample(self._prior(memory), temperature), memory)
+        return State(self.latents.sample(self._prior(self.dynamics.output(memory)), temperature), memory)
 
     def observe(self, memory: Tree, frame: Tensor) -> State:
         return State(self.encode(frame), memory)
@@ -234,9 +226,9 @@ class Reverie(WorldModel):
         target = self._target(batch.frame)
         posterior = self.latents.log_probs(self.encoder(target))  # (B, T, G, K)
         latent = self.latents.sample(posterior)
-        memory = self._scan(latent, batch.action)
+        memory = self.dynamics.scan(self._input(latent, batch.action))
         state = State(latent, memory)
-        prior = self._prior(memory)
+        prior = self._prior(self.dynamics.output(memory))
 
         reward = F.pad(batch.reward[:, :-1], (1, 0))
         cont = F.pad(1.0 - batch.terminated[:, :-1].float(), (1, 0), value=1.0)
@@ -275,26 +267,10 @@ class Reverie(WorldModel):
         told = self.dynamics.output(state.memory) if early else self.features(state)
         return self.cont(told).float().squeeze(-1)  # type: ignore[no-any-return]
 
-    def _prior(self, memory: Tree) -> Tensor:
-        """Log-probabilities (..., G, K): of each class, and for a point also of each move from where it was."""
-        groups, classes, sides = self.config.groups, self.config.classes, self.sides
-        raw = self.prior(self.dynamics.output(memory)).float()
-        logits, moves = raw.split((groups * classes, sides * MOVES), -1)
-        near = expected_cells(moves.unflatten(-1, (sides, MOVES)), memory["cells"], classes)
-        return self.latents.log_probs(logits + F.pad(near.flatten(-2), (0, (groups - sides) * classes)))
+    def _prior(self, output: Tensor) -> Tensor:
+        return self.latents.log_probs(self.prior(output))
 
-    def _cells(self, latent: Tensor) -> Tensor:
-        """The column and the row of every point: (..., G, K) -> (..., 2 M) int64."""
-        return latent[..., : self.sides, :].argmax(-1)
-
-    def _scan(self, latent: Tensor, action: Tensor) -> Tree:
-        """The memories (B, T, ...) before each of the latents (B, T, G, K)."""
-        cells = self._cells(latent)
-        before = F.pad(cells[:, :-1], (0, 0, 1, 0), value=NOWHERE)
-        return {**self.dynamics.scan(self._input(latent, action, cells, before)), "cells": before}
-
-    def _input(self, latent: Tensor, action: Tensor, cells: Tensor, before: Tensor) -> Tensor:
+    def _input(self, latent: Tensor, action: Tensor) -> Tensor:
         if self.spec.discrete:
             action = one_hot(action, self.spec.action_size)
-        parts = latent.flatten(-2), action.to(latent.dtype), told_moves(cells, before).to(latent.dtype)
-        return self.embed(torch.cat(parts, -1))
+        return self.embed(torch.cat([latent.flatten(-2), action.to(latent.dtype)], -1))

@@ -13,7 +13,7 @@ dream                 192 x 12      1024 x 15                1024 x 16
 its temperature       0.5           1                        1
 entropy, of scaled A  1e-3          3e-4                     3e-4
 gamma, lambda         0.985, 0.95   0.997, 0.95              0.985, 0.95
-agent steps an update 16            1                        1
+agent steps an update 12            1                        1
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ POLICIES = {
     "s": ActorCriticConfig(starts=384, horizon=15, hidden=384),
     "m": ActorCriticConfig(starts=1024, horizon=15, hidden=512),
 }
-TRAIN = TrainConfig(bursts=0.05)
+TRAIN = TrainConfig(steps_per_update=12, bursts=0.05)
 
 
 @recipe

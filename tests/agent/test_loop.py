@@ -27,7 +27,7 @@ def quick(env: str, **train: Any) -> Config:
     config = reverie("toy")
     schedule = replace(config.train, prefill=200, pretrain=3, log_every=5, show_every=20, **train)
     model = replace(config.model, batch_size=4, length=12)
-    return replace(config, env=env, train=schedule, model=model, game=replace(config.game, num=1))
+    return replace(config, env=env, train=schedule, model=model, game=replace(config.game, num=5))
 
 
 def begin(config: Config, run: Run) -> Loop:
@@ -69,10 +69,13 @@ def test_a_resumed_run_is_bit_identical_to_one_never_stopped(env: str, tmp_path:
     resumed.train(700, again, Progress())
 
     same(loop.state_dict(), resumed.state_dict())
-    machine = ("hours", "memory_gb")
+    machine = ("hours", "core_hours", "memory_gb")
     timeless = [[{k: v for k, v in line.items() if k not in machine} for line in one.metrics()] for one in (run, again)]
     assert timeless[0] == timeless[1]
     assert any("policy/return" in line for line in timeless[0])
+    # Five games play at once, and an update is due after twelve steps: what is played ahead is not played again.
+    assert config.train.steps_per_update == 12 and loop.updates == -(-(700 - 200) // 12) + 1
+    assert loop.replay.steps == 200 + 12 * (loop.updates - 1) + loop.ahead and 0 <= loop.ahead < 5
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
