@@ -255,9 +255,10 @@ class Loop:
             states = trees.rows(states, torch.randperm(len(states.latent), device=self.agent.device)[: dreams.starts])
 
         def rollout(policy: Policy) -> Trajectory:
-            every = trees.map(lambda leaf: leaf.repeat(policy.population_size, *[1] * (leaf.dim() - 1)), states)
             # A population's views would fill gigabytes, and it learns from returns alone.
-            seen = policy.population_size == 1
+            every, seen = states, policy.population_size == 1
+            if not seen:
+                every = trees.map(lambda leaf: leaf.repeat(policy.population_size, *[1] * (leaf.dim() - 1)), states)
             return imagine(
                 model, policy, every, horizon=dreams.horizon, temperature=dreams.temperature, keep_views=seen,
                 memory=memory,

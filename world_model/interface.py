@@ -218,6 +218,10 @@ class WorldModel(nn.Module, ABC):
         """The memory again."""
         return condensed
 
+    def own(self, memory: Tree) -> Tree:
+        """The same memory, which later steps may overwrite in place: for those who keep no state but the newest."""
+        return memory
+
     def reset_rows(self, memory: Tree, mask: Tensor) -> Tree:
         """Forgets the rows where mask (B,) is True, which then await an episode's first frame."""
         return trees.where(mask, self.initial(mask.shape[0]), memory)

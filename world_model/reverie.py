@@ -208,6 +208,9 @@ class Reverie(WorldModel):
     def features(self, state: State) -> Tensor:
         return torch.cat([state.latent.flatten(-2), self.dynamics.output(state.memory)], -1)
 
+    def own(self, memory: Tree) -> Tree:
+        return self.dynamics.own(memory)
+
     # ---- training ----
     def prepare(self, frames: Tensor) -> None:
         """The background is the median frame."""

@@ -218,6 +218,18 @@ def test_a_dream_keeps_the_timeline(horizon: int) -> None:
             assert_close(dream.cont[b, t], torch.tensor(1 / (count + 1)))
 
 
+def test_a_dream_runs_in_a_memory_of_its_own() -> None:
+    """So that a model with a large one need not copy it at every step."""
+
+    class Owned(Counting):
+        def own(self, memory: Tree) -> Tree:
+            return {"count": memory["count"], "acted": memory["acted"] + 100}
+
+    begin = torch.tensor([5.0])
+    state = State(torch.stack([begin, begin * 0], -1), {"count": begin, "acted": begin})
+    assert imagine(Owned(), Reciting(), state, horizon=3).view[0, :, 2].tolist()[0] == 105
+
+
 @pytest.fixture(params=VARIANTS, ids=str)
 def agent(request: pytest.FixtureRequest) -> Agent:
     return request.param.agent()

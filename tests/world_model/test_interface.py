@@ -165,6 +165,14 @@ def test_verbs_leave_their_input_and_the_module_alone(toy: Toy) -> None:
     assert set(vars(model)) == attributes
 
 
+def test_a_memory_of_ones_own_goes_on_alike_and_leaves_the_one_it_came_from(toy: Toy) -> None:
+    """Dreams run in one, past the end of the toy windows."""
+    model, state = toy.model, toy.state()
+    before, known = copy.deepcopy(state), follow(toy.model, state, toy.action)
+    close(follow(model, State(state.latent, model.own(state.memory)), toy.action), known)
+    assert_close(state, before, rtol=0, atol=0)
+
+
 def test_two_interleaved_dreams_do_not_meet(toy: Toy) -> None:
     model = toy.model
     first, second = model.start(toy.frame[:, :1]), toy.state()

@@ -181,6 +181,20 @@ def test_the_cache_equals_the_parallel_pass_at_any_length(length: int, layers: i
             assert_close(here["h"], said[:, t])
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_steps_in_a_memory_of_ones_own_copy_no_cache(kind: torch.dtype) -> None:
+    """1,024 dreams of STORM's size have 270 MB of keys and values."""
+    torch.manual_seed(0)
+    dynamics, x = Transformer(6, 16, layers=2, heads=2, window=4), torch.randn(2, 9, 6)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+        memory = own = dynamics.own(dynamics.initial(2))
+        for t in range(9):
+            memory = dynamics.step(memory, x[:, t])
+            for one, other in zip(memory["k"] + memory["v"], own["k"] + own["v"], strict=True):
+                assert one.dtype == kind and one.data_ptr() == other.data_ptr()
+
+
 def test_one_layer_sees_exactly_its_window() -> None:
     torch.manual_seed(0)
     dynamics, x = Transformer(6, 16, layers=1, heads=2, window=4), torch.randn(1, 10, 6)

@@ -32,6 +32,10 @@ class GRU(nn.Module):
         """What the memory tells the heads: (..., D)."""
         return memory["h"]
 
+    def own(self, memory: Tree) -> Tree:
+        """The same: a step makes another anyway."""
+        return memory
+
     def step(self, memory: Tree, x: Tensor) -> Tree:
         """One input (B, I) further."""
         return {"h": self._cell(memory["h"], self.project(x))}
@@ -81,23 +85,42 @@ class Transformer(nn.Module):
         """What the memory tells the heads: (..., D)."""
         return memory["h"]
 
+    def own(self, memory: Tree) -> Tree:
+        """A copy that `step` overwrites: keys and values as attention reads them fastest, L x (B, N, S, D / N)."""
+        device = memory["k"].device.type
+        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        kind = torch.get_autocast_dtype(device) if mixed else memory["k"].dtype
+
+        contiguous = torch.contiguous_format
+
+        def apart(cache: Tensor) -> tuple[Tensor, ...]:
+            layers = (self._layer(cache, i) for i in range(len(self.blocks)))
+            return tuple(layer.to(kind, copy=True, memory_format=contiguous) for layer in layers)
+
+        return {**memory, "k": apart(memory["k"]), "v": apart(memory["v"])}
+
     def step(self, memory: Tree, x: Tensor) -> Tree:
-        """One input (B, I) further; overwrites the oldest slot once the window is full."""
-        position = memory["position"]
-        slots = torch.arange(self.window, device=x.device)
-        seen = slots <= position.unsqueeze(1)  # (B, S); every slot once the ring is full
-        here = slots == (position % self.window).unsqueeze(1)
+        """One input (B, I) further; overwrites the oldest slot once the window is full, that of an own memory in place.
+
+        Carries no gradient through several layers: that is what `scan` is for.
+        """
+        own, position = isinstance(memory["k"], tuple), memory["position"]
+        ring = {name: memory[name] if own else memory[name].clone() for name in ("k", "v")}
+        slot, row = position % self.window, torch.arange(len(x), device=x.device)
+        seen = torch.arange(self.window, device=x.device) <= position.unsqueeze(1)  # every slot once the ring is full
         x = self.project(x).unsqueeze(1)  # (B, 1, D)
-        keys, values = [], []
+        turn = _turn(position.unsqueeze(1), self.width // self.heads)
         for i, block in enumerate(self.blocks):
-            q, k, v = block.qkv(x, position.unsqueeze(1))  # type: ignore[operator]
-            k = torch.where(here.unsqueeze(-1), k.to(memory["k"].dtype), memory["k"][:, i])
-            v = torch.where(here.unsqueeze(-1), v.to(memory["v"].dtype), memory["v"][:, i])
-            x = block(x, q, k, v, seen.unsqueeze(1))
-            keys.append(k)
-            values.append(v)
-        h = self.norm(x.squeeze(1).float())
-        return {"k": torch.stack(keys, 1), "v": torch.stack(values, 1), "h": h, "position": position + 1}
+            q, *new = block.qkv(x, turn)  # type: ignore[operator]
+            k, v = (cache[i] if own else self._layer(cache, i) for cache in ring.values())
+            for cache, part in zip((k, v), new, strict=True):
+                cache[row, :, slot] = part.view(len(x), self.heads, -1).to(cache.dtype)
+            x = block.after(x, block.read(q, k, v, seen))  # type: ignore[operator]
+        return {**ring, "h": self.norm(x.squeeze(1).float()), "position": position + 1}
+
+    def _layer(self, cache: Tensor, i: int) -> Tensor:
+        """A view of one layer's keys or values, head by head: (B, L, S, D) -> (B, N, S, D / N)."""
+        return rearrange(cache[:, i], "b s (n d) -> b n s d", n=self.heads)
 
     def scan(self, x: Tensor) -> Tree:
         """(B, T, I) -> memories (B, T, ...), the first of them initial. Each row of time shares one cache (a view)."""
@@ -107,10 +130,11 @@ class Transformer(nn.Module):
         age = times.unsqueeze(1) - times
         seen = (age >= 0) & (age < self.window)  # (T, T)
         x = self.project(x)
+        turn = _turn(times.unsqueeze(0), self.width // self.heads)
         keys, values = [], []
         for block in self.blocks:
-            q, k, v = block.qkv(x, times.unsqueeze(0))  # type: ignore[operator]
-            x = block(x, q, k, v, seen)
+            q, k, v = block.qkv(x, turn)  # type: ignore[operator]
+            x = block.after(x, block.mix(q, k, v, seen))  # type: ignore[operator]
             keys.append(k)
             values.append(v)
         h = torch.cat([initial["h"].unsqueeze(1), self.norm(x.float())[:, :-1]], 1)
@@ -139,26 +163,43 @@ class _Block(nn.Module):
         self.out = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
 
-    def qkv(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.to_qkv(self.norm1(x)).chunk(3, -1)
-        return self._rotate(q, position), self._rotate(k, position), v
+    def qkv(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        qk, v = self.to_qkv(self.norm1(x)).split((2 * x.shape[-1], x.shape[-1]), -1)
+        q, k = self._rotate(qk, turn).chunk(2, -1)
+        return q, k, v
 
-    def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+        """Attention of all times (B, T, D) to those that each has seen, (T, T)."""
         # Written out: scaled_dot_product_attention's bf16 backward is three times slower on CPU.
-        q, k, v = (rearrange(part.to(q.dtype), "b t (n d) -> b n t d", n=self.heads) for part in (q, k, v))
+        q, k, v = (rearrange(part, "b t (n d) -> b n t d", n=self.heads) for part in (q, k, v))
         scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-        mask = seen if seen.dim() == 2 else seen.unsqueeze(1)
-        weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
-        mixed = rearrange(weights.to(v.dtype) @ v, "b n t d -> b t (n d)")
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        return rearrange(weights.to(v.dtype) @ v, "b n t d -> b t (n d)")
+
+    def read(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+        """Attention of one time (B, 1, D) to the slots (B, N, S, D / N) that it has seen, (B, S)."""
+        q = rearrange(q, "b t (n d) -> b n t d", n=self.heads)
+        mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), seen[:, None, None])
+        return rearrange(mixed, "b n t d -> b t (n d)")
+
+    def after(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self.out(mixed)
         return x + self.mlp(self.norm2(x))
 
-    def _rotate(self, x: Tensor, position: Tensor) -> Tensor:
-        """Rotary position embedding (Su et al. 2021) on each head: (B, T, D), (B or 1, T)."""
-        x = rearrange(x, "b t (n d) -> b t n d", n=self.heads)
-        half = x.shape[-1] // 2
-        frequency = 10000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-        angle = (position.unsqueeze(-1) * frequency).unsqueeze(2)  # (B, T, 1, half)
-        cos, sin = angle.cos(), angle.sin()
-        a, b = x.float().chunk(2, -1)
-        return rearrange(torch.cat([a * cos - b * sin, a * sin + b * cos], -1), "b t n d -> b t (n d)").to(x.dtype)
+    def _rotate(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotary position embedding (Su et al. 2021) on each head's share of (B, T, ...)."""
+        cos, sin = turn
+        halves = x.float().unflatten(-1, (-1, 2, cos.shape[-1]))
+        a, b = halves.unbind(-2)
+        turned = halves * cos.unsqueeze(-2)  # then in place: in a dream this is half of the time of a `stack`
+        turned[..., 0, :].addcmul_(b, sin, value=-1)
+        turned[..., 1, :].addcmul_(a, sin)
+        return turned.flatten(-3).to(x.dtype)
+
+
+def _turn(position: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines by which a head of this width turns at each position: (B or 1, T) -> (B or 1, T, 1, half)."""
+    half = width // 2
+    frequency = 10000.0 ** (-torch.arange(half, device=position.device, dtype=torch.float32) / half)
+    angle = (position.unsqueeze(-1) * frequency).unsqueeze(2)
+    return angle.cos(), angle.sin()
