@@ -30,6 +30,7 @@ Row = tuple[str, str, str, str, str]
 OF_EVERY_LINE = {  # of metrics.jsonl
     "step": Metric("agent steps of the real game so far"),
     "hours": Metric("hours of work so far"),
+    "processor_hours": Metric("the same in processor time of all threads; worker processes are not counted"),
 }
 HEADING: Row = ("key", "type", "default", "range", "what it is")
 

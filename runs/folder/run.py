@@ -8,6 +8,7 @@ checkpoints/     two, atomic                       pictures/, videos/, results/,
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -51,9 +52,9 @@ class Run:
     def __init__(self, folder: Path, config: Config, meta: dict[str, Any]) -> None:
         self.folder, self.config, self.meta = folder, config, meta
         self.step = 0
-        self._hours_before = 0.0
-        self._hours_saved = 0.0
-        self._opened = time.monotonic()
+        self._hours_before = self._processor_before = 0.0
+        self._hours_saved = self._processor_saved = 0.0
+        self._opened, self._processor_opened = time.monotonic(), time.process_time()
         self._lines: int | None = None  # logged before the loaded checkpoint; older ones do not tell
         self._metrics: IO[str] | None = None
         self._board: SummaryWriter | None = None
@@ -110,12 +111,18 @@ class Run:
         """Hours of work in this run, those before the loaded checkpoint included."""
         return self._hours_before + (time.monotonic() - self._opened) / 3600
 
+    @property
+    def processor_hours(self) -> float:
+        """The same in processor time: of all threads of this process, not of worker processes; nan if partly unknown."""
+        return self._processor_before + (time.process_time() - self._processor_opened) / 3600
+
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends one line to metrics.jsonl, with the memory used so far, and the same scalars to TensorBoard."""
         if self._metrics is None:
             self._metrics = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115  a line reaches the file at once
         values = {name: float(value) for name, value in scalars.items()} | {"memory_gb": round(memory_gb(), 3)}
-        line = {"step": step, "hours": round(self.hours, 5)} | values
+        worked = {"hours": round(self.hours, 5), "processor_hours": round(self.processor_hours, 5)}
+        line = {"step": step} | worked | values
         self._metrics.write(json.dumps(plain(line), allow_nan=False) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
@@ -152,11 +159,11 @@ class Run:
         """Writes everything needed to go on from `step`, atomically; the newest two are kept."""
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
-        hours = self.hours
-        content = {"step": step, "hours": hours, "config": plain(asdict(self.config)), "state": dict(state)}
+        worked = {"hours": self.hours, "processor_hours": self.processor_hours}
+        content = {"step": step} | worked | {"config": plain(asdict(self.config)), "state": dict(state)}
         content["lines"] = len(self.metrics())  # many may be of one step
         path = checkpoint.save(self.folder / "checkpoints", step, content)
-        self.step, self._hours_saved = step, hours
+        self.step, self._hours_saved, self._processor_saved = step, worked["hours"], worked["processor_hours"]
         return path
 
     def load_checkpoint(
@@ -172,7 +179,10 @@ class Run:
             raise UserError(f"The checkpoint in {self.folder} was not written by this program.")
         self._check_same_model(content["config"])
         self.step, self._hours_before, self._opened = content["step"], content["hours"], time.monotonic()
-        self._hours_saved, self._lines = self._hours_before, content.get("lines")
+        # Older checkpoints do not tell it: what is unknown stays so.
+        self._processor_before, self._processor_opened = content.get("processor_hours", math.nan), time.process_time()
+        self._hours_saved, self._processor_saved = self._hours_before, self._processor_before
+        self._lines = content.get("lines")
         for sentence in said:
             say(sentence)
         return dict(content["state"])
@@ -198,6 +208,7 @@ class Run:
         trained = {"hours": round(self._hours_saved, 4), "env_steps": self.step}  # of the checkpoint
         now = facts()  # the code and machine that made this result, which need not be those that trained
         about["training"] = {key: self.meta[key] for key in TRAINED if key in self.meta}
+        about["training"]["processor_hours"] = round(self._processor_saved, 4)
         path = self.folder / "results" / f"{name}.json"
         write_json(path, {"what": name} | about | now | trained | dict(values))
         return path

@@ -204,6 +204,7 @@ def test_resuming_cuts_what_came_after_the_checkpoint_and_goes_on_with_the_hours
         run.log(step, {"loss": step})
         if step == 2:
             run._opened -= 3600  # an hour of work
+            run._processor_opened -= 7200  # by two threads
             run.save_checkpoint(STATE, step)
     with open(run.folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "lo')  # killed while writing
@@ -215,9 +216,22 @@ def test_resuming_cuts_what_came_after_the_checkpoint_and_goes_on_with_the_hours
     again.close()
     (resumed,) = Run.open(run.folder).meta["resumed"]
     assert resumed["step"] == 2 and resumed["threads"] == 3 and {"command", "commit", "started"} < resumed.keys()
-    assert "resumed" in json.loads(again.result("anything", {}).read_text())["training"]
+    training = json.loads(again.result("anything", {}).read_text())["training"]
+    assert "resumed" in training and training["processor_hours"] == pytest.approx(2, abs=0.1)
     assert [(line["step"], line["loss"]) for line in again.metrics()] == [(1, 1), (2, 2), (3, 30)]
-    assert 1 <= again.metrics()[-1]["hours"] < 1.1
+    assert 1 <= again.metrics()[-1]["hours"] < 1.1 and 2 <= again.metrics()[-1]["processor_hours"] < 2.1
+
+
+def test_processor_hours_that_an_older_checkpoint_does_not_tell_stay_unknown(run: Run) -> None:
+    path = run.save_checkpoint(STATE, 2)
+    content = torch.load(path, weights_only=True)
+    del content["processor_hours"]
+    torch.save(content, path)
+    again = Run.open(run.folder)
+    again.load_checkpoint()
+    again.log(3, {"loss": 30})
+    assert again.metrics()[-1]["processor_hours"] is None
+    assert json.loads(again.result("anything", {}).read_text())["training"]["processor_hours"] is None
 
 
 def test_tensorboard_shows_scalars_pictures_and_moving_pictures(run: Run) -> None:
