@@ -19,7 +19,8 @@ from world_model.interface import Metric
 
 PPO = "ppo"
 SAME = ("sticky", "noops", "action_repeat", "max_steps")  # of GameConfig: what makes it the same game as another run's
-METRICS = {key: loop.METRICS[key] for key in ("episode/return", "updates", "memory_gb")} | {
+METRICS = {key: loop.METRICS[key] for key in ("episode/return", "memory_gb")} | {
+    "updates": Metric("rollouts that it has learned from so far"),
     "policy/learning_rate": Metric("falls to 0 over the processor hours", panel="learning rate"),
     "policy/clip_range": Metric("how far the probability ratio may go from 1; falls to 0 likewise"),
     "policy/entropy_loss": Metric("negative entropy of the policy, nats", panel="negative entropy"),
