@@ -61,6 +61,7 @@ def draw_beside(runs: Sequence[Run]) -> Path:
         axis.plot(hours, returns, ".", markersize=3, alpha=0.2, color=drawn.get_color())
     axis.set(xlabel="processor hours", ylabel="return (games while training, mean of the last 20 points)")
     axis.set_title(runs[0].config.env)
+    axis.set_xlim(left=0)
     axis.grid(alpha=0.3)
     axis.legend(loc="upper left")
     return _written(figure, runs[0].folder / "pictures" / "curves.png")
