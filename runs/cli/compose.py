@@ -21,7 +21,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -34,6 +34,7 @@ from runs import build
 from runs.config import OLD_NAMES, SIZES, Config
 from runs.config_types import fill, keys, unknown_key
 from runs.config_types import values as values_of
+from runs.folder.ppo import PpoConfig
 from runs.folder.run import OUT, newest
 from runs.folder.system import choose_device
 from runs.recipes import RECIPES, choice, find, from_dict, preset
@@ -156,7 +157,7 @@ def launch(task: Callable[[DictConfig], None], words: Sequence[str]) -> None:
         raise _hydra_refuses(problem) from problem
 
 
-def new_folder(config: Config) -> Path:
+def new_folder(config: Config | PpoConfig) -> Path:
     """Where a run lies whose folder nobody named, as Hydra would name it."""
     words = (re.sub("[/:]", "-", config.env), config.recipe.replace(":", "-"), str(config.seed))
     return OUT / "-".join([*words, time.strftime("%Y%m%d-%H%M%S")])
@@ -177,11 +178,14 @@ def changed(config: Settings, words: Sequence[str], allowed: Sequence[str] | Non
             if key not in known:
                 raise unknown_key(key, list(allowed))
             raise UserError(f"{key} was fixed when the run began: only {', '.join(allowed)} can be given here.")
-        value = override.value()
-        if isinstance(known.get(key), tuple):  # written a,b or [a,b], or one value alone
-            value = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
-        elif override.is_sweep_override():
+        listed = isinstance(values_of(config)[key], tuple)  # of whose values one, or several with commas, will do
+        if override.is_sweep_override() and not (listed and override.is_choice_sweep()):
             raise UserError(f"{key} needs one value: a sweep (several values) is for train.")
+        value: Any = override.value()
+        if isinstance(value, ChoiceSweep):
+            value = [item.text if isinstance(item, QuotedString) else item for item in value.list]
+        elif listed and not isinstance(value, list):
+            value = [value]
         at = values
         *groups, last = key.split(".")
         for group in groups:

@@ -16,6 +16,7 @@ from runs.cli.table import RECIPE, RUN, Command, load
 from runs.config import SIZES, resumable
 from runs.config_types import typed
 from runs.folder.files import write_atomic
+from runs.folder.ppo import METRICS, PPO
 from runs.folder.run import RESULTS
 from runs.recipes import RECIPES, preset
 from runs.report import atari100k, publish
@@ -154,14 +155,15 @@ def _of_a_run(name: str) -> list[Row]:
 def _metrics() -> str:
     text = ["# Metrics", "What a run writes into `metrics.jsonl` and TensorBoard, as declared beside each loss."]
     found: dict[str, dict[str, Metric]] = {}
-    for recipe in RECIPES:
-        for key, metric in (OF_EVERY_LINE | build.metrics(preset(recipe, "toy"))).items():
+    of_each = {recipe: build.metrics(preset(recipe, "toy")) for recipe in RECIPES} | {PPO: METRICS}
+    for recipe, metrics in of_each.items():
+        for key, metric in (OF_EVERY_LINE | metrics).items():
             found.setdefault(key, {}).setdefault(recipe, metric)
     lines = []
     for key, of in found.items():
         for metric in dict.fromkeys(of.values()):
             users = [recipe for recipe, other in of.items() if other == metric]
-            who = "all" if len(users) == len(RECIPES) else ", ".join(users)
+            who = "all" if len(users) == len(of_each) else ", ".join(users)
             lines.append((f"`{key}`", who, metric.text, metric.shown, "yes" if metric.panel else ""))
     text.append(_markdown(("metric", "recipes", "meaning", "on the terminal as", "in the curve"), lines))
     return _generated("\n\n".join(text))

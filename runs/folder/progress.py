@@ -49,7 +49,7 @@ class Progress:
         self.stop()
 
     def start(self, total_steps: int, start_step: int = 0) -> None:
-        """Begins to show; steps are agent steps of the real game."""
+        """Begins to show; steps are agent steps of the real game, 0 in all when something else ends the run."""
         self.stop()
         self.total, self.step = total_steps, start_step
         self._began = self._entered = time.monotonic()
@@ -143,14 +143,18 @@ class Progress:
         return f"{rate:,.0f} steps/s" if rate >= 10 else f"{rate:.1f} steps/s"
 
     def _steps(self) -> str:
-        share = 100 * self.step / self.total if self.total else 0.0
-        return f"{self.step:,} / {self.total:,} steps ({share:.1f} %)"
+        if not self.total:
+            return f"{self.step:,} steps"
+        return f"{self.step:,} / {self.total:,} steps ({100 * self.step / self.total:.1f} %)"
 
     def _left(self) -> str:
+        gone = f"{duration(time.monotonic() - self._began)} gone"
+        if not self.total:
+            return gone
         rate = self._rate()
         # all games play whole steps, and a round of updates follows the last one: then nobody knows
         left = duration((self.total - self.step) / rate) if rate > 0 and self.step <= self.total else "?"
-        return f"{duration(time.monotonic() - self._began)} gone, {left} left"
+        return f"{gone}, {left} left"
 
     def _mean_return(self) -> float:
         returns = list(self.returns)
@@ -170,7 +174,8 @@ class Progress:
         table = Table.grid(padding=(0, 2))
         for name, value in rows.items():
             table.add_row(Text(name, style="dim"), Text(value))
-        return Group(ProgressBar(total=max(self.total, 1), completed=self.step, width=60), table)
+        bar = [ProgressBar(total=self.total, completed=self.step, width=60)] if self.total else []
+        return Group(*bar, table)
 
 
 def number(value: float | str) -> str:

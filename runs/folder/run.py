@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import cv2
 import numpy as np
@@ -62,7 +62,7 @@ class Run:
         self._board: SummaryWriter | None = None
 
     @classmethod
-    def create(cls, config: Config, folder: str | Path, command: str | None = None, **meta: Any) -> Run:
+    def create(cls, config: Config, folder: str | Path, command: str | None = None, **meta: Any) -> Self:
         """A new run in `folder`, with the command line to write down (this process's when None) and further facts.
 
         Raises:
@@ -84,20 +84,25 @@ class Run:
         return cls(folder, config, known)
 
     @classmethod
-    def open(cls, path: str | Path) -> Run:
+    def open(cls, path: str | Path) -> Self:
         """The run in a folder, or of that name under runs/out/.
 
         Raises:
             UserError: there is no such folder (with the nearest), it is not a run, or its configuration does not fit.
         """
-        from runs.recipes import from_dict  # imports the recipes' models, which writing a run does not need
-
         folder = find(path)
-        config, meta = _json(folder / "config.json"), _json(folder / "meta.json")
+        config, meta = read_json(folder / "config.json"), read_json(folder / "meta.json")
         try:
-            return cls(folder, from_dict(config), meta)
+            return cls(folder, cls.read(config), meta)
         except UserError as problem:
             raise UserError(f"{folder / 'config.json'} does not fit this program: {problem}") from problem
+
+    @staticmethod
+    def read(given: Mapping[str, Any]) -> Config:
+        """The typed configuration from what config.json holds; raises UserError for one that does not fit."""
+        from runs.recipes import from_dict  # imports the recipes' models, which writing a run does not need
+
+        return from_dict(given)
 
     @property
     def episodes_folder(self) -> Path:
@@ -253,7 +258,7 @@ class Run:
         may_change = resumable(self.config)
         kept = {key: (saved[key], own[key]) for key in ("recipe", "size")}
         for part in ("model", "policy"):
-            common = saved[part].keys() & own[part].keys() if saved["recipe"] == own["recipe"] else ()
+            common = saved.get(part, {}).keys() & own.get(part, {}).keys() if saved["recipe"] == own["recipe"] else ()
             kept |= {f"{part}.{key}": (saved[part][key], own[part][key]) for key in sorted(common)}
         for key, (was, now) in kept.items():
             if was != now and key not in may_change and not isinstance(was, float):
@@ -295,7 +300,8 @@ def _names() -> list[str]:
     return [file.parent.name for file in sorted(files, key=lambda file: file.stat().st_mtime)]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What a run's config.json or meta.json holds; raises UserError when it cannot be read."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as problem:

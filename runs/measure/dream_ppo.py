@@ -50,21 +50,27 @@ class DreamPpoConfig:
 
 
 class Student:
-    """PPO at the controls of N real games: stacks pictures as it saw them in the dream."""
+    """PPO at the controls of N real games: stacks pictures as it saw them when it learned.
 
-    def __init__(self, ppo: PPO, controls: Controls) -> None:
-        self.ppo, self.controls = ppo, controls
-        self.seen: np.ndarray | None = None  # (N, H, W, 3 STACK), the newest last
+    With the `controls` of a dream it learned in that: its pictures are RGB, its actions the game's own. Without, it
+    learned in the games themselves.
+    """
+
+    def __init__(self, ppo: PPO, controls: Controls | None = None, *, greedy: bool = False) -> None:
+        self.ppo, self.controls, self.greedy = ppo, controls, greedy
+        self.seen: np.ndarray | None = None  # (N, STACK C, H, W), the newest last
 
     def act(self, frames: np.ndarray, is_first: np.ndarray) -> np.ndarray:
-        """Frames (N, C, H, W) uint8; fresh (N,) bool: an episode begins -> actions as Games.step takes them."""
-        shown = to_pixels(torch.from_numpy(frames) / 255)
+        """Frames (N, C, H, W) uint8; is_first (N,) bool: an episode begins -> actions as Games.step takes them."""
+        if self.controls:
+            frames = to_pixels(torch.from_numpy(frames) / 255).transpose(0, 3, 1, 2)
+        count, channels, *size = frames.shape
         if self.seen is None:
-            self.seen = np.zeros((*shown.shape[:3], 3 * STACK), np.uint8)
-        self.seen = np.concatenate([self.seen[..., 3:], shown], 3)
-        self.seen[is_first, ..., :-3] = 0
-        action, _ = self.ppo.predict(self.seen, deterministic=False)
-        return self.controls.normalised(action)
+            self.seen = np.zeros((count, channels * STACK, *size), np.uint8)
+        self.seen = np.concatenate([self.seen[:, channels:], frames], 1)
+        self.seen[is_first, :-channels] = 0
+        action, _ = self.ppo.predict(self.seen, deterministic=self.greedy)
+        return self.controls.normalised(action) if self.controls else action
 
 
 class Dice:
@@ -127,10 +133,15 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     return result
 
 
-def command(settings: DreamPpoConfig) -> None:
-    """Learns and measures."""
+def need() -> None:
+    """Raises UserError when Stable-Baselines3 is not installed."""
     if importlib.util.find_spec("stable_baselines3") is None:
         raise UserError('Stable-Baselines3 is not installed: pip install ".[sb3]" adds it.')
+
+
+def command(settings: DreamPpoConfig) -> None:
+    """Learns and measures."""
+    need()
     torch.set_num_threads(settings.threads or cores())
     keep_freed_memory()
     measure(settings)

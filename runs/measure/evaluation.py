@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -10,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from agent.evaluate import Evaluation
-from agent.evaluate import evaluate as play
-from agent.player import Agent
+from agent.evaluate import Acting, Evaluation, watch
+from agent.player import Player
+from envs.games import Games
 from envs.make import make_games
 from runs import build
 from runs.folder.run import Run
@@ -25,34 +26,43 @@ ROWS = 32  # games side by side: acting for many at once costs little more than 
 def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
     """Evaluates the newest checkpoint; writes and returns results/evaluation-sampled.json and -greedy.json."""
     config = run.config
-    console = Console(highlight=False)
     games = make_games(config.env, config.game, min(ROWS, config.episodes))
-    agent = build.agent(config, games.spec, device)
-    state = run.load_checkpoint(device)
-    agent.load_state_dict(state["agent"])
+    try:
+        agent = build.agent(config, games.spec, device)
+        state = run.load_checkpoint(device)
+        agent.load_state_dict(state["agent"])
+        # What a population was judged by is no experience of the world model, and not among the run's steps.
+        about = {"judged_in_real_game": state["real"]} if state.get("real") else {}
+        return judge(run, games, lambda greedy: Player(agent, greedy=greedy), about)
+    finally:
+        games.close()
+
+
+def judge(
+    run: Run, games: Games, player: Callable[[bool], Acting], about: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Whole episodes of whoever `player(greedy)` is; writes and returns the two results, with what is said `about`."""
+    console = Console(highlight=False)
     results = {}
     try:
         for mode in ("sampled", "greedy"):
             began = time.monotonic()
-            found = _play(agent, games, run, mode, console)
+            found = _play(player(mode == "greedy"), games, run, mode, console)
             summary: dict[str, Any] = dict(found.summary())
-            score = human_normalised(config.env, summary["mean"])
+            score = human_normalised(run.config.env, summary["mean"])
             seconds = round(time.monotonic() - began, 1)
-            summary |= {"policy": mode, "human_normalised": score, "evaluation_seconds": seconds}
-            # What a population was judged by is no experience of the world model, and not among the run's steps.
-            summary |= {"judged_in_real_game": state["real"]} if state.get("real") else {}
+            summary |= {"policy": mode, "human_normalised": score, "evaluation_seconds": seconds} | dict(about)
             run.result(f"evaluation-{mode}", summary)
             results[mode] = summary
             if len(found.film):
                 run.video(run.step, f"evaluation-{mode}", found.film)
     finally:
-        games.close()
         run.close()
     console.print(_table(run, results))
     return results
 
 
-def _play(agent: Agent, games: Any, run: Run, mode: str, console: Console) -> Evaluation:
+def _play(player: Acting, games: Games, run: Run, mode: str, console: Console) -> Evaluation:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task(f"evaluating, {mode}", total=run.config.episodes)
@@ -66,10 +76,7 @@ def _play(agent: Agent, games: Any, run: Run, mode: str, console: Console) -> Ev
                 console.print(f"{time.strftime('%H:%M:%S')}  {text}, {done} of {run.config.episodes} episodes")
                 said = time.monotonic()
 
-        return play(
-            agent, games, run.config.episodes, seed=run.config.seed, greedy=mode == "greedy", film=mode == "sampled",
-            tell=tell,
-        )  # fmt: skip
+        return watch(player, games, run.config.episodes, seed=run.config.seed, film=mode == "sampled", tell=tell)
 
 
 def _table(run: Run, results: dict[str, dict[str, Any]]) -> Table:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from envs.errors import UserError
 from envs.settings import setting
 from runs import build
 from runs.config import Config
 from runs.folder.files import write_atomic
+from runs.folder.ppo import METRICS, PpoRun, open_run
 from runs.folder.run import Run
 from runs.report.fitness_curve import draw_fitness
+from world_model.interface import Metric
 
 POINTS = 100
 
@@ -31,10 +35,44 @@ def draw(run: Run) -> Path:
     if any("policy/fitness" in line for line in lines):
         draw_fitness(figure, lines, run.config)
     else:
-        _draw_returns(figure, lines, run.config)
+        _draw_returns(figure, lines, run.config, METRICS if isinstance(run, PpoRun) else build.metrics(run.config))
+    return _written(figure, run.folder / "pictures" / "curve.png")
+
+
+def draw_beside(runs: Sequence[Run]) -> Path:
+    """Draws the returns of several runs of one game against processor hours; returns the file, in the first's folder.
+
+    Raises:
+        UserError: they play different games.
+    """
+    from matplotlib.figure import Figure
+
+    games = {run.config.env: run for run in runs}
+    if len(games) > 1:
+        told = ", ".join(f"{run.folder} is of {env}" for env, run in games.items())
+        raise UserError(f"Runs of one game can be drawn in one picture: {told}.")
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    axis = figure.add_subplot()
+    for run in runs:
+        config, lines = run.config, [line for line in run.metrics() if "episode/return" in line]
+        known = all(line.get("core_hours") is not None for line in lines)
+        hours = [line["core_hours" if known else "hours"] for line in lines]
+        returns = np.array([line["episode/return"] for line in lines], dtype=float)
+        label = f"{run.folder.name} ({config.recipe} {config.size}, seed {config.seed})"
+        label += "" if known else ": hours of the wall clock, as it recorded no others"
+        (drawn,) = axis.plot(hours, _mean_of_last(returns), label=label)
+        axis.plot(hours, returns, ".", markersize=3, alpha=0.2, color=drawn.get_color())
+    axis.set(xlabel="processor hours", ylabel="return (games while training, mean of the last 20 points)")
+    axis.set_title(runs[0].config.env)
+    axis.set_xlim(left=0)
+    axis.grid(alpha=0.3)
+    axis.legend(loc="upper left")
+    return _written(figure, runs[0].folder / "pictures" / "curves.png")
+
+
+def _written(figure: Any, path: Path) -> Path:
     data = io.BytesIO()
     figure.savefig(data, dpi=110)
-    path = run.folder / "pictures" / "curve.png"
     write_atomic(path, lambda file: file.write(data.getvalue()))
     return path
 
@@ -50,11 +88,11 @@ def points(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
     return found
 
 
-def _draw_returns(figure: Any, lines: list[dict[str, Any]], config: Config) -> None:
+def _draw_returns(figure: Any, lines: list[dict[str, Any]], config: Config, metrics: Mapping[str, Metric]) -> None:
     """Returns of the real game and four of the run's own measures against agent steps."""
     grid = figure.add_gridspec(2, 4, height_ratios=(2, 1))
     _returns(figure.add_subplot(grid[0, :]), lines, f"{config.env}, {config.recipe} {config.size}, seed {config.seed}")
-    panels = {key: metric.panel for key, metric in build.metrics(config).items() if metric.panel}
+    panels = {key: metric.panel for key, metric in metrics.items() if metric.panel}
     known = [key for key in panels if any(key in line for line in lines)][:4]
     for i, key in enumerate(known):
         axis = figure.add_subplot(grid[1, i])
@@ -73,11 +111,18 @@ def _returns(axis: Any, lines: list[dict[str, Any]], title: str) -> None:
     axis.plot(steps, mean, label=f"mean of the last {window} points")
     if any(line["hours"] > 0 for line in lines):
         axis.secondary_xaxis("top", functions=_hours(lines)).set_xlabel("hours")
+    axis.plot(steps, _mean_of_last(returns, window), label=f"mean of the last {window} points")
+    hours = axis.secondary_xaxis("top", functions=_hours(lines))
+    hours.set_xlabel("hours")
     axis.set(xlabel="agent steps of the real game", ylabel="return", title=title)
     axis.set_xlim(0, 1.02 * max((line["step"] for line in lines), default=1))  # also of one point alone
     axis.grid(alpha=0.3)
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.legend(loc="upper left")
+
+
+def _mean_of_last(values: np.ndarray, window: int = 20) -> list[float]:
+    return [float(values[max(0, i - window + 1) : i + 1].mean()) for i in range(len(values))]
 
 
 def _hours(lines: list[dict[str, Any]]) -> tuple[Any, Any]:
@@ -99,8 +144,10 @@ class CurveConfig:
     """What `python main.py curve` takes."""
 
     run: str = setting("", required=True, help="a run's folder or name")
+    beside: tuple[str, ...] = setting((), help="others, drawn with it in one picture against processor hours: A,B")
 
 
 def command(asked: CurveConfig) -> None:
-    """Draws the curve of the run."""
-    print(draw(Run.open(asked.run)))
+    """Draws the curve of the run, or it and others in one picture."""
+    runs = [open_run(name) for name in (asked.run, *asked.beside)]
+    print(draw_beside(runs) if asked.beside else draw(runs[0]))

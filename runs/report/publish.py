@@ -15,6 +15,7 @@ from typing import Any
 from envs.errors import UserError
 from envs.settings import setting
 from runs.folder.files import write_json
+from runs.folder.ppo import open_run
 from runs.folder.run import RESULTS, Run
 
 PICTURES = ("dream", "mixture", "latents", "temperatures", "reconstructions")  # of which the last is published
@@ -34,7 +35,7 @@ def publish(run: Run, results: Path = RESULTS, variant: str = "") -> list[Path]:
     found = sorted((run.folder / "results").glob("*.*"))
     if not found:
         raise UserError(f"{run.folder} has no results yet: python main.py evaluate run={run.folder}")
-    found += sorted((run.folder / "pictures").glob("curve.png"))
+    found += sorted((run.folder / "pictures").glob("curve*.png"))
     for name in PICTURES:
         found += sorted((run.folder / "pictures").glob(f"{name}-*.png"))[-1:]
     results.mkdir(parents=True, exist_ok=True)
@@ -197,6 +198,6 @@ class PublishConfig:
 
 def command(asked: PublishConfig) -> None:
     """Publishes the run."""
-    for path in publish(Run.open(asked.run), variant=asked.variant):
+    for path in publish(open_run(asked.run), variant=asked.variant):
         print(path)
     print("python main.py docs writes the tables anew.")

@@ -68,8 +68,8 @@ def test_a_student_stacks_what_it_sees_and_begins_with_nothing() -> None:
     student = dream_ppo.Student(watched, Controls(("a", "b"), (((), 0),)))  # type: ignore[arg-type]
     for t in range(1, 6):
         student.act(np.full((2, 1, 4, 4), t, np.uint8), np.array([t == 1, t in (1, 5)]))
-    assert watched.seen[0, 0, 0].tolist() == [2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5]
-    assert watched.seen[1, 0, 0].tolist() == [0] * 9 + [5] * 3
+    assert watched.seen[0, :, 0, 0].tolist() == [2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5]
+    assert watched.seen[1, :, 0, 0].tolist() == [0] * 9 + [5] * 3
 
 
 @pytest.mark.parametrize(

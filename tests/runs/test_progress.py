@@ -63,6 +63,15 @@ def test_no_time_is_left_that_is_less_than_none() -> None:
         assert progress.line().endswith(" ? left")
 
 
+def test_a_run_that_something_else_ends_has_no_share_of_its_steps() -> None:
+    for terminal in (False, True):
+        shown = io.StringIO()
+        with Progress(Console(file=shown, force_terminal=terminal, width=400), every=0.05) as progress:
+            progress.start(0, 5)
+            wait_for(shown.getvalue, "5 steps", "gone")
+        assert not [word for word in ("left", "%", " / ") if word in progress.line()]
+
+
 def test_on_a_terminal_there_is_a_live_table() -> None:
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=120)

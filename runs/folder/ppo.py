@@ -1,0 +1,138 @@
+"""What a run of Stable-Baselines3's PPO is: its configuration, and its folder, which is that of any other run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from agent import loop
+from envs.atari import is_atari
+from envs.errors import UserError
+from envs.games import PROTOCOLS, GameConfig
+from envs.gym import find as find_game
+from envs.settings import setting
+from runs.config_types import fill, values
+from runs.folder.run import OUT, Run, find, read_json
+from world_model.interface import Metric
+
+PPO = "ppo"
+SAME = ("sticky", "noops", "action_repeat", "max_steps")  # of GameConfig: what makes it the same game as another run's
+METRICS = {key: loop.METRICS[key] for key in ("episode/return", "memory_gb")} | {
+    "updates": Metric("rollouts that it has learned from so far"),
+    "policy/learning_rate": Metric("falls to 0 over the processor hours", panel="learning rate"),
+    "policy/clip_range": Metric("how far the probability ratio may go from 1; falls to 0 likewise"),
+    "policy/entropy_loss": Metric("negative entropy of the policy, nats", panel="negative entropy"),
+    "policy/policy_gradient_loss": Metric("clipped surrogate"),
+    "policy/value_loss": Metric("squared error of the value against the lambda return", panel="value loss"),
+    "policy/approx_kl": Metric("between the policy before and after an update, nats"),
+    "policy/clip_fraction": Metric("share of samples whose ratio was clipped"),
+    "policy/explained_variance": Metric("of the returns, by the value", panel="explained variance"),
+}
+
+
+@dataclass(frozen=True)
+class PpoNumbers:
+    """Those that rl-baselines3-zoo tuned for Atari (hyperparams/ppo.yml); the last three are PPO's defaults."""
+
+    n_steps: int = setting(128, 1, 10**6, help="of each game between two updates")
+    n_epochs: int = setting(4, 1, 1000, help="passes over them")
+    batch_size: int = setting(256, 2, 10**6, help="samples of a minibatch")
+    learning_rate: float = setting(2.5e-4, above=0, high=1, help="at the start; falls linearly to 0 with the time used")
+    clip_range: float = setting(0.1, above=0, high=1, help="at the start; falls likewise")
+    vf_coef: float = setting(0.5, 0, 100, help="weight of the value's loss")
+    ent_coef: float = setting(0.01, 0, 100, help="weight of the entropy")
+    gamma: float = setting(0.99, 0, 1, help="discount")
+    gae_lambda: float = setting(0.95, 0, 1, help="of the advantages")
+    max_grad_norm: float = setting(0.5, above=0, high=1000, help="to which gradients are clipped")
+
+
+@dataclass(frozen=True)
+class PpoConfig:
+    """What `python main.py ppo` takes, and what config.json then holds."""
+
+    recipe: str = setting(PPO, choices=(PPO,), help="as tables call it")
+    size: str = setting("NatureCNN", choices=("NatureCNN",), help="the network, of Mnih et al. 2015")
+    env: str = setting("", help="any gymnasium id with pictures")
+    protocol: str = setting("default", choices=tuple(PROTOCOLS), help="how the literature plays it")
+    run: str = setting("", help="a run to compare with, instead of env and protocol: its game, and its hours")
+    hours: float | None = setting(None, above=0, high=10_000, help="of processor time, all threads; those of run=")
+    seed: int = setting(0, 0, 2**31 - 1, help="of everything random")
+    threads: int = setting(1, 1, 1024, help="of torch")
+    episodes: int = setting(100, 1, 10**6, help="whole episodes of the evaluation at the end")
+    name: str = setting("", help="the new run's folder or name; one that is there is gone on with")
+    policy: PpoNumbers = field(default_factory=PpoNumbers)
+    game: GameConfig = field(default_factory=lambda: GameConfig(size=84, gray=True, clip_rewards=True))
+
+    def check(self) -> None:
+        """Raises UserError when it is not said what is played, or for how long, or both are said twice."""
+        if not (self.env or self.run or self.name):
+            raise UserError("ppo needs env=... and hours=..., or run=NAME to compare with, or name=NAME to go on with.")
+        if self.run and (self.env or self.protocol != "default" or any(getattr(self.game, key) for key in SAME)):
+            told = ", ".join(["env", "protocol", *(f"game.{key}" for key in SAME)])
+            raise UserError(f"run=... says which game is played: leave out {told}.")
+
+    def told(self) -> PpoConfig:
+        """With the game and the hours that `run` and `protocol` stand for.
+
+        Raises:
+            UserError: no such run or game, one that recorded no processor hours, or nobody says how many.
+        """
+        env, protocol, hours = self.env, self.protocol, self.hours
+        if self.run:
+            other = Run.open(self.run)
+            env, protocol = other.config.env, other.config.protocol
+            game = {key: getattr(other.config.game, key) for key in SAME}
+            hours = hours or _used(other)
+        else:
+            game = {key: getattr(self.game, key) for key in SAME}
+            means = PROTOCOLS[protocol]
+            game |= {key: means[key] for key in SAME if key in means and game[key] is None}
+        if not env:
+            raise UserError(f"There is no run {self.name} to go on with: a new one needs env=... and hours=...")
+        if hours is None:
+            raise UserError(f"hours=... is missing: how much processor time PPO may use for {env}.")
+        # SB3's terminal_on_life_loss: the end of an episode for the learner, while the game goes on.
+        made = replace(self.game, **game, life_loss=is_atari(find_game(env), replace(self.game, **game)))
+        return replace(self, env=env, protocol=protocol, hours=hours, game=made)
+
+
+class PpoRun(Run):
+    """The folder of a run of PPO."""
+
+    config: PpoConfig  # type: ignore[assignment]
+
+    @staticmethod
+    def read(given: Mapping[str, Any]) -> Any:
+        """The configuration from what config.json holds; raises UserError for a run of something else."""
+        if given.get("recipe") != PPO:
+            raise UserError(f"it is a run of {given.get('recipe')}, not of PPO.")
+        return fill(PpoConfig(), given)
+
+    @staticmethod
+    def folder_of(name: str) -> Path:
+        """Where a run of this name lies or will lie: a path, or a name under runs/out/."""
+        return Path(name) if len(Path(name).parts) > 1 else OUT / name
+
+    def check_asked(self, asked: PpoConfig) -> None:
+        """Raises UserError for a key that is given and is not what the run began with."""
+        own, default = values(self.config), values(PpoConfig())
+        for key, value in values(asked).items():
+            if key != "name" and value not in (default[key], own[key]):
+                raise UserError(f"{key} was fixed when {self.folder} began: it is {own[key]}, not {value}.")
+
+
+def open_run(path: str | Path) -> Run:
+    """A run of either kind, for what needs no world model. Raises UserError as `Run.open` does."""
+    folder = find(path)
+    kind = PpoRun if read_json(folder / "config.json").get("recipe") == PPO else Run
+    return kind.open(folder)
+
+
+def _used(run: Run) -> float:
+    """Processor hours of a run so far."""
+    known = [line["core_hours"] for line in run.metrics() if line.get("core_hours")]
+    if not known:
+        raise UserError(f"{run.folder} has recorded no processor hours: say hours=... yourself.")
+    return float(known[-1])
