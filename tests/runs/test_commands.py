@@ -234,9 +234,9 @@ def test_an_old_name_is_taken_only_where_it_means_the_new_one() -> None:
 def test_what_an_old_run_did_not_say_is_what_it_did() -> None:
     told = asdict(preset("reverie", "toy"))
     assert told["model"]["cont_from"] == "memory" and told["train"]["bursts"] > 0
-    del told["model"]["cont_from"], told["model"]["entropy_scale"], told["train"]["bursts"]
+    del told["model"]["cont_from"], told["model"]["dreamed_reward"], told["train"]["bursts"]
     config = from_dict(told)
-    assert (config.model.cont_from, config.model.entropy_scale, config.train.bursts) == ("features", 0.0, 0.0)
+    assert (config.model.cont_from, config.model.dreamed_reward, config.train.bursts) == ("features", 0.0, 0.0)
 
 
 # ---- doors ----

@@ -77,6 +77,20 @@ def test_an_ending_is_told_before_its_frame_is_seen() -> None:
     assert not torch.allclose(changed["reward"][:, -1], real["reward"][:, -1])  # which the latent may show
 
 
+def test_a_share_of_the_rewards_loss_has_dreamed_latents() -> None:
+    """Which know nothing of the frame that arrived."""
+    batch = segments(SPEC, 3, 8)
+    other = batch._replace(frame=torch.cat([batch.frame[:, :-1], 255 - batch.frame[:, -1:]], 1))
+    found = {}
+    for share in (0.0, 0.5, 1.0):
+        model = build(dreamed_reward=share)
+        found[share] = [lose(model, one).terms["reward"] for one in (batch, other)]
+    assert_close(*(told[:, -1] for told in found[1.0]))
+    assert not torch.allclose(*(told[:, -1] for told in found[0.0]))
+    assert not torch.allclose(found[0.0][0], found[1.0][0])
+    assert_close(found[0.5][0], (found[0.0][0] + found[1.0][0]) / 2)
+
+
 def test_the_pixels_loss_is_half_the_emphasised_squared_error() -> None:
     frames = (2, PART - 1, *SPEC.frame)  # parts that do not divide them
     picture, target, outer = torch.randn(frames, requires_grad=True), torch.randn(frames), torch.rand(frames[:2])
