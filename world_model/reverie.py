@@ -169,6 +169,10 @@ class Reverie(WorldModel):
         features = self.features(state)
         return self.twohot.mean(self.reward(features)), self.cont(features).float().squeeze(-1).sigmoid()
 
+    def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
+        expected = (self._prior(self.dynamics.output(one)) for one in (memory, other))
+        return self.latents.kl(*expected)
+
     def features(self, state: State) -> Tensor:
         return torch.cat([state.latent.flatten(-2), self.dynamics.output(state.memory)], -1)
 
