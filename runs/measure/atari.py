@@ -19,7 +19,6 @@ from ale_py import roms
 from envs.games import GameConfig
 
 HEIGHT, WIDTH = 210, 160
-APART = 3  # pixels from a ball within which there is no second one
 SECOND = 0.5  # of the first one's amount, from which on a person sees another
 Find = Callable[[np.ndarray], list[np.ndarray]]
 
@@ -101,32 +100,24 @@ def to_console(place: np.ndarray, frame: np.ndarray) -> np.ndarray:
     return (place + 0.5) / scale(frame) - 0.5
 
 
-def spots(amount: np.ndarray, least: float) -> list[np.ndarray]:
-    """Places (x, y) of small things in a map (h, w) of how much of one a pixel shows, the clearest first.
+def spots(amount: np.ndarray, least: float, window: tuple[int, int] = (3, 3)) -> list[np.ndarray]:
+    """Places (x, y) of things in a map (h, w) of how much of one a pixel shows, the clearest first.
 
-    The 3 x 3 pixels with most in them, at least `least`, by their centre of gravity; then the next ones that are apart.
+    `window`, odd numbers of pixels wide and high, is as large as a thing. Where most is in it, at least `least`, is the
+    first one, at the centre of gravity; others are a window away from those before.
     """
-    sums = cv2.boxFilter(amount, -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
-    padded, around, found = np.pad(amount, 1), np.arange(-1, 2), list[np.ndarray]()
+    wide, high = window
+    sums = cv2.boxFilter(amount, -1, window, normalize=False, borderType=cv2.BORDER_CONSTANT)
+    padded, found = np.pad(amount, ((high // 2, high // 2), (wide // 2, wide // 2))), list[np.ndarray]()
+    across, down = np.arange(wide) - wide // 2, np.arange(high) - high // 2
     while True:
         y, x = np.unravel_index(sums.argmax(), sums.shape)
         if sums[y, x] < least:
             return found
         least = max(least, SECOND * sums[y, x] if not found else 0.0)
-        part = padded[y : y + 3, x : x + 3].clip(0)
-        found.append(np.array([x, y]) + np.array([part.sum(0) @ around, part.sum(1) @ around]) / part.sum())
-        sums[max(0, y - APART) : y + APART + 1, max(0, x - APART) : x + APART + 1] = -np.inf
-
-
-def figures(amount: np.ndarray, least: float) -> list[np.ndarray]:
-    """Places (x, y) of large things: connected pixels that show more than half of one, at least so many.
-
-    By the median of their pixels: arms that are stretched out hardly move it.
-    """
-    count, labels = cv2.connectedComponents((amount > 0.5).astype(np.uint8))
-    parts = sorted((np.argwhere(labels == label) for label in range(1, count)), key=len, reverse=True)
-    least = max(least, SECOND * len(parts[0]) if parts else 0.0)
-    return [np.median(part, 0)[::-1] for part in parts if len(part) >= least]
+        part = padded[y : y + high, x : x + wide].clip(0)
+        found.append(np.array([x, y]) + np.array([part.sum(0) @ across, part.sum(1) @ down]) / part.sum())
+        sums[max(0, y - high) : y + high + 1, max(0, x - wide) : x + wide + 1] = -np.inf
 
 
 # ---- Pong ----
@@ -136,7 +127,7 @@ PADDLES = np.array([[213.0, 130, 74], [92, 186, 92]])
 # Pixels are mixtures of these four colours. This direction of colour space is 0 for floor and paddles, 1 for white.
 WHITENESS = np.cross(PADDLES[0] - FLOOR, PADDLES[1] - FLOOR)
 WHITENESS /= (WHITE - FLOOR) @ WHITENESS
-LEAST = 1 / 3  # of a ball at rest, from which on there is one
+LEAST = 1 / 3  # of a thing at rest, from which on there is one
 
 
 def find_pong_ball(frame: np.ndarray) -> list[np.ndarray]:
@@ -164,20 +155,24 @@ def find_breakout_paddle(frame: np.ndarray) -> list[np.ndarray]:
     row = round(191 * height - 0.5)
     columns = slice(int(np.ceil(8 * width)), int(152 * width))
     there = np.flatnonzero(_red(frame[:, row, columns].T.astype(np.float64)) > 0.4)
-    parts = [part for part in np.split(there, np.flatnonzero(np.diff(there) > 1) + 1) if len(part) >= 8 * width / 2]
-    places = [np.array([part.mean() + columns.start, row]) for part in sorted(parts, key=len, reverse=True)]
+    parts = sorted(np.split(there, np.flatnonzero(np.diff(there) > 1) + 1), key=len, reverse=True)
+    least = max(8 * width / 2, SECOND * len(parts[0]))  # a ball that passes beside it is shorter
+    places = [np.array([part.mean() + columns.start, row]) for part in parts if len(part) >= least]
     return [np.array([to_console(place, frame)[0], 191.0]) for place in places]
 
 
 # ---- Boxing ----
 BOXER = 320  # of the console's pixels: the smallest that either is drawn with
+BODY = np.array([17.0, 43.0])  # wide and high, without the arm that is stretched out
 
 
 def _find_boxer(frame: np.ndarray, *, white: bool) -> list[np.ndarray]:
     pixels, corner = cutout(frame, 36, 178, 30, 130)
     blue, green = pixels[..., 2], pixels[..., 1]
     amount = (blue - 66) / (214 - 66) if white else (156 - green) / 156  # the ring is (110, 156, 66)
-    return [to_console(place + corner, frame) for place in figures(amount, BOXER * scale(frame).prod() / 3)]
+    wide, high = (2 * int(side // 2) + 1 for side in BODY * scale(frame))
+    found = spots(amount.clip(0, 1), BOXER * scale(frame).prod() * LEAST, (wide, high))
+    return [to_console(place + corner, frame) for place in found]
 
 
 def find_white_boxer(frame: np.ndarray) -> list[np.ndarray]:
@@ -198,8 +193,8 @@ THINGS: dict[str, dict[str, Thing]] = {  # by the console's name of the game
         "paddle": Thing((72, None), (-39.5, 191), (16, 143, 191, 191), find_breakout_paddle),
     },
     "boxing": {
-        "white": Thing((32, 34), (9.8, 60.5), ANYWHERE, find_white_boxer),
-        "black": Thing((33, 35), (10.8, 60.5), ANYWHERE, find_black_boxer),
+        "white": Thing((32, 34), (11.2, 60.7), ANYWHERE, find_white_boxer),
+        "black": Thing((33, 35), (9.7, 60.0), ANYWHERE, find_black_boxer),
     },
 }
 

@@ -1,4 +1,4 @@
-"""The command `fidelity`: how far ahead a world model sees, on the frozen episodes of its game (`runs/measure/suite.py`).
+"""The command `fidelity`: how far ahead a world model sees, on the frozen episodes of its game (`suite.py`).
 
 From every context of a tier the model dreams on under the real actions. After 1, 5, 10 and 50 steps what it shows and
 tells is compared with what really came, beside "nothing moved": the last frame that was seen. Every recipe is judged
@@ -158,14 +158,14 @@ def judge(
 
 
 def codes(model: WorldModel, latent: Tensor) -> Tensor | None:
-    """Latents (S, ...) as whole numbers (S, N): tokens as they are, one-hot variables by their class; None for others."""
+    """Latents (S, ...) as whole numbers (S, N): tokens as they are, one-hot variables by class; None for others."""
     if not latent.is_floating_point():
         return latent.flatten(1)
     return latent.argmax(-1) if len(model.latent_shape) == 2 else None
 
 
 def _told(reward: Tensor, cont: Tensor, real: Tensor, ended: Tensor) -> Tensor:
-    """Of one step, (S, 7): reward dreamed, real, squared error, real squared; nats of the ending or of none; ended; 1."""
+    """Of one step, (S, 7): reward dreamed, real, squared error, real squared; nats of ending or not; ended; 1."""
     sure = torch.where(ended, 1 - cont.float(), cont.float()).clamp(SURE, 1 - SURE)
     return torch.stack(
         [reward, real, (reward - real).square(), real.square(), -sure.log(), ended.float(), torch.ones_like(sure)], 1
@@ -202,8 +202,8 @@ def _marks(
 ) -> list[bool]:
     """OF_A_THING in one frame.
 
-    It is to be seen; near its place in the dream; near it in the last frame seen; in the picture of the real frame; not
-    to be found in the dream; found twice there; and near its place in the real frame: whether the finder can be trusted.
+    It is to be seen; near its place in the dream; near it in the last frame seen; in the picture of the real frame;
+    not to be found in the dream; found twice there; near its place in the real frame: whether the finder is right.
     """
     if np.isnan(place).any():
         return [False] * len(OF_A_THING)
@@ -221,9 +221,9 @@ def _near(found: list[np.ndarray], place: np.ndarray) -> bool:
 def at_once(model: WorldModel, state: State, batch: Batch, actions: list[str], temperature: float) -> dict[str, Tensor]:
     """What hangs on the action, and on left and right in the picture, (S,) each; no dream needs to go on for it.
 
-    `left_right_kl`: nats between what is expected after LEFT and after RIGHT, where it can be computed; `left_right_pixels`:
-    how far the two pictures are apart on average, of 255, dreamed with the same random numbers. `mirror_psnr`:
-    squared error of a mirrored frame that is seen for the first time, once it is shown and mirrored back;
+    `left_right_kl`: nats between what is expected after LEFT and after RIGHT, where it can be computed;
+    `left_right_pixels`: how far the two pictures are apart on average, of 255, dreamed with the same random numbers.
+    `mirror_psnr`: error of a mirrored frame that is seen for the first time, once it is shown and mirrored back;
     `upright_psnr`: the same without the mirror.
     """
     found: dict[str, Tensor] = {}
@@ -323,7 +323,7 @@ def command(asked: FidelityConfig) -> None:
     } | {"env_steps": loaded.step, "packed": True}  # fmt: skip
     found = measure(loaded, asked.tier, asked.temperature, suite, console)
     path = keep(loaded.run, "fidelity", about | found)
-    title = f"{loaded.config.recipe} on {loaded.config.env}, step {loaded.step:,}: {asked.tier}, {found['contexts']:,} contexts"
+    title = f"{loaded.config.recipe} on {loaded.config.env}, step {loaded.step:,}, {found['contexts']:,} contexts"
     table = Table(title=title)
     table.add_column("steps ahead")
     for row in found["rows"]:

@@ -230,8 +230,8 @@ def episodes(suite: Suite, config: GameConfig, numbers: Sequence[int] | None = N
                 reached = np.nan
             if not abs(reached - score) <= 1e-3 * max(1.0, abs(score)):
                 raise UserError(
-                    f"{suite.env} does not play here as it did for {suite.path.name} (an episode's score is {reached:g} "
-                    f"and was {score:g}, with {suite.about['versions']}): nothing could be compared."
+                    f"{suite.env} does not play here as it did for {suite.path.name} (an episode's score is "
+                    f"{reached:g} and was {score:g}, with {suite.about['versions']}): nothing could be compared."
                 )
             yield number, Episode(trace.frame, taken, trace.reward, trace.terminated, trace.truncated, reached, seed)
     finally:

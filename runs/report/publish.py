@@ -58,8 +58,8 @@ def tables(results: Path = RESULTS) -> str:
     scores = ("game", "recipe", "policy", "mean", "std", "median", "episodes", "steps", "hours", "on")
     balls = ("Pong's ball", "within 2 px", "within 1 px", "frames")
     ahead = (
-        "on its own agent's games (before the suite)", "steps ahead", "codes right", "if nothing changed", "of those that changed",
-        "ball within 2 px", "contexts",
+        "on its own agent's games (before the suite)", "steps ahead", "codes right", "if nothing changed",
+        "of those that changed", "ball within 2 px", "contexts",
     )  # fmt: skip
     pages = ("browser", "limit", "frames/s", "key to picture, median", "95 %", "model", "threads", "load")
     speeds = ("speed", "world-model update", "policy update", "both", "dreaming", "games", "acting", "threads", "load")
@@ -68,10 +68,11 @@ def tables(results: Path = RESULTS) -> str:
         "of the matmul limit", "threads", "load",
     )  # fmt: skip
     formats = ("beside float32", "probability that moves", "KL", "same most likely token")
+    leaders = leaderboard.rows(leaderboard.entries(results))
     sections: list[tuple[tuple[str, ...], list[Sequence[str]]]] = [
         (scores, rows("score", _score)),
         (balls, rows("objects", _objects)),
-        (leaderboard.HEADING, [(*cells, _link(path)) for path, cells in leaderboard.rows(leaderboard.entries(results))]),
+        (leaderboard.HEADING, [(*cells, _link(path)) for path, cells in leaders]),
         (ahead, rows("fidelity", _fidelity)),
         (pages, rows("page", _page)),
         (speeds, rows("benchmark", _speed)),

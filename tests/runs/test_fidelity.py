@@ -1,4 +1,4 @@
-"""What a model foresees: judged on models whose fidelity is known, on every recipe, and the table of what is published."""
+"""What a model foresees: models whose fidelity is known, every recipe, and the table of what is published."""
 
 from __future__ import annotations
 
