@@ -140,8 +140,8 @@ def judge(
         if ahead not in HORIZONS:
             continue
         told: dict[str, Tensor] = {}
-        if seen is not None:
-            came, dreamed = codes(model, followed.latent), codes(model, state.latent)
+        came, dreamed = codes(model, followed.latent), codes(model, state.latent)
+        if seen is not None and came is not None and dreamed is not None:
             told |= {"right": dreamed == came, "changed": seen != came}
         picture, reached = model.decode(state), model.decode(followed)
         if picture is not None and reached is not None:

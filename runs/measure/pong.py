@@ -40,6 +40,7 @@ class Mirror(Emulator):
     def ball(self) -> Truth | None:
         """The ball, if by the console's memory it is in play and a whole one is visible between the walls."""
         x, y = BALL.bytes
+        assert y is not None
         if (self.memory[:, y] == 0).any():
             return None
         rows, columns = np.nonzero((self.picture[FIELD] == WHITE).all(-1))

@@ -56,6 +56,7 @@ class SuiteConfig:
     protocol: str | None = setting(
         None, choices=tuple(PROTOCOLS), help="how it is played; as the run does when not given"
     )
+    action_repeat: int | None = setting(None, 1, 100, help="frames of the game a step; as the run or the id has it")
     steps: int = setting(STEPS, 100, 10**6, help="of each kind of play")
     out: str = setting(str(SUITES.relative_to(SUITES.parents[2])), help="folder of the file")
 
@@ -169,7 +170,7 @@ def record(games: Games, acting: dict[int, Acting], steps: int) -> list[tuple[in
         left = steps
         while left:
             seed = episode_seed(SEED, len(found))
-            frame, taken, done, score = games.reset([seed])[0], [], False, 0.0
+            frame, done, score, taken = games.reset([seed])[0], False, 0.0, list[np.ndarray]()
             while left and not done:
                 action = act(frame, not taken)
                 brought = games.step(action[None])
@@ -246,6 +247,8 @@ def make(asked: SuiteConfig) -> Suite:
     env, config = (asked.env or "", GameConfig()) if loaded is None else (loaded.config.env, loaded.config.game)
     if asked.protocol is not None:
         config = replace(config, **{"sticky": None} | PROTOCOLS[asked.protocol])
+    if asked.action_repeat is not None:
+        config = replace(config, action_repeat=asked.action_repeat)
     of = rules(env, config)
     games = make_games(env, replace(config, **of, noops=None, max_steps=None), 1)
     torch.manual_seed(SEED)

@@ -6,6 +6,7 @@ Only what was measured on the same frozen episodes, from contexts of the same ti
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ HEADING = (
     "of those that changed", "reward: r", "ends: nats (base rate)", "within 2 px (nothing moved); vanished, doubled",
     "LEFT or RIGHT: KL, pixels", "tier",
 )  # fmt: skip
+SHORT = ("steps", "recipe", "PSNR", "moved", "codes", "changed", "r", "ends", "things", "L/R", "tier")  # on a terminal
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,18 @@ def command(asked: LeaderboardConfig) -> None:
     if not found:
         names = ", ".join(sorted({entry["env"] for _, entry in entries()})) or "none"
         raise UserError(f"No fidelity of {asked.env or 'any game'} is published; there are those of: {names}.")
-    table = Table()
-    for name in HEADING:
-        table.add_column(name, justify="right")
-    for _, cells in rows(found):
-        table.add_row(*(cell.replace("`", "").replace("<br>", "\n") for cell in cells))
-    Console(highlight=False).print(table)
+    console, lines = Console(highlight=False), rows(found)
+    for env in dict.fromkeys(cells[0] for _, cells in lines):
+        table = Table(title=env, box=None, pad_edge=False, collapse_padding=True)
+        for name in SHORT:
+            table.add_column(name, justify="left" if name == "recipe" else "right")
+        for _, cells in lines:
+            if cells[0] == env:
+                table.add_row(*(_short(cell) for cell in cells[1:]))
+        console.print(table)
+    console.print("Things: within 2 px; vanished, doubled. What nothing moving would reach: docs/results.md.")
+
+
+def _short(cell: str) -> str:
+    """A cell for a narrow terminal: without what stands in brackets."""
+    return re.sub(r" \([^)]*\)", "", cell.replace("`", "").replace("<br>", "\n"))

@@ -207,3 +207,6 @@ def test_the_leaderboard_has_a_row_for_each_model_and_horizon_the_best_first(tmp
 def test_only_published_games_are_on_it(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="No fidelity of Nowhere-v0"):
         leaderboard.command(leaderboard.LeaderboardConfig(env="Nowhere-v0"))
+    leaderboard.command(leaderboard.LeaderboardConfig(env="ALE/Pong-v5"))
+    said = capsys.readouterr().out
+    assert "ALE/Pong-v5" in said and "ball" in said and "Boxing" not in said

@@ -32,7 +32,7 @@ def test_a_committed_suite_is_small_and_complete(path: Path) -> None:
         steps[kind] += len(taken)
     assert set(steps.values()) == {suite.STEPS} and len(set(found.seed.tolist())) == len(found.seed)
     every, fast = suite.contexts(found, "gold"), suite.contexts(found, "fast")
-    assert len(fast) == 6_000 and set(suite.contexts(found, "canary")) < set(fast) < set(every)
+    assert len(fast) == min(6_000, len(every)) and set(suite.contexts(found, "canary")) < set(fast) < set(every)
     assert all(CONTEXT <= one.now + 1 <= len(found.action[one.episode]) for one in every)
 
 
