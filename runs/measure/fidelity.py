@@ -233,9 +233,9 @@ def at_once(model: WorldModel, state: State, batch: Batch, actions: list[str], t
         ]
         kl = model.prior_kl(*after)
         found |= {} if kl is None else {"left_right_kl": kl}
-        dreamt, rng = [], torch.get_rng_state()
+        dreamt, seed = [], int(torch.randint(2**31, (1,)))
         for memory in after:
-            torch.set_rng_state(rng)
+            torch.manual_seed(seed)
             dreamt.append(model.decode(model.imagine(memory, temperature)))
         if dreamt[0] is not None and dreamt[1] is not None:
             found["left_right_pixels"] = (dreamt[0] - dreamt[1]).abs().flatten(1).mean(1) * 255

@@ -83,10 +83,16 @@ class Context(NamedTuple):
 
 # ---- which game ----
 def rules(env: str, config: GameConfig) -> dict[str, Any]:
-    """What of a configuration makes another game of an id, with the id's own values filled in."""
+    """What of a configuration makes another game of an id, with the id's own values filled in.
+
+    Raises UserError for an id whose frame skip is random.
+    """
     own = find(env).kwargs
+    repeat = config.action_repeat or own.get("frameskip", 1)
+    if not isinstance(repeat, int):
+        raise UserError(f"{env} skips {repeat[0]} to {repeat[1] - 1} frames at random: game.action_repeat=N fixes it.")
     sticky = own.get("repeat_action_probability", 0.0) if config.sticky is None else config.sticky
-    return {"action_repeat": config.action_repeat or own.get("frameskip", 1), "sticky": float(sticky)}
+    return {"action_repeat": repeat, "sticky": float(sticky)}
 
 
 def place(env: str, of: dict[str, Any], folder: Path = SUITES) -> Path:

@@ -77,6 +77,8 @@ def test_what_makes_another_game_of_it_is_refused_and_what_does_not_is_left_to_t
     assert (played.size, played.gray, played.life_loss, played.clip_rewards) == (32, True, True, True)
     with pytest.raises(UserError, match=r"no suite ALE-Pong-v5-repeat2-sticky0, .*: ALE-Pong-v5-repeat4-sticky0.25\."):
         suite.find_suite("ALE/Pong-v5", replace(config, action_repeat=2, sticky=0.0))
+    with pytest.raises(UserError, match="at random: game.action_repeat=N"):
+        suite.find_suite("Pong-v4", GameConfig())
     with pytest.raises(UserError, match="none of this id"):
         suite.find_suite("Count-v0", GameConfig())
 
