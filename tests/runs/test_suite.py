@@ -75,7 +75,10 @@ def test_what_makes_another_game_of_it_is_refused_and_what_does_not_is_left_to_t
     played = suite.game(found, config)
     assert (played.sticky, played.action_repeat, played.noops, played.max_steps) == (0.25, 4, None, None)
     assert (played.size, played.gray, played.life_loss, played.clip_rewards) == (32, True, True, True)
-    with pytest.raises(UserError, match=r"no suite ALE-Pong-v5-repeat2-sticky0, .*: ALE-Pong-v5-repeat4-sticky0.25\."):
+    with pytest.raises(
+        UserError,
+        match=r"no suite ALE-Pong-v5-repeat2-sticky0, .*: ALE-Pong-v5-repeat4-sticky0, ALE-Pong-v5-repeat4-sticky0.25\.",
+    ):
         suite.find_suite("ALE/Pong-v5", replace(config, action_repeat=2, sticky=0.0))
     with pytest.raises(UserError, match="at random: game.action_repeat=N"):
         suite.find_suite("Pong-v4", GameConfig())
