@@ -32,7 +32,7 @@ def test_a_committed_suite_is_small_and_complete(path: Path) -> None:
         steps[kind] += len(taken)
     assert set(steps.values()) == {suite.STEPS} and len(set(found.seed.tolist())) == len(found.seed)
     every, fast = suite.contexts(found, "gold"), suite.contexts(found, "fast")
-    assert len(fast) == min(6_000, len(every)) and set(suite.contexts(found, "canary")) < set(fast) < set(every)
+    assert len(fast) == min(6_000, len(every)) and set(suite.contexts(found, "canary")) < set(fast) <= set(every)
     assert all(CONTEXT <= one.now + 1 <= len(found.action[one.episode]) for one in every)
 
 
@@ -75,10 +75,8 @@ def test_what_makes_another_game_of_it_is_refused_and_what_does_not_is_left_to_t
     played = suite.game(found, config)
     assert (played.sticky, played.action_repeat, played.noops, played.max_steps) == (0.25, 4, None, None)
     assert (played.size, played.gray, played.life_loss, played.clip_rewards) == (32, True, True, True)
-    with pytest.raises(
-        UserError,
-        match=r"no suite ALE-Pong-v5-repeat2-sticky0, .*: ALE-Pong-v5-repeat4-sticky0, ALE-Pong-v5-repeat4-sticky0.25\.",
-    ):
+    there = r"no suite ALE-Pong-v5-repeat2-sticky0, .*: ALE-Pong-v5-repeat4-sticky0.25, ALE-Pong-v5-repeat4-sticky0\."
+    with pytest.raises(UserError, match=there):
         suite.find_suite("ALE/Pong-v5", replace(config, action_repeat=2, sticky=0.0))
     with pytest.raises(UserError, match="at random: game.action_repeat=N"):
         suite.find_suite("Pong-v4", GameConfig())
