@@ -176,7 +176,7 @@ class Games(ABC):
         first = list(frames)
         brought: list[Transition] = []
         for t in range(longest + 1):
-            begins = [row for row in range(self.num) if begin[row] == t or (begin[row] > t and self._done[row])]
+            begins = [row for row in range(self.num) if begin[row] == t > 0 or (begin[row] > t and self._done[row])]
             if begins:
                 frames = self.reset([seeds[row] for row in begins], begins)
                 first = [frames[row] if row in begins else first[row] for row in range(self.num)]

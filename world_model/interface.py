@@ -175,6 +175,10 @@ class WorldModel(nn.Module, ABC):
         """
         return self.outcome(state)[0].clamp(-1, 1)
 
+    def prior_kl(self, memory: Tree, other: Tree) -> Tensor | None:
+        """KL (B,) in nats between what two memories expect of the awaited latent; None where it is not computed."""
+        return None
+
     @abstractmethod
     def features(self, state: State) -> Tensor:
         """What a policy sees: (B, F)."""

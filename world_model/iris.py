@@ -33,7 +33,7 @@ from world_model.interface import (
 )
 from world_model.parts import perceptual, quantizers
 from world_model.parts.gpt import GPT, GPTConfig
-from world_model.parts.heads import SignedReward, mean_where
+from world_model.parts.heads import SignedReward, draw, mean_where
 from world_model.parts.quantizers import MovingCodebook
 from world_model.parts.vq_tokenizer import QuantizerKind, VQTokenizer, VQTokenizerConfig
 from world_model.trees import Tree
@@ -210,6 +210,17 @@ class Iris(WorldModel):
         """What the reward head itself says, whatever a sign is worth."""
         sign = self.reward.sign(self.transformer.reward(state.memory["h"]))
         return sign.masked_fill(~self._begun(state), 0.0)
+
+    def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
+        """The sum over the frame's tokens, along those that the first expects: an estimate without bias."""
+        both, total = [_without_frame(memory), _without_frame(other)], torch.zeros_like(memory["h"][:, 0])
+        for further in range(self.latent_shape[0], 0, -1):
+            p, q = (self.transformer.next_token_logits(one["h"]).float().log_softmax(-1) for one in both)
+            total += (p.exp() * (p - q)).sum(-1)
+            if further > 1:
+                token = draw(p).unsqueeze(1)
+                both = [self.transformer.append(one, token)[0] for one in both]
+        return total
 
     def features(self, state: State) -> Tensor:
         if self.config.view == "frame":

@@ -208,6 +208,10 @@ class Reverie(WorldModel):
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
         return self.twohot.mean(self.reward(self.features(state))), self._goes_on(state).sigmoid()
 
+    def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
+        expected = (self._prior(self.dynamics.output(one)) for one in (memory, other))
+        return self.latents.kl(*expected)
+
     def features(self, state: State) -> Tensor:
         return torch.cat([state.latent.flatten(-2), self.dynamics.output(state.memory)], -1)
 

@@ -1,148 +1,338 @@
-"""The command `fidelity`: how far ahead a model of discrete latents sees, on held-out games.
+"""The command `fidelity`: how far ahead a world model sees, on the frozen episodes of its game (`suite.py`).
 
-From real contexts the model dreams on under the real actions; then its tokens (or one-hot variables) are compared with
-those of the real frames. In Pong also the ball's place. Writes results/fidelity.json in the run's folder.
+From every context of a tier the model dreams on under the real actions. After 1, 5, 10 and 50 steps what it shows and
+tells is compared with what really came, beside "nothing moved": the last frame that was seen. Every recipe is judged
+by pictures, rewards, endings and, where the emulator's memory tells places, by the things in the pictures; recipes of
+discrete latents by their codes as well. Writes results/fidelity.json in the run's folder.
 
-Shapes: S contexts, T frames, N tokens or variables of a frame.
+Shapes: S contexts, C H W picture, N tokens or variables of a frame.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
-from agent.collector import Collector
-from agent.evaluate import EVALUATION_SEED
-from agent.player import Agent, Player
-from agent.replay import Replay
-from agent.replay_config import ReplayConfig
+from agent.batch import cut
 from envs.errors import UserError
-from envs.games import Games
-from envs.make import make_games
 from envs.settings import setting
-from runs import build
-from runs.folder.progress import as_table
-from runs.folder.run import Run
-from runs.folder.system import choose_device
-from runs.measure.objects import NEAR
-from runs.measure.pong import SIZE, find_ball
-from world_model.interface import Batch, WorldModel, to_unit
+from runs.dreams import Loaded, load_parts
+from runs.folder.run import keep
+from runs.measure.atari import HEIGHT, WIDTH, Thing, places, things
+from runs.measure.suite import AHEAD, CONTEXT, TIERS, Context, Suite, contexts, episodes, find_suite, game
+from world_model.interface import Batch, State, WorldModel, to_unit
 
-EPISODES, CONTEXTS, PART = 8, 512, 64
-AHEAD = (1, 5, 10)  # steps
+HORIZONS = (1, 5, 10, AHEAD)  # steps
+PART = 64  # contexts side by side
+NEAR = 2.0  # pixels of a 64x64 picture
+MOVED = 0.05  # of the brightness: by how much a channel of a pixel differs that moved
+SURE = 1e-6  # what a model that is certain of an ending, or of none, is taken to have left open
+OF_A_THING = ("frames", "within_2px", "still", "seen", "vanished", "doubled", "real")
+TELL = 10.0  # seconds between two lines
 
 
 @dataclass(frozen=True)
 class FidelityConfig:
     """What `python main.py fidelity` takes."""
 
-    run: str = setting("", required=True, help="a run's folder or name")
-    temperature: float = setting(0.0, 0, 100, help="of the dream; 0 takes the most likely codes")
+    run: str | None = setting(
+        None, help="a run's folder or name, or a packed model; the Pong that ships when not given"
+    )
+    tier: str = setting("canary", choices=tuple(TIERS), help="how many contexts: 500, 6,000 or all")
+    temperature: float = setting(0.0, 0, 100, help="of the dream; 0 takes the most likely latents")
+    device: str = setting("auto", help="auto, cpu or cuda")
 
 
-def measure(run: Run, *, contexts: int = CONTEXTS, temperature: float = 0.0, device: str = "cpu") -> dict[str, Any]:
-    """Plays held-out episodes with the newest checkpoint and looks ahead from frames drawn evenly among them.
+class Part(NamedTuple):
+    """S contexts, each with what came before and after."""
 
-    Raises UserError for latents of real numbers, whose tokens cannot be compared.
-    """
-    config = run.config
-    games = make_games(config.env, config.game, EPISODES)
-    try:
-        agent = build.agent(config, games.spec, device)
-        agent.load_state_dict(run.load_checkpoint(device)["agent"])
-        codes(agent.world_model, agent.world_model.start(torch.zeros(1, 1, *games.spec.frame, device=device)).latent)
-        batch = play(agent, games, contexts, config.train.burn_in + 1 + AHEAD[-1], seed=config.seed)
-    finally:
-        games.close()
-    torch.manual_seed(config.seed)
-    pong = "pong" in config.env.lower() and games.spec.frame == (3, SIZE, SIZE)
-    rows = judge(agent.world_model, batch, config.train.burn_in + 1, temperature, ball=pong)
-    command = f"python main.py fidelity run={run.folder}"
-    found = {"command": command, "contexts": contexts, "temperature": temperature, "rows": rows}
-    run.result("fidelity", found)
-    return found
+    batch: Batch  # (S, CONTEXT + AHEAD)
+    place: dict[str, np.ndarray]  # of every thing after each of HORIZONS, (S, 4, 2), NaN where it is not to be seen
 
 
-def play(agent: Agent, games: Games, count: int, length: int, *, seed: int) -> Batch:
-    """`count` segments of `length` frames, from episodes with seeds that were never trained on."""
-    held_out = Replay(None, games.spec, ReplayConfig(validation=0.0), seed=seed)
-    collector = Collector(games, held_out, Player(agent), seed=seed + EVALUATION_SEED)
-    while held_out.episodes < EPISODES:
-        collector.collect(games.num)
-    return held_out.sample(count, length)
+def measure(
+    loaded: Loaded, tier: str, temperature: float, suite: Suite | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """The result of one model. Raises UserError when there is no suite of its game."""
+    suite = find_suite(loaded.config.env, loaded.config.game) if suite is None else suite
+    model, chosen, began, told = loaded.agent.world_model, contexts(suite, tier), time.monotonic(), time.monotonic()
+    named = things(suite.env, model.spec.frame[0])
+    found: dict[int, list[dict[str, Tensor]]] = {ahead: [] for ahead in HORIZONS}
+    alone: list[dict[str, Tensor]] = []
+    done = 0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for part in parts(suite, loaded, chosen, named):
+            part = part._replace(batch=part.batch.to(loaded.agent.device))
+            state = begin(model, part.batch)
+            for ahead, values in judge(model, state, part, temperature, named).items():
+                found[ahead].append(values)
+            alone.append(at_once(model, state, part.batch, suite.about["actions"], temperature))
+            done += len(part.batch.frame)
+            if console is not None and time.monotonic() - told > TELL:
+                told = time.monotonic()
+                console.print(f"{done:,} of {len(chosen):,} contexts, {told - began:.0f} s")
+    rows = [_row(ahead, _joined(values), list(named)) for ahead, values in found.items()]
+    return {
+        "tier": tier, "suite": suite.path.stem, "contexts": len(chosen), "temperature": temperature,
+        "seconds": round(time.monotonic() - began, 1), "rows": rows,
+    } | {name: _at_once(name, value.mean()) for name, value in _joined(alone).items()}  # fmt: skip
+
+
+def parts(suite: Suite, loaded: Loaded, chosen: list[Context], named: dict[str, Thing]) -> Iterator[Part]:
+    """The contexts, as many at a time as are dreamed side by side."""
+    config, spec = loaded.config.game, loaded.agent.world_model.spec
+    nows: dict[int, list[int]] = {}
+    for context in chosen:
+        nows.setdefault(context.episode, []).append(context.now)
+    waiting: list[tuple[Any, int, dict[str, np.ndarray]]] = []
+    for number, episode in episodes(suite, config, tuple(nows)):
+        place = {}
+        if named:
+            place = places(suite.env, game(suite, config), episode.seed, episode.action, episode.frame)
+        waiting += [(episode, now, place) for now in nows[number]]
+        while len(waiting) >= PART or (waiting and number == max(nows)):
+            part, waiting = waiting[:PART], waiting[PART:]
+            starts = [now - CONTEXT + 1 for _, now, _ in part]
+            batch = cut([one for one, _, _ in part], starts, CONTEXT + AHEAD, spec=spec)
+            yield Part(batch, {name: np.stack([_after(at[name], now) for _, now, at in part]) for name in named})
+
+
+def _after(place: np.ndarray, now: int) -> np.ndarray:
+    """The places (4, 2) after each horizon, of those of an episode."""
+    padded = np.concatenate([place, np.full((AHEAD, 2), np.nan)])
+    return padded[now + np.array(HORIZONS)]
 
 
 @torch.inference_mode()
-def judge(model: WorldModel, batch: Batch, context: int, temperature: float, *, ball: bool) -> list[dict[str, Any]]:
-    """One row for each number of steps ahead, over the segments in which the game goes on throughout.
+def begin(model: WorldModel, batch: Batch) -> State:
+    """Has seen the contexts."""
+    return model.start(to_unit(batch.frame[:, :CONTEXT]), batch.action[:, : CONTEXT - 1])
 
-    `changed` are the codes that differ from those of the last frame seen; `still` is what predicting no change at all
-    would reach.
+
+@torch.inference_mode()
+def judge(
+    model: WorldModel, state: State, part: Part, temperature: float, named: dict[str, Thing]
+) -> dict[int, dict[str, Tensor]]:
+    """After each horizon, what is known of the contexts whose episode goes on so far: tensors (S, ...).
+
+    `sums` are of all contexts, up to their episode's end: what is told of the end would be missing otherwise.
     """
-    whole = batch.has_action[:, :-1].all(1)
-    batch = batch.rows(whole).to(next(model.parameters()).device)
-    found: dict[int, list[dict[str, Tensor]]] = {ahead: [] for ahead in AHEAD}
-    for begin in range(0, len(batch.frame), PART):
-        frame, action = batch.frame[begin : begin + PART], batch.action[begin : begin + PART]
-        state = model.start(to_unit(frame[:, :context]), action[:, : context - 1])
-        followed, seen = state, codes(model, state.latent)
-        for ahead in range(1, AHEAD[-1] + 1):
-            now = context + ahead - 1
-            state = model.step(state, action[:, now - 1], temperature=temperature).state
-            followed = model.step(followed, action[:, now - 1], to_unit(frame[:, now])).state
-            if ahead in AHEAD:
-                real, dreamed = codes(model, followed.latent), codes(model, state.latent)
-                part = {"right": dreamed == real, "moved": seen != real}
-                if ball:
-                    part |= _balls(frame[:, now], model.picture(state))
-                found[ahead].append(part)
-    return [_row(ahead, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
-            for ahead, parts in found.items()]  # fmt: skip
+    batch, frame, action = part.batch, part.batch.frame, part.batch.action
+    followed, last = state, to_unit(frame[:, CONTEXT - 1])
+    seen, sums = codes(model, state.latent), torch.zeros(len(frame), 7, device=last.device)
+    shown = {name: [thing.find(one) for one in _pixels(last)] for name, thing in named.items()}
+    found = {}
+    for ahead in range(1, AHEAD + 1):
+        now = CONTEXT - 1 + ahead
+        step, real = model.step(state, action[:, now - 1], temperature=temperature), to_unit(frame[:, now])
+        state, followed = step.state, model.step(followed, action[:, now - 1], real).state
+        told_now = _told(step.reward, step.cont, batch.reward[:, now - 1], batch.terminated[:, now - 1])
+        sums += told_now * batch.has_action[:, now - 1, None]
+        if ahead not in HORIZONS:
+            continue
+        told: dict[str, Tensor] = {}
+        came, dreamed = codes(model, followed.latent), codes(model, state.latent)
+        if seen is not None and came is not None and dreamed is not None:
+            told |= {"right": dreamed == came, "changed": seen != came}
+        picture, reached = model.decode(state), model.decode(followed)
+        if picture is not None and reached is not None:
+            told["pictures"] = _pictures(picture, reached, real, last)
+            views = [_pixels(frame) for frame in (picture, reached, real)] if named else []
+            for name, thing in named.items():
+                place = part.place[name][:, HORIZONS.index(ahead)]
+                marks = [_marks(thing, *of) for of in zip(place, shown[name], *views, strict=True)]
+                told[name] = torch.tensor(marks)
+        valid = batch.valid[:, now]
+        found[ahead] = {name: value[valid.to(value.device)].cpu() for name, value in told.items()}
+        found[ahead] |= {"sums": sums.cpu().clone(), "goes_on": valid.cpu()}
+    return found
 
 
-def codes(model: WorldModel, latent: Tensor) -> Tensor:
-    """Latents (S, ...) as whole numbers (S, N): tokens as they are, one-hot variables by their class."""
+def codes(model: WorldModel, latent: Tensor) -> Tensor | None:
+    """Latents (S, ...) as whole numbers (S, N): tokens as they are, one-hot variables by class; None for others."""
     if not latent.is_floating_point():
         return latent.flatten(1)
-    if len(model.latent_shape) != 2:
-        raise UserError("Only discrete latents can be compared token by token, and this recipe's are real numbers.")
-    return latent.argmax(-1)
+    return latent.argmax(-1) if len(model.latent_shape) == 2 else None
 
 
-def _balls(real: Tensor, dreamed: Tensor) -> dict[str, Tensor]:
-    """Whether the real frames (S, C, H, W) show a ball, and whether the dreamed one is near it."""
-    there, near = [], []
-    for one, other in zip(real.cpu().numpy(), (dreamed.float().cpu() * 255).numpy(), strict=True):
-        place, dream = find_ball(one.astype(np.float64)), find_ball(other.astype(np.float64))
-        there.append(place is not None)
-        near.append(place is not None and dream is not None and float(np.linalg.norm(place - dream)) <= NEAR)
-    return {"there": torch.tensor(there), "near": torch.tensor(near)}
+def _told(reward: Tensor, cont: Tensor, real: Tensor, ended: Tensor) -> Tensor:
+    """Of one step, (S, 7): reward dreamed, real, squared error, real squared; nats of ending or not; ended; 1."""
+    sure = torch.where(ended, 1 - cont.float(), cont.float()).clamp(SURE, 1 - SURE)
+    return torch.stack(
+        [reward, real, (reward - real).square(), real.square(), -sure.log(), ended.float(), torch.ones_like(sure)], 1
+    )
 
 
-def _row(ahead: int, told: dict[str, Tensor]) -> dict[str, Any]:
-    right, moved = told["right"].float(), told["moved"].float()
-    row = {
-        "steps_ahead": ahead,
-        "contexts": len(right),
-        "accuracy": round(float(right.mean()), 4),
-        "accuracy_still": round(float((1 - moved).mean()), 4),
-        "accuracy_changed": round(float((right * moved).sum() / moved.sum().clamp(min=1)), 4),
-        "changed": round(float(moved.mean()), 4),
-    }
-    if "near" in told:
-        row |= {"ball_frames": int(told["there"].sum())}
-        row |= {"ball_within_2px": round(float(told["near"].sum() / told["there"].sum().clamp(min=1)), 4)}
+def _pictures(picture: Tensor, reached: Tensor, real: Tensor, last: Tensor) -> Tensor:
+    """Of the dreamed picture, the last frame seen and the picture of the frame itself: squared error and its sum over
+
+    the pixels that moved; then how many those are and which share of all: (S, 8).
+    """
+    moved = ((real - last).abs().amax(1, keepdim=True) > MOVED).expand_as(real)
+
+    def errors(of: Tensor) -> list[Tensor]:
+        square = (of.float() - real).square()
+        return [square.flatten(1).mean(1), (square * moved).flatten(1).sum(1)]
+
+    values = [
+        *errors(picture),
+        *errors(last),
+        *errors(reached),
+        moved.flatten(1).sum(1),
+        moved.flatten(1).float().mean(1),
+    ]
+    return torch.stack([value.float() for value in values], 1)
+
+
+def _pixels(frame: Tensor) -> np.ndarray:
+    return (frame.float() * 255).cpu().numpy()
+
+
+def _marks(
+    thing: Thing, place: np.ndarray, shown: list[np.ndarray], dreamed: np.ndarray, reached: np.ndarray, real: np.ndarray
+) -> list[bool]:
+    """OF_A_THING in one frame.
+
+    It is to be seen; near its place in the dream; near it in the last frame seen; in the picture of the real frame;
+    not to be found in the dream; found twice there; near its place in the real frame: whether the finder is right.
+    """
+    if np.isnan(place).any():
+        return [False] * len(OF_A_THING)
+    found = thing.find(dreamed)
+    near, still, seen, true = (_near(at, place) for at in (found, shown, thing.find(reached), thing.find(real)))
+    return [True, near, still, seen, not found, len(found) > 1, true]
+
+
+def _near(found: list[np.ndarray], place: np.ndarray) -> bool:
+    away = (found[0] - place) * 64 / np.array([WIDTH, HEIGHT]) if found else np.full(2, np.inf)
+    return float(np.hypot(*away)) <= NEAR
+
+
+@torch.inference_mode()
+def at_once(model: WorldModel, state: State, batch: Batch, actions: list[str], temperature: float) -> dict[str, Tensor]:
+    """What hangs on the action, and on left and right in the picture, (S,) each; no dream needs to go on for it.
+
+    `left_right_kl`: nats between what is expected after LEFT and after RIGHT, where it can be computed;
+    `left_right_pixels`: how far the two pictures are apart on average, of 255, dreamed with the same random numbers.
+    `mirror_psnr`: error of a mirrored frame that is seen for the first time, once it is shown and mirrored back;
+    `upright_psnr`: the same without the mirror.
+    """
+    found: dict[str, Tensor] = {}
+    if model.spec.discrete and {"LEFT", "RIGHT"} <= set(actions):
+        after = [
+            model.advance(state, torch.full_like(batch.action[:, 0], actions.index(way))) for way in ("LEFT", "RIGHT")
+        ]
+        kl = model.prior_kl(*after)
+        found |= {} if kl is None else {"left_right_kl": kl}
+        dreamt, seed = [], int(torch.randint(2**31, (1,)))
+        for memory in after:
+            torch.manual_seed(seed)
+            dreamt.append(model.decode(model.imagine(memory, temperature)))
+        if dreamt[0] is not None and dreamt[1] is not None:
+            found["left_right_pixels"] = (dreamt[0] - dreamt[1]).abs().flatten(1).mean(1) * 255
+    now = to_unit(batch.frame[:, CONTEXT - 1 : CONTEXT])
+    upright, mirrored = model.decode(model.start(now)), model.decode(model.start(now.flip(-1)))
+    if upright is not None and mirrored is not None:
+        pairs = (("upright_psnr", upright), ("mirror_psnr", mirrored.flip(-1)))
+        found |= {name: (shown - now[:, 0]).square().flatten(1).mean(1) for name, shown in pairs}
+    return {name: value.float().cpu() for name, value in found.items()}
+
+
+# ---- the figures ----
+def _joined(values: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([one[name] for one in values]) for name in values[0]}
+
+
+def _row(ahead: int, told: dict[str, Tensor], named: list[str]) -> dict[str, Any]:
+    """One horizon's figures; None where there is nothing to tell."""
+    sums = told["sums"].double()
+    row: dict[str, Any] = {"steps_ahead": ahead, "contexts": int(told["goes_on"].sum())}
+    if not row["contexts"]:
+        return row
+    if "pictures" in told:
+        error, moved, still, still_moved, seen, _, count, share = told["pictures"].double().unbind(1)
+        pixels = float(count.sum())
+        row |= {
+            "mse": float(f"{error.mean():.4g}"), "psnr": psnr(error.mean()), "psnr_still": psnr(still.mean()),
+            "psnr_seen": psnr(seen.mean()), "moved": round(float(share.mean()), 4),
+            "psnr_moved": psnr(moved.sum() / max(pixels, 1)) if pixels else None,
+            "psnr_moved_still": psnr(still_moved.sum() / max(pixels, 1)) if pixels else None,
+        }  # fmt: skip
+    if "right" in told:
+        right, changed = told["right"].float(), told["changed"].float()
+        row |= {
+            "accuracy": round(float(right.mean()), 4), "accuracy_still": round(float((1 - changed).mean()), 4),
+            "accuracy_changed": round(float((right * changed).sum() / changed.sum().clamp(min=1)), 4),
+            "changed": round(float(changed.mean()), 4),
+        }  # fmt: skip
+    total = sums.sum(0)
+    steps = total[6]
+    ended = float(total[5] / steps)
+    base = sum(-share * np.log(share) for share in (ended, 1 - ended) if 0 < share < 1)
+    row |= {
+        "reward_mse": float(f"{total[2] / steps:.4g}"),
+        "reward_mse_mean": float(f"{total[3] / steps - (total[1] / steps) ** 2:.4g}"),
+        "reward_corr": _correlation(sums[:, 0], sums[:, 1]),
+        "cont_nats": float(f"{total[4] / steps:.4g}"), "cont_nats_base": float(f"{base:.4g}"), "endings": int(total[5]),
+    }  # fmt: skip
+    for name in named:
+        if name in told:
+            marks = told[name].float().sum(0).tolist()
+            shares = [round(mark / max(marks[0], 1), 4) for mark in marks[1:]]
+            values = [int(marks[0]), *shares]
+            row |= {f"{name}_{of}": value for of, value in zip(OF_A_THING, values, strict=True)}
     return row
+
+
+def _at_once(name: str, value: Tensor) -> float:
+    return psnr(value) if name.endswith("_psnr") else round(float(value), 4)
+
+
+def psnr(error: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error of pixels in [0, 1]; at most 99."""
+    return round(min(99.0, -10 * float(np.log10(max(float(error), 1e-12)))), 2)
+
+
+def _correlation(one: Tensor, other: Tensor) -> float | None:
+    """Pearson's, of what the windows brought in all; None where either never changes."""
+    spread = one.std(unbiased=False) * other.std(unbiased=False)
+    if not len(one) or float(spread) < 1e-9:
+        return None
+    return round(float(((one - one.mean()) * (other - other.mean())).mean() / spread), 4)
 
 
 def command(asked: FidelityConfig) -> None:
     """Measures a run and prints what was found."""
-    run = Run.open(asked.run)
-    found = measure(run, temperature=asked.temperature, device=choose_device(run.config.device))
-    title = f"{run.config.recipe} on {run.config.env}, {run.folder}, step {run.step:,}"
-    Console(highlight=False).print(as_table(title, found["rows"]))
+    loaded, console = load_parts(asked.run, asked.device), Console(highlight=False)
+    suite = find_suite(loaded.config.env, loaded.config.game)
+    if list(suite.about["actions"]) != list(loaded.controls.names):
+        raise UserError(
+            f"The actions of {suite.path.stem} are not those of this run: {', '.join(loaded.controls.names)}."
+        )
+    about = {} if loaded.run is not None else {
+        key: getattr(loaded.config, key) for key in ("recipe", "env", "protocol", "size", "seed")
+    } | {"env_steps": loaded.step, "packed": True}  # fmt: skip
+    found = measure(loaded, asked.tier, asked.temperature, suite, console)
+    path = keep(loaded.run, "fidelity", about | found)
+    title = f"{loaded.config.recipe} on {loaded.config.env}, step {loaded.step:,}, {found['contexts']:,} contexts"
+    table = Table(title=title)
+    table.add_column("steps ahead")
+    for row in found["rows"]:
+        table.add_column(str(row["steps_ahead"]), justify="right")
+    for name in found["rows"][0]:
+        if name != "steps_ahead":
+            table.add_row(name.replace("_", " "), *(str(row.get(name, "-")) for row in found["rows"]))
+    console.print(table)
+    for name in ("left_right_kl", "left_right_pixels", "upright_psnr", "mirror_psnr"):
+        if name in found:
+            console.print(f"{name.replace('_', ' ')} {found[name]:g}")
+    console.print(f"written to {path}", soft_wrap=True)

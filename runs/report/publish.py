@@ -17,6 +17,7 @@ from envs.settings import setting
 from runs.folder.files import write_json
 from runs.folder.ppo import open_run
 from runs.folder.run import RESULTS, Run
+from runs.report import leaderboard
 
 PICTURES = ("dream", "mixture", "latents", "temperatures", "reconstructions")  # of which the last is published
 
@@ -62,8 +63,8 @@ def tables(results: Path = RESULTS) -> str:
     scores = ("game", "recipe", "policy", "mean", "std", "median", "episodes", "steps", "hours", "on")
     balls = ("Pong's ball", "within 2 px", "within 1 px", "frames")
     ahead = (
-        "dreamed under the real actions", "steps ahead", "codes right", "if nothing changed", "of those that changed",
-        "ball within 2 px", "contexts",
+        "on its own agent's games (before the suite)", "steps ahead", "codes right", "if nothing changed",
+        "of those that changed", "ball within 2 px", "contexts",
     )  # fmt: skip
     pages = ("browser", "limit", "frames/s", "key to picture, median", "95 %", "model", "threads", "load")
     speeds = ("speed", "world-model update", "policy update", "both", "dreaming", "games", "acting", "threads", "load")
@@ -72,9 +73,11 @@ def tables(results: Path = RESULTS) -> str:
         "of the matmul limit", "threads", "load",
     )  # fmt: skip
     formats = ("beside float32", "probability that moves", "KL", "same most likely token")
+    leaders = leaderboard.rows(leaderboard.entries(results))
     sections: list[tuple[tuple[str, ...], list[Sequence[str]]]] = [
         (scores, rows("score", _score)),
         (balls, rows("objects", _objects)),
+        (leaderboard.HEADING, [(*cells, _link(path)) for path, cells in leaders]),
         (ahead, rows("fidelity", _fidelity)),
         (pages, rows("page", _page)),
         (speeds, rows("benchmark", _speed)),
@@ -116,6 +119,7 @@ def _fidelity(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
             f"{row['ball_within_2px']:.1%}" if "ball_within_2px" in row else "-", str(row["contexts"]), _link(path),
         )
         for row in entry["rows"]
+        if "tier" not in entry  # those of the suite are on the leaderboard
     ]  # fmt: skip
 
 

@@ -1,31 +1,44 @@
-"""What a model foresees, judged on models whose fidelity is known."""
+"""What a model foresees: models whose fidelity is known, every recipe, and the table of what is published."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from envs.controls import Controls
 from envs.errors import UserError
+from envs.spec import Spec
 from main import main
-from runs.measure.fidelity import codes, judge
+from runs import build
+from runs.dreams import Loaded
+from runs.measure import fidelity, suite
+from runs.measure.atari import Thing
+from runs.measure.fidelity import CONTEXT, HORIZONS, OF_A_THING, Part
+from runs.recipes import RECIPES
+from runs.report import leaderboard, publish
+from tests.toys import VARIANTS, Variant, segments
+from tests.trained import small
+from world_model.dream.envs import Starts
 from world_model.interface import Batch, State, Step, WorldModel
 
-CODES = 50
+SIZE, CODES = 8, 256
 
 
 class Counter:
-    """Frames whose grey tells a number; each action is added to it. A model that knows this, or expects no change."""
+    """Frames whose gray tells a number; each action is added to it. A model that knows this, or expects no change."""
 
     latent_shape = (2,)
+    spec = Spec((3, SIZE, SIZE), 2, True)
 
     def __init__(self, *, knows: bool) -> None:
-        self.knows, self.weight = knows, torch.zeros(1)
-
-    def parameters(self) -> Any:
-        return iter([self.weight])
+        self.knows = knows
 
     def encode(self, frame: Tensor) -> Tensor:
         number = (frame[:, 0, 0, 0] * 255).round().long()
@@ -37,47 +50,163 @@ class Counter:
     def step(self, state: State, action: Tensor, frame: Tensor | None = None, temperature: float = 1.0) -> Step:
         latent = state.latent.clone() if frame is None else self.encode(frame)
         latent[:, 0] += action * self.knows * (frame is None)
-        return Step(State(latent, ()), torch.zeros(len(action)), torch.ones(len(action)))
+        return Step(State(latent, ()), action.float() * self.knows, torch.full((len(action),), 0.5))
+
+    def decode(self, state: State) -> Tensor:
+        return (state.latent[:, 0] / 255).view(-1, 1, 1, 1).expand(-1, *self.spec.frame)
 
 
-def segments(count: int = 100, length: int = 14) -> Batch:
+def find_number(frame: np.ndarray) -> list[np.ndarray]:
+    """A thing that stands where the number says, in the console's pixels."""
+    return [np.array([4 * frame[0, 0, 0].round(), 0.0])]
+
+
+def some_part(count: int = 100) -> Part:
+    length = CONTEXT + HORIZONS[-1]
     action = torch.randint(2, (count, length), generator=torch.Generator().manual_seed(0))
     number = torch.cat([torch.zeros(count, 1, dtype=torch.long), action[:, :-1].cumsum(1)], 1)
-    frame = number.byte().view(count, length, 1, 1, 1).expand(-1, -1, 1, 4, 4)
-    has_action = torch.ones(count, length, dtype=torch.bool)
-    has_action[0, 5] = False  # a game that ends under way is not judged
-    nothing = torch.zeros(count, length)
-    return Batch(frame, action, nothing, nothing.bool(), has_action, has_action)
+    frame = number.byte().view(count, length, 1, 1, 1).expand(-1, -1, *Counter.spec.frame)
+    valid = torch.ones(count, length, dtype=torch.bool)
+    valid[0, CONTEXT + 4 :] = False  # an episode that ends on the way
+    has_action, terminated = valid.clone(), torch.zeros_like(valid)
+    has_action[0, CONTEXT + 3] = False
+    terminated[0, CONTEXT + 2] = True
+    batch = Batch(frame, action, action.float(), terminated, has_action, valid)
+    now = [CONTEXT - 1 + ahead for ahead in HORIZONS]
+    return Part(batch, {"ball": np.stack([4.0 * number[:, now].numpy(), np.zeros((count, len(now)))], -1)})
 
 
 @pytest.mark.parametrize("knows", [True, False])
 def test_who_knows_the_game_foresees_it_and_who_expects_no_change_is_as_good_as_that(knows: bool) -> None:
-    batch = segments()
-    rows = judge(cast(WorldModel, Counter(knows=knows)), batch, 3, 0.0, ball=False)
-    assert [row["steps_ahead"] for row in rows] == [1, 5, 10]
-    for row in rows:
-        moved = (batch.action[1:, 2 : 2 + row["steps_ahead"]].sum(1) > 0).float().mean().item()
-        assert row["contexts"] == 99
-        assert row["changed"] == pytest.approx(moved / 2, abs=1e-4)
+    part, model = some_part(), cast(WorldModel, Counter(knows=knows))
+    named = {"ball": Thing((0, 1), (0, 0), (0, 160, 0, 210), find_number)}
+    found = fidelity.judge(model, fidelity.begin(model, part.batch), part, 0.0, named)
+    for ahead, told in found.items():
+        row = fidelity._row(ahead, told, ["ball"])
+        rows = slice(1, None) if ahead > 4 else slice(None)
+        moved = (part.batch.action[rows, CONTEXT - 1 : CONTEXT - 1 + ahead].sum(1) > 0).float().mean().item()
+        assert row["contexts"] == (99 if ahead > 4 else 100)
         assert row["accuracy_still"] == pytest.approx(1 - moved / 2, abs=1e-4)
         assert row["accuracy"] == pytest.approx(1.0 if knows else 1 - moved / 2, abs=1e-4)
         assert row["accuracy_changed"] == float(knows)
+        assert row["psnr_seen"] == 99 and row["psnr"] == (99 if knows else row["psnr_still"])
+        unforeseen = row["reward_mse_mean"] / (1 - moved_share(part, ahead))
+        assert row["reward_mse"] == (0 if knows else pytest.approx(unforeseen, rel=1e-3))
+        assert row["reward_corr"] == (1 if knows else None)
+        assert row["cont_nats"] == pytest.approx(np.log(2), abs=1e-3)
+        assert row["endings"] == (ahead > 4) == (row["cont_nats_base"] > 0)  # also of the context that ends on the way
+        assert (
+            row["ball_within_2px"] == (1 if knows else row["ball_still"]) and row["ball_seen"] == row["ball_real"] == 1
+        )
+    assert fidelity._row(50, found[50], ["ball"])["ball_still"] == 0
+
+
+def moved_share(part: Part, ahead: int) -> float:
+    """The share of steps that bring a reward of 1: nothing is foreseen of it by a model that always tells 0."""
+    steps = slice(CONTEXT - 1, CONTEXT - 1 + ahead)
+    return part.batch.action[:, steps][part.batch.has_action[:, steps]].float().mean().item()
+
+
+@pytest.mark.parametrize(
+    ("found", "marks"),
+    [
+        ([], [True, False, True, False, True, False, False]),
+        ([(11.0, 10.0)], [True, True, True, True, False, False, True]),
+        ([(80.0, 10.0), (10.0, 10.0)], [True, False, True, False, False, True, False]),
+    ],
+)
+def test_things_vanish_double_and_are_near(found: list[tuple[float, float]], marks: list[bool]) -> None:
+    places = [np.array(place) for place in found]
+    thing = Thing((0, 1), (0, 0), (0, 160, 0, 210), lambda frame: places)
+    nothing, here = np.zeros((3, 4, 4)), [np.array([10.0, 10.0])]
+    assert fidelity._marks(thing, np.array([10.0, 10.0]), here, nothing, nothing, nothing) == marks
+    assert fidelity._marks(thing, np.full(2, np.nan), here, nothing, nothing, nothing) == [False] * len(OF_A_THING)
+
+
+def loaded(recipe: str, **game: Any) -> Loaded:
+    """An untrained model of Catch."""
+    config = small("Catch-v0", recipe)
+    config = replace(config, game=replace(config.game, **game))
+    agent = build.agent(config, Spec(config.game.frame_shape, 3, True))
+    empty = Starts(torch.zeros(0), torch.zeros(0))
+    return Loaded(config, agent, empty, Controls(("LEFT", "STAY", "RIGHT"), (), None, None), None, 0)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_measured(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(suite.TIERS, "canary", 12)
+    model = loaded(recipe)
+    found = fidelity.measure(model, "canary", 1.0)
+    assert [row["steps_ahead"] for row in found["rows"]] == [1, 5, 10, 50]
+    assert found["contexts"] == 12 == found["rows"][0]["contexts"] and found["suite"] == "Catch-v0-repeat1-sticky0"
+    row = found["rows"][1]
+    assert 0 < row["psnr"] < 40 and row["psnr_moved_still"] < row["psnr_still"] < 40 and row["cont_nats"] > 0
+    discrete = not recipe.startswith("world_models")
+    assert ("accuracy" in row) == discrete == ("left_right_kl" in found)
+    assert found["left_right_pixels"] >= 0 and 0 < found["mirror_psnr"] < 99
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.discrete], ids=str)
+def test_what_two_actions_lead_one_to_expect_differs(variant: Variant) -> None:
+    model = variant.agent().world_model.eval()
+    batch = segments(variant.spec, 3, 4)
+    with torch.no_grad():
+        state = model.start(batch.frame[:2] / 255, batch.action[:2, :-1])
+        one, other = (model.advance(state, torch.full((2,), action)) for action in (0, 1))
+        torch.manual_seed(0)
+        kl, none = model.prior_kl(one, other), model.prior_kl(one, one)
+    if variant.recipe.startswith("world_models"):
+        assert kl is None
+    else:
+        assert kl is not None and none is not None and kl.shape == (2,)
+        assert (kl > 1e-6).all() and none.abs().max() < 1e-5
 
 
 def test_tokens_are_compared_as_they_are_and_one_hot_variables_by_their_class() -> None:
     tokens = torch.tensor([[3, 1], [0, 2]])
     model = cast(WorldModel, Counter(knows=True))
-    assert torch.equal(codes(model, tokens), tokens)
-    with pytest.raises(UserError, match="real numbers"):
-        codes(model, torch.zeros(2, 2))
+    found = fidelity.codes(model, tokens)
+    assert found is not None and torch.equal(found, tokens)
+    assert fidelity.codes(model, torch.zeros(2, 2)) is None
     model.latent_shape = (2, CODES)
-    assert torch.equal(codes(model, torch.nn.functional.one_hot(tokens, CODES).float()), tokens)
+    found = fidelity.codes(model, torch.nn.functional.one_hot(tokens, CODES).float())
+    assert found is not None and torch.equal(found, tokens)
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["run=x", "steps=3"], ["run=x", "temperature=warm"], ["run=x", "temperature=-1"]]
+    "words", [["run=x", "steps=3"], ["run=x", "temperature=warm"], ["tier=silver"], ["run=nobody"]]
 )
 def test_wrong_words_are_one_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fidelity", *words]) == 2
     said = capsys.readouterr().err
-    assert any(word in said for word in ("run", "temperature", "steps"))
+    assert any(word in said for word in ("nobody", "temperature", "steps", "canary, fast, gold"))
+
+
+# ---- the leaderboard ----
+def published(folder: Path, recipe: str, psnr: float, **more: Any) -> None:
+    row = {"steps_ahead": 1, "psnr": psnr, "psnr_still": 20.0, "psnr_moved": psnr, "psnr_moved_still": 9.0}
+    row |= {"reward_corr": None, "cont_nats": 0.1, "cont_nats_base": 0.2} | more
+    entry = {"what": "fidelity", "recipe": recipe, "env": "Catch-v0", "size": "toy", "suite": "c", "tier": "canary"}
+    (folder / f"{recipe}-Catch-v0-fidelity.json").write_text(json.dumps(entry | {"rows": [row]}))
+
+
+def test_the_leaderboard_has_a_row_for_each_model_and_horizon_the_best_first(tmp_path: Path) -> None:
+    ball = {"ball_within_2px": 0.9, "ball_still": 0.1, "ball_vanished": 0.05, "ball_doubled": 0.0}
+    published(tmp_path, "one", 25.0)
+    published(tmp_path, "two", 30.0, accuracy=0.8, accuracy_still=0.7, accuracy_changed=0.6, **ball)
+    lines = leaderboard.rows(leaderboard.entries(tmp_path))
+    assert [path.name[:3] for path, _ in lines] == ["two", "one"]
+    cells = dict(zip(leaderboard.HEADING, lines[0][1], strict=True))
+    assert cells["PSNR (nothing moved)"] == "30.0 (20.0)" and cells["codes right (nothing moved)"] == "80.0% (70.0%)"
+    assert cells["within 2 px (nothing moved); vanished, doubled"] == "ball 90.0% (10.0%); 5.0%, 0.0%"
+    assert dict(zip(leaderboard.HEADING, lines[1][1], strict=True))["codes right (nothing moved)"] == "-"
+    assert "| 30.0 (20.0) |" in publish.tables(tmp_path) and "before the suite" not in publish.tables(tmp_path)
+
+
+def test_only_published_games_are_on_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="No fidelity of Nowhere-v0"):
+        leaderboard.command(leaderboard.LeaderboardConfig(env="Nowhere-v0"))
+    leaderboard.command(leaderboard.LeaderboardConfig(env="ALE/Pong-v5"))
+    said = capsys.readouterr().out
+    assert "ALE/Pong-v5" in said and "ball" in said and "Boxing" not in said

@@ -19,7 +19,7 @@ from runs import build
 from runs.cli import info
 from runs.config import Config
 from runs.folder.run import Run
-from runs.measure import benchmark, objects, pong
+from runs.measure import atari, benchmark, objects, pong
 from runs.recipes import preset
 
 Place = tuple[int, int]
@@ -96,11 +96,11 @@ def test_the_benchmark_measures_everything(tmp_path: Path, capsys: pytest.Captur
 def screen(ball_at: list[Place], left: int = 80, right: int = 120) -> np.ndarray:
     """A picture (3, 64, 64) with balls (x, y of the upper left corner) and paddles, as the console would draw it."""
     full = np.empty((210, 160, 3), np.uint8)
-    full[:] = pong.FLOOR
-    full[24:34] = full[194:] = pong.WHITE
-    full[left : left + 16, 16:20], full[right : right + 16, 140:144] = pong.PADDLES
+    full[:] = atari.FLOOR
+    full[24:34] = full[194:] = atari.WHITE
+    full[left : left + 16, 16:20], full[right : right + 16, 140:144] = atari.PADDLES
     for x, y in ball_at:
-        full[y : y + 4, x : x + 2] = pong.WHITE
+        full[y : y + 4, x : x + 2] = atari.WHITE
     return cv2.resize(full, (64, 64), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
 
 

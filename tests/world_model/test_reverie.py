@@ -85,8 +85,8 @@ def test_a_share_of_the_rewards_loss_has_dreamed_latents() -> None:
     for share in (0.0, 0.5, 1.0):
         model = build(dreamed_reward=share)
         found[share] = [lose(model, one).terms["reward"] for one in (batch, other)]
-    assert_close(*(told[:, -1] for told in found[1.0]))
-    assert not torch.allclose(*(told[:, -1] for told in found[0.0]))
+    assert_close(found[1.0][0][:, -1], found[1.0][1][:, -1])
+    assert not torch.allclose(found[0.0][0][:, -1], found[0.0][1][:, -1])
     assert not torch.allclose(found[0.0][0], found[1.0][0])
     assert_close(found[0.5][0], (found[0.0][0] + found[1.0][0]) / 2)
 
