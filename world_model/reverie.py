@@ -8,6 +8,7 @@ Shapes: B batch, T time, G variables, K classes, D memory width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ from world_model.interface import (
 from world_model.parts.dynamics import GRU, Transformer
 from world_model.parts.heads import Categoricals, TwoHot, one_hot
 from world_model.parts.nets import FrameDecoder, FrameEncoder, mlp
-from world_model.parts.points import PointDecoder, PointEncoder
+from world_model.parts.points import MOVES, NOWHERE, PointDecoder, PointEncoder, expected_cells, told_moves
 from world_model.trees import Tree, map
 
 METRICS = {
@@ -48,8 +49,37 @@ METRICS = {
         "cross-entropy of the reward head, nats a step", shown="reward", panel="reward cross-entropy, nats"
     ),
     "cont": Metric("cross-entropy of the continuation head, nats a step"),
+    "entropy": Metric("the posterior's entropy, nats, of which the encoder shall have little"),
     "posterior_entropy": Metric("nats left open by the encoder"),
 }  # fmt: skip
+
+
+PART = 8  # frames whose error is computed at once: more do not stay in a core's cache
+
+
+class PixelLoss(torch.autograd.Function):
+    """Half the squared error (B, T) of pictures (B, T, C, H, W), a pixel's times 1 + emphasis x its target's size.
+
+    The gradient is made in the same pass: the intermediate results of all frames are not kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, picture: Tensor, target: Tensor, emphasis: float) -> Tensor:  # type: ignore[override]
+        gradient, loss = torch.empty_like(picture), picture.new_empty(picture.shape[:2], dtype=torch.float32)
+        every = (leaf.flatten(0, 1).split(PART) for leaf in (picture, target, gradient, loss))
+        for made, real, slope, told in zip(*every, strict=True):
+            real = real.float()
+            error = made.float() - real
+            weighted = error * torch.maximum(real.amax(1), -real.amin(1)).mul_(emphasis).add_(1).unsqueeze(1)
+            slope.copy_(weighted)
+            told.copy_(weighted.flatten(1).mul_(error.flatten(1)).sum(1).mul_(0.5))
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer.to(gradient.dtype)[..., None, None, None], None, None
 
 
 @dataclass(frozen=True)
@@ -58,13 +88,13 @@ class ReverieConfig:
 
     dynamics: str = setting("gru", choices=("gru", "transformer"), help="what remembers")
     groups: int = setting(24, 1, 32, help="categorical variables a frame")
-    classes: int = setting(16, 2, 256, help="of each variable")
+    classes: int = setting(32, 2, 256, help="of each variable")
     points: int = setting(
-        0, 0, 32, help="things whose column and row are two of the variables; classes is then their grid's side"
+        8, 0, 32, help="things whose column and row are two of the variables; classes is then their grid's side"
     )
     deter: int = setting(512, 1, 16_384, help="width of the memory and of what leads into it and predicts from it")
     hidden: int = setting(256, 1, 16_384, help="width of the reward and continuation heads")
-    channels: int = setting(64, 4, 4096, help="of the convolutions at 1/8")
+    channels: int = setting(48, 4, 4096, help="of the convolutions at 1/8")
     layers: int = setting(2, 1, 64, help="of the transformer, as are heads and window")
     heads: int = setting(4, 1, 64, help="of its attention")
     window: int = setting(32, 2, 4096, help="frames that it sees")
@@ -84,6 +114,9 @@ class ReverieConfig:
         0,
         1e3,
         help="of the encoder's KL; at 0.1 one uncertain fact is told by many variables, at 1 the ball begins to fade",
+    )
+    entropy_scale: float = setting(
+        0.2, 0, 10, help="of the posterior's entropy: a variable that tells nothing shall be still, not noise"
     )
     unimix: float = setting(0.01, 0, 1, help="share of the uniform distribution in every categorical")
     batch_size: int = setting(12, 1, 65_536, help="segments")
@@ -125,7 +158,8 @@ class Reverie(WorldModel):
         else:
             self.encoder = FrameEncoder(spec.frame, config.channels, flat)
             self.decoder = FrameDecoder(spec.frame, config.channels, flat)
-        width, inputs = config.deter, flat + spec.action_size
+        width, moves = config.deter, 2 * config.points * MOVES
+        inputs = flat + spec.action_size + moves
         self.embed = nn.Sequential(nn.Linear(inputs, width, bias=False), nn.LayerNorm(width), nn.SiLU())
         self.dynamics: GRU | Transformer
         if config.dynamics == "gru":
@@ -134,22 +168,27 @@ class Reverie(WorldModel):
             self.dynamics = Transformer(width, width, layers=config.layers, heads=config.heads, window=config.window)
         else:
             raise ValueError(f'model.dynamics is "gru" or "transformer", got "{config.dynamics}"')
-        self.prior = mlp(width, width, flat, layers=2)
+        self.prior = mlp(width, width, flat + moves, layers=2)
         self.reward = mlp(self.feature_size, config.hidden, self.twohot.count, layers=1, zero=True)
-        self.cont = mlp(self.feature_size, config.hidden, 1, layers=1)
+        # From the memory alone, before the latent is drawn: told from a latent, an ending whose moment is uncertain is
+        # likely at no moment, and in a dream of low temperature it never comes.
+        self.cont = mlp(width, config.hidden, 1, layers=1)
         # The picture that never moves; errors and inputs count relative to it, so that small moving things survive.
         self.register_buffer("background", torch.full(spec.frame, 0.5))
         self.register_buffer("sigma", torch.tensor(config.pixel_sigma), persistent=False)
 
     # ---- the state machine ----
     def initial(self, batch_size: int) -> Tree:
-        return self.dynamics.initial(batch_size)
+        cells = torch.full((batch_size, 2 * self.config.points), NOWHERE, device=self.background.device)
+        return {**self.dynamics.initial(batch_size), "cells": cells}
 
     def advance(self, state: State, action: Tensor) -> Tree:
-        return self.dynamics.step(state.memory, self._input(state.latent, action))
+        cells = self._cells(state.latent)
+        moved = self._input(state.latent, action, cells, state.memory["cells"])
+        return {**self.dynamics.step(state.memory, moved), "cells": cells}
 
     def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
-        return State(self.latents.sample(self._prior(self.dynamics.output(memory)), temperature), memory)
+        return State(self.latents.sample(self._prior(memory), temperature), memory)
 
     def observe(self, memory: Tree, frame: Tensor) -> State:
         return State(self.encode(frame), memory)
@@ -166,8 +205,8 @@ class Reverie(WorldModel):
         return torch.addcmul(self.background, contrast.masked_fill(faint, 0), self.sigma).clamp(0, 1)
 
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
-        features = self.features(state)
-        return self.twohot.mean(self.reward(features)), self.cont(features).float().squeeze(-1).sigmoid()
+        goes_on = self.cont(self.dynamics.output(state.memory))
+        return self.twohot.mean(self.reward(self.features(state))), goes_on.float().squeeze(-1).sigmoid()
 
     def features(self, state: State) -> Tensor:
         return torch.cat([state.latent.flatten(-2), self.dynamics.output(state.memory)], -1)
@@ -180,46 +219,73 @@ class Reverie(WorldModel):
     def stages(self) -> tuple[Stage, ...]:
         config = self.config
         scales = {"pixels": 1.0, "dyn": config.dyn_scale, "rep": config.rep_scale, "reward": 1.0, "cont": 1.0}
+        scales["entropy"] = config.entropy_scale
         optim = Optim(lr=config.lr, clip=config.clip)
         objective = Objective("world_model", tuple(self.parameters()), self.loss, scales, optim, metrics=METRICS)
         return (Stage("world_model", (objective,), config.batch_size, config.length),)
 
     def loss(self, batch: Batch) -> Losses:
         """Pixels + reward + continuation + balanced KL with free bits (DreamerV3, eq. 5), unreduced (B, T)."""
-        target = self._contrast(to_unit(batch.frame))
+        target = self._target(batch.frame)
         posterior = self.latents.log_probs(self.encoder(target))  # (B, T, G, K)
         latent = self.latents.sample(posterior)
-        memory = self.dynamics.scan(self._input(latent, batch.action))
+        memory = self._scan(latent, batch.action)
         state = State(latent, memory)
-        prior = self._prior(self.dynamics.output(memory))
-        features = self.features(state)
+        prior = self._prior(memory)
 
         reward = F.pad(batch.reward[:, :-1], (1, 0))
         cont = F.pad(1.0 - batch.terminated[:, :-1].float(), (1, 0), value=1.0)
-        error = self.decoder(latent.flatten(-2)).float() - target
-        emphasis = 1 + self.config.foreground * self.sigma * torch.maximum(target.amax(-3), -target.amin(-3))
+        picture = self.decoder(latent.flatten(-2))
         dyn = self.latents.kl(posterior.detach(), prior)
         rep = self.latents.kl(posterior, prior.detach())
-        goes_on = self.cont(features).float().squeeze(-1)
+        entropy = self.latents.entropy(posterior)
+        goes_on = self.cont(self.dynamics.output(memory)).float().squeeze(-1)
         terms = {
-            "pixels": Term(0.5 * (error.square().sum(-3) * emphasis).sum((-2, -1)), "valid"),
+            "pixels": Term(PixelLoss.apply(picture, target, self.config.foreground * self.config.pixel_sigma), "valid"),
             "dyn": Term(dyn.clamp(min=self.config.free_nats), "valid"),
             "rep": Term(rep.clamp(min=self.config.free_nats), "valid"),
-            "reward": Term(self.twohot.loss(self.reward(features), reward), "arrived"),
+            "reward": Term(self.twohot.loss(self.reward(self.features(state)), reward), "arrived"),
             "cont": Term(F.binary_cross_entropy_with_logits(goes_on, cont, reduction="none"), "arrived"),
+            "entropy": Term(entropy, "valid"),
         }
-        metrics = {"kl": dyn.detach().mean(), "posterior_entropy": self.latents.entropy(posterior.detach()).mean()}
+        metrics = {"kl": dyn.detach().mean(), "posterior_entropy": entropy.detach().mean()}
         return Losses(terms, metrics, State(latent.detach(), map(Tensor.detach, memory)))
 
     # ---- parts ----
+    def _target(self, frame: Tensor) -> Tensor:
+        """`_contrast` of frames (B, T, C, H, W), a few at a time, in the precision of the networks."""
+        device = frame.device.type
+        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        kind = torch.get_autocast_dtype(device) if mixed else torch.float32
+        target = torch.empty(frame.shape, dtype=kind, device=frame.device)
+        for part, made in zip(frame.flatten(0, 1).split(PART), target.flatten(0, 1).split(PART), strict=True):
+            made.copy_(self._contrast(to_unit(part)))
+        return target
+
     def _contrast(self, frame: Tensor) -> Tensor:
         """What the networks see and predict: the frame less the background, in units of sigma."""
         return (frame - self.background).div_(self.sigma)
 
-    def _prior(self, output: Tensor) -> Tensor:
-        return self.latents.log_probs(self.prior(output))
+    def _prior(self, memory: Tree) -> Tensor:
+        """Log-probabilities (..., G, K): of each class, and for a point also of each move from where it was."""
+        groups, classes, sides = self.config.groups, self.config.classes, 2 * self.config.points
+        raw = self.prior(self.dynamics.output(memory)).float()
+        logits, moves = raw.split((groups * classes, sides * MOVES), -1)
+        near = expected_cells(moves.unflatten(-1, (sides, MOVES)), memory["cells"], classes)
+        return self.latents.log_probs(logits + F.pad(near.flatten(-2), (0, (groups - sides) * classes)))
 
-    def _input(self, latent: Tensor, action: Tensor) -> Tensor:
+    def _cells(self, latent: Tensor) -> Tensor:
+        """The column and the row of every point: (..., G, K) -> (..., 2 M) int64."""
+        return latent[..., : 2 * self.config.points, :].argmax(-1)
+
+    def _scan(self, latent: Tensor, action: Tensor) -> Tree:
+        """The memories (B, T, ...) before each of the latents (B, T, G, K)."""
+        cells = self._cells(latent)
+        before = F.pad(cells[:, :-1], (0, 0, 1, 0), value=NOWHERE)
+        return {**self.dynamics.scan(self._input(latent, action, cells, before)), "cells": before}
+
+    def _input(self, latent: Tensor, action: Tensor, cells: Tensor, before: Tensor) -> Tensor:
         if self.spec.discrete:
             action = one_hot(action, self.spec.action_size)
-        return self.embed(torch.cat([latent.flatten(-2), action.to(latent.dtype)], -1))
+        parts = latent.flatten(-2), action.to(latent.dtype), told_moves(cells, before).to(latent.dtype)
+        return self.embed(torch.cat(parts, -1))

@@ -2,7 +2,7 @@
 
                       here (xs)     DreamerV3 (Atari 100k)   STORM
 frames                64x64 RGB     64x64 RGB                64x64 RGB
-variables x classes   24 x 16       32 x 32                  32 x 32
+variables x classes   24 x 32       32 x 32                  32 x 32
 memory                GRU 512       GRU 512                  transformer 2 x 512
 posterior from        frame         frame and memory         frame
 pixel likelihood      sigma 0.15,   sigma 0.71               sigma 0.71
@@ -27,7 +27,9 @@ from runs.recipes import recipe
 from world_model.reverie import ReverieConfig
 
 MODELS = {
-    "toy": ReverieConfig(groups=8, classes=8, deter=64, hidden=64, channels=16, batch_size=8, length=16, lr=2e-3),
+    "toy": ReverieConfig(
+        groups=8, classes=8, points=2, deter=64, hidden=64, channels=16, batch_size=8, length=16, lr=2e-3
+    ),
     "xs": ReverieConfig(),
     "s": ReverieConfig(groups=32, deter=768, hidden=384, channels=96, batch_size=16, length=32),
     "m": ReverieConfig(groups=32, classes=32, deter=1024, hidden=640, channels=128, batch_size=16, length=64),

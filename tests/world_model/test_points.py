@@ -7,7 +7,15 @@ import torch
 from torch.testing import assert_close
 
 from world_model.parts.nets import to_blocks
-from world_model.parts.points import PointDecoder, PointEncoder
+from world_model.parts.points import (
+    FARTHEST,
+    MOVES,
+    NOWHERE,
+    PointDecoder,
+    PointEncoder,
+    expected_cells,
+    told_moves,
+)
 
 FRAME = (3, 64, 64)
 
@@ -72,3 +80,19 @@ def test_any_frame_has_the_same_number_of_cells(frame: tuple[int, int, int]) -> 
     made = PointEncoder(frame, 8, 2, 16, 5)
     assert made(torch.rand(4, *frame)).shape == (4, 2 * 2 * 16 + 5)
     assert PointDecoder(frame, 8, 2, 16, 5)(torch.rand(4, 69)).shape == (4, *frame)
+
+
+def test_a_move_is_told_and_expected_alike_wherever_it_begins() -> None:
+    before = torch.tensor([[3, 20], [9, NOWHERE]])
+    told = told_moves(torch.tensor([[5, 20 - FARTHEST], [9 + FARTHEST + 1, 4]]), before).unflatten(-1, (2, MOVES))
+    assert told.sum().item() == 2  # too far, or from nowhere, is no move
+    assert told[0, 0, FARTHEST + 2] == 1 and told[0, 1, 0] == 1
+
+    moves = torch.randn(2, 2, MOVES)
+    expected = expected_cells(moves, before, 32)
+    for row, side in ((0, 0), (0, 1), (1, 0)):
+        at = int(before[row, side])
+        for cell in range(32):
+            move = cell - at + FARTHEST
+            assert expected[row, side, cell] == (moves[row, side, move] if 0 <= move < MOVES else 0)
+    assert not expected[1, 1].any()

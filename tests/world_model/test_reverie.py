@@ -14,10 +14,10 @@ from envs.spec import Spec
 from tests.toys import Lost, like, lost, mix, segments
 from world_model.interface import Batch
 from world_model.parts.dynamics import GRU, Transformer
-from world_model.reverie import Reverie, ReverieConfig
+from world_model.reverie import PART, PixelLoss, Reverie, ReverieConfig
 
 SPEC = Spec((1, 32, 32), 3, True)
-TOY = ReverieConfig(groups=4, classes=4, deter=32, hidden=32, channels=8)
+TOY = ReverieConfig(groups=4, classes=4, points=1, deter=32, hidden=32, channels=8)
 
 
 def build(**changes: object) -> Reverie:
@@ -66,6 +66,26 @@ def test_reward_and_ending_are_told_one_index_later() -> None:
             goes_on = F.logsigmoid(torch.tensor(-2.0 if batch.terminated[b, t - 1] else 2.0))
             assert_close(terms["reward"][b, t], reward)
             assert_close(terms["cont"][b, t], -goes_on if arrived else torch.tensor(0.0))
+
+
+def test_an_ending_is_told_before_its_frame_is_seen() -> None:
+    """A latent drawn at a low temperature never shows an ending whose moment is uncertain."""
+    model, batch = build(), segments(SPEC, 3, 8)
+    other = batch._replace(frame=torch.cat([batch.frame[:, :-1], 255 - batch.frame[:, -1:]], 1))
+    real, changed = lose(model, batch).terms, lose(model, other).terms
+    assert_close(changed["cont"], real["cont"])
+    assert not torch.allclose(changed["reward"][:, -1], real["reward"][:, -1])  # which the latent may show
+
+
+def test_the_pixels_loss_is_half_the_emphasised_squared_error() -> None:
+    frames = (2, PART - 1, *SPEC.frame)  # parts that do not divide them
+    picture, target, outer = torch.randn(frames, requires_grad=True), torch.randn(frames), torch.rand(frames[:2])
+    emphasis = 1 + 3 * target.abs().amax(2, keepdim=True)
+    wanted = 0.5 * ((picture - target).square() * emphasis).sum((2, 3, 4))
+    made = PixelLoss.apply(picture, target, 3.0)
+    assert_close(made, wanted)
+    (slope,) = torch.autograd.grad((made * outer).sum(), picture)
+    assert_close(slope, torch.autograd.grad((wanted * outer).sum(), picture)[0])
 
 
 def silent(model: Reverie) -> Reverie:

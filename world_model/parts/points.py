@@ -4,8 +4,8 @@ A small moving thing costs a flat code thousands of combinations, each to be lea
 and "which row" it is two variables, what is seen or drawn in one place is known in all, and the dynamics of the two are
 apart. Keypoints (Jakab et al. 2018; Kulkarni et al. 2019), here discrete, as part of a categorical latent.
 
-Shapes: B batch, C H W picture, M points, K cells along each axis of the padded picture (`nets.padded`), R terms of a
-stamp, y x blocks of 4 x 4 pixels.
+Shapes: B batch, C H W picture, M points, K cells along each axis of the padded picture (`nets.padded`), D moves,
+R terms of a stamp, y x blocks of 4 x 4 pixels.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ SHARPNESS = 4.0  # of the heat maps at the start, so that a map can soon decide
 HOTTEST = 20.0  # where a heat map is cut off: its exponentials are summed in float32
 REACH = 8  # pixels a stamp reaches to either side of its point
 RANK = 4  # terms of a stamp: a bar or a ball is one
+FARTHEST = 8  # cells that a point is expected to move in one step
+MOVES = 2 * FARTHEST + 1
+NOWHERE = -10_000  # in place of a cell before anything has been seen: far from all of them
 
 
 class PointEncoder(nn.Module):
@@ -85,6 +88,22 @@ class PointDecoder(nn.Module):
         tall = torch.einsum("bmk,mrkh->bhmr", places[:, :, 1], tall).flatten(2)
         stamps = (tall @ broad).unflatten(-1, (-1, self.broad.shape[2])).permute(0, 3, 1, 2)
         return (self.rest(x[:, split:]) + stamps).unflatten(0, lead)
+
+
+def told_moves(cells: Tensor, before: Tensor) -> Tensor:
+    """How far every point has moved, (..., 2 M) cells each -> one-hot (..., 2 M D); zeros where farther than that.
+
+    A velocity that a memory would have to learn for each pair of cells by itself.
+    """
+    moves = torch.arange(-FARTHEST, FARTHEST + 1, device=cells.device)
+    return ((cells - before).unsqueeze(-1) == moves).float().flatten(-2)
+
+
+def expected_cells(moves: Tensor, before: Tensor, cells: int) -> Tensor:
+    """Logits of the moves (..., 2 M, D) from the cells (..., 2 M) -> of the next cells (..., 2 M, K), 0 beyond."""
+    move = torch.arange(cells, device=moves.device) - before.unsqueeze(-1) + FARTHEST  # (..., 2 M, K)
+    move = move.masked_fill((move < 0) | (move >= MOVES), MOVES)
+    return F.pad(moves, (0, 1)).gather(-1, move)
 
 
 def _stamped(cells: int, side: int) -> Tensor:
