@@ -120,6 +120,7 @@ class ReverieConfig:
     entropy_scale: float = setting(
         0.2, 0, 10, help="of the posterior's entropy: a variable that tells nothing shall be still, not noise"
     )
+    foreseen: float = setting(0.5, 0, 1, help="share of the reward's loss with dreamed latents")
     unimix: float = setting(0.01, 0, 1, help="share of the uniform distribution in every categorical")
     batch_size: int = setting(12, 1, 65_536, help="segments")
     length: int = setting(24, 3, 10_000, help="frames of a segment")
@@ -236,11 +237,15 @@ class Reverie(WorldModel):
         dyn = self.latents.kl(posterior.detach(), prior)
         rep = self.latents.kl(posterior, prior.detach())
         goes_on = self._goes_on(state)
+        foreseen = State(self.latents.sample(prior), memory)
+        told = self.twohot.loss(self.reward(self.features(state)), reward)
+        if self.config.foreseen:
+            told = told.lerp(self.twohot.loss(self.reward(self.features(foreseen)), reward), self.config.foreseen)
         terms = {
             "pixels": Term(PixelLoss.apply(picture, target, self.config.foreground * self.config.pixel_sigma), "valid"),
             "dyn": Term(dyn.clamp(min=self.config.free_nats), "valid"),
             "rep": Term(rep.clamp(min=self.config.free_nats), "valid"),
-            "reward": Term(self.twohot.loss(self.reward(self.features(state)), reward), "arrived"),
+            "reward": Term(told, "arrived"),
             "cont": Term(F.binary_cross_entropy_with_logits(goes_on, cont, reduction="none"), "arrived"),
             "posterior_entropy": Term(self.latents.entropy(posterior), "valid"),
         }
