@@ -115,7 +115,7 @@ def announcement(config: Config, results: Path = RESULTS) -> str:
     here = f"{cores()} core{'s'[: cores() > 1]} here"
     for path in sorted(results.glob(f"{config.recipe.replace(':', '-')}-*-evaluation-sampled.json")):
         told = json.loads(path.read_text())
-        alike = all(told[key] == getattr(config, key) for key in ("recipe", "env", "size"))
+        alike = all(told[key] == getattr(config, key) for key in ("recipe", "env", "protocol", "size"))
         if alike and "variant" not in told:
             hours = told["hours"] * config.steps / told["env_steps"]
             long = f"{hours:.1f} hours" if hours > 1.5 else f"{max(1, round(60 * hours))} min"

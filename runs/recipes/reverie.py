@@ -56,5 +56,5 @@ def reverie(size: str) -> Config:
         train=TRAIN if size != "toy" else replace(TRAIN, prefill=2_000, pretrain=300),
         game=GameConfig(size=64, gray=False, num=8),
         replay=ReplayConfig(recency=0.25),  # a quarter of the segments from what the present policy meets
-        steps=500_000,
+        steps=250_000,
     )

@@ -114,10 +114,15 @@ def test_every_logged_number_is_declared(tmp_path: Path, monkeypatch: pytest.Mon
     assert dreamloop.evaluate(folder, episodes=2)["greedy"]["episodes"] == 2
 
 
-def test_a_run_says_first_what_it_will_do_and_how_long_that_takes() -> None:
-    said = commands.announcement(preset("reverie", "xs"))
+def test_a_run_says_first_what_it_will_do_and_how_long_that_takes(tmp_path: Path) -> None:
+    told = {"recipe": "reverie", "env": "ALE/Pong-v5", "protocol": "default", "size": "xs", "hours": 4.8,
+            "env_steps": 500_000, "machine": {"gpu": None, "cpu": "EPYC", "cores": 2}, "training": {"threads": 1}}  # fmt: skip
+    for name, other in {"b": {}, "a": {"protocol": "atari100k"}, "c": {"variant": "flat"}}.items():
+        path = tmp_path / f"reverie-{name}-evaluation-sampled.json"
+        path.write_text(json.dumps(told | other | ({"hours": 99} if other else {})))
+    said = commands.announcement(preset("reverie", "xs"), tmp_path)
     assert re.match(
-        r"Learning ALE/Pong-v5 with reverie, size xs: 500,000 steps of the real game, about 2\.4 hours as published, "
+        r"Learning ALE/Pong-v5 with reverie, size xs: 250,000 steps of the real game, about 2\.4 hours as published, "
         r"on 1 core of .*; \d+ cores? here\.$", said,
     )  # fmt: skip
     assert "no published run" in commands.announcement(preset("iris", "m"))
