@@ -65,7 +65,9 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
         raise UserError(f"No game is finished in {out}.")
     told = report.summary(entries)
     write_json(out / "summary.json", {"what": "atari100k", "recipe": recipe} | facts() | told)
-    report.picture(entries, out / "curves.png")
+    beside = [entry for entry in report.load(OUT.glob("*/results/evaluation-sampled.json"))
+              if entry["recipe"] == report.YARDSTICK and entry["game"] in told["games"]]  # fmt: skip
+    report.picture([*entries, *beside], out / "curves.png")
     heading, *rows = report.lines(told, recipe, report.BESIDE)
     table = Table(title=f"Atari 100k, {len(told['games'])} of 26 games, {out}")
     for name in heading:

@@ -116,7 +116,8 @@ def test_every_logged_number_is_declared(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_run_says_first_what_it_will_do_and_how_long_that_takes(tmp_path: Path) -> None:
     told = {"recipe": "reverie", "env": "ALE/Pong-v5", "protocol": "default", "size": "xs", "hours": 4.8,
-            "env_steps": 500_000, "machine": {"gpu": None, "cpu": "EPYC", "cores": 2}, "training": {"threads": 1}}  # fmt: skip
+            "env_steps": 500_000, "training": {"threads": 1},
+            "machine": {"gpu": None, "cpu": "EPYC", "cores": 2}}  # fmt: skip
     for name, other in {"b": {}, "a": {"protocol": "atari100k"}, "c": {"variant": "flat"}}.items():
         path = tmp_path / f"reverie-{name}-evaluation-sampled.json"
         path.write_text(json.dumps(told | other | ({"hours": 99} if other else {})))
