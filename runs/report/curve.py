@@ -107,13 +107,9 @@ def _returns(axis: Any, lines: list[dict[str, Any]], title: str) -> None:
     steps, returns = _series(lines, "episode/return")
     axis.plot(steps, returns, ".", markersize=3, alpha=0.35, label="games while training (policy sampled)")
     window = max(1, min(20, len(returns) // 5))
-    mean = [returns[max(0, i - window + 1) : i + 1].mean() for i in range(len(returns))]
-    axis.plot(steps, mean, label=f"mean of the last {window} points")
+    axis.plot(steps, _mean_of_last(returns, window), label=f"mean of the last {window} points")
     if any(line["hours"] > 0 for line in lines):
         axis.secondary_xaxis("top", functions=_hours(lines)).set_xlabel("hours")
-    axis.plot(steps, _mean_of_last(returns, window), label=f"mean of the last {window} points")
-    hours = axis.secondary_xaxis("top", functions=_hours(lines))
-    hours.set_xlabel("hours")
     axis.set(xlabel="agent steps of the real game", ylabel="return", title=title)
     axis.set_xlim(0, 1.02 * max((line["step"] for line in lines), default=1))  # also of one point alone
     axis.grid(alpha=0.3)
