@@ -14,7 +14,7 @@ from runs.folder.run import Run
 from runs.measure.scores import aggregates, estimates, human_normalised, published, systems
 from runs.report import atari100k as report
 
-TOY = ["size=toy", "steps=600", "episodes=2", "game.max_steps=40", "train.prefill=500", "train.pretrain=2", "threads=1"]
+TOY = ["size=toy", "steps=216", "episodes=1", "game.max_steps=20", "train.prefill=200", "train.pretrain=1", "threads=1"]
 
 
 def test_the_published_means_give_the_published_aggregates() -> None:
@@ -84,6 +84,7 @@ def test_the_sweep_runs_what_is_missing_goes_on_with_what_was_stopped_and_skips_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("runs.measure.scores.RESAMPLES", 20)
     asked = ["atari100k", "games=Pong,boxing", "out=all", *TOY]
     assert main.main(asked) == 0
     said = capsys.readouterr().out
@@ -100,7 +101,7 @@ def test_the_sweep_runs_what_is_missing_goes_on_with_what_was_stopped_and_skips_
     assert "ALE/Pong-v5, seed 0: finished" in said and f"resuming {run.folder}" in said
     assert Run.open(run.folder).meta["resumed"] and "resumed" not in Run.open("all/ALE-Pong-v5-0").meta
 
-    assert main.main([*asked, "model.lr=1e-4", "model.deter=32"]) == 0  # says so, and shows what there is
+    assert main.main([*asked, "games=Pong", "model.lr=1e-4", "model.deter=32"]) == 0  # says so, and shows what there is
     assert "was begun with another model.deter" in capsys.readouterr().err
 
 
