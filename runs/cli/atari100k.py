@@ -55,7 +55,7 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
     out = Path(asked.out) if asked.out else OUT / f"atari100k-{recipe.replace(':', '-')}"
     if not asked.only_table:
         sweep = [
-            "-m", *(word for word in words if word not in ("-m", "--multirun")), "protocol=atari100k",
+            "-m", *words, "protocol=atari100k",
             "env=" + ",".join(f"ALE/{game}-v5" for game in games), "seed=" + ",".join(map(str, seeds)),
             f"hydra.sweep.dir={out}", "hydra.sweep.subdir='${folder:${env}}-${seed}'",
         ]  # fmt: skip

@@ -178,7 +178,7 @@ def changed(config: Settings, words: Sequence[str], allowed: Sequence[str] | Non
             if key not in known:
                 raise unknown_key(key, list(allowed))
             raise UserError(f"{key} was fixed when the run began: only {', '.join(allowed)} can be given here.")
-        listed = isinstance(values_of(config)[key], tuple)  # of whose values one, or several with commas, will do
+        listed = isinstance(known[key], tuple)  # of whose values one, or several with commas, will do
         if override.is_sweep_override() and not (listed and override.is_choice_sweep()):
             raise UserError(f"{key} needs one value: a sweep (several values) is for train.")
         value: Any = override.value()

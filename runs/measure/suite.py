@@ -213,7 +213,7 @@ def trained(loaded: Loaded, other: Acting | None = None) -> Acting:
             action = np.round(np.clip(action, -1, 1) * GRAIN).astype(np.float32) / GRAIN
         if other is not None and coin.random() < 0.5:
             action = other(frame, is_first)
-        player.action = torch.from_numpy(np.array([action])).to(loaded.agent.device)  # what it remembers as done
+        player.took(np.array([action]))
         return np.array(action)
 
     return act
