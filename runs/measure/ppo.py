@@ -4,8 +4,8 @@ Stable-Baselines3's PPO with the numbers that rl-baselines3-zoo tuned for Atari,
 same frame skip, sticky actions and no-ops, played by the same emulator, with the pictures, rewards and endings of
 Stable-Baselines3's AtariWrapper (84x84 gray, the maximum of two frames, rewards within [-1, 1], an ending at every lost
 life, four frames stacked). Three things differ from there. Nobody presses FIRE for PPO after a lost life, as nobody
-does so for a world model's agent. The no-ops are the protocol's. And the learning rate and clip range fall to 0 with the
-processor time used and not with the steps, whose number nobody knows before.
+does so for a world model's agent. The no-ops are the protocol's. And the learning rate and clip range fall to 0 with
+the processor time used and not with the steps, whose number nobody knows before.
 """
 
 from __future__ import annotations
