@@ -18,6 +18,7 @@ from runs.folder.run import OUT, Run, find, read_json
 from world_model.interface import Metric
 
 PPO = "ppo"
+SMALLEST = 36  # pixels of a picture, of which the three convolutions leave one
 SAME = ("sticky", "noops", "action_repeat", "max_steps")  # of GameConfig: what makes it the same game as another run's
 METRICS = {key: loop.METRICS[key] for key in ("episode/return", "memory_gb")} | {
     "updates": Metric("rollouts that it has learned from so far"),
@@ -69,7 +70,8 @@ class PpoConfig:
         """Raises UserError when it is not said what is played, or for how long, or both are said twice."""
         if not (self.env or self.run or self.name):
             raise UserError("ppo needs env=... and hours=..., or run=NAME to compare with, or name=NAME to go on with.")
-        if self.run and (self.env or self.protocol != "default" or any(getattr(self.game, key) for key in SAME)):
+        own = any(getattr(self.game, key) is not None for key in SAME)  # 0 says something too
+        if self.run and (self.env or self.protocol != "default" or own):
             told = ", ".join(["env", "protocol", *(f"game.{key}" for key in SAME)])
             raise UserError(f"run=... says which game is played: leave out {told}.")
 
@@ -93,6 +95,10 @@ class PpoConfig:
             raise UserError(f"There is no run {self.name} to go on with: a new one needs env=... and hours=...")
         if hours is None:
             raise UserError(f"hours=... is missing: how much processor time PPO may use for {env}.")
+        if min(self.game.frame_size) < SMALLEST:
+            raise UserError(f"game.size must be at least {SMALLEST} pixels for {self.size}, not {self.game.size}.")
+        if self.game.num * self.policy.n_steps < 2:
+            raise UserError("PPO cannot learn from one step alone: game.num=2 or policy.n_steps=2 is the least.")
         # SB3's terminal_on_life_loss: the end of an episode for the learner, while the game goes on.
         made = replace(self.game, **game, life_loss=is_atari(find_game(env), replace(self.game, **game)))
         return replace(self, env=env, protocol=protocol, hours=hours, game=made)
