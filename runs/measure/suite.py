@@ -58,7 +58,7 @@ class SuiteConfig:
     )
     action_repeat: int | None = setting(None, 1, 100, help="frames of the game a step; as the run or the id has it")
     steps: int = setting(STEPS, 100, 10**6, help="of each kind of play")
-    out: str = setting(str(SUITES.relative_to(SUITES.parents[2])), help="folder of the file")
+    out: str = setting("", help="folder of the file; where fidelity looks for it when not given")
 
 
 class Suite(NamedTuple):
@@ -256,6 +256,9 @@ def make(asked: SuiteConfig) -> Suite:
     if asked.action_repeat is not None:
         config = replace(config, action_repeat=asked.action_repeat)
     of = rules(env, config)
+    path = place(env, of, Path(asked.out) if asked.out else SUITES)
+    if path.exists():
+        raise UserError(f"{path} is there already, and results were measured on it: choose another out= or delete it.")
     games = make_games(env, replace(config, **of, noops=None, max_steps=None), 1)
     torch.manual_seed(SEED)
     players, who = {0: at_random(games)}, None
@@ -269,7 +272,7 @@ def make(asked: SuiteConfig) -> Suite:
     about = {"env": env, "rules": of, "trained": who, "actions": list(games.action_names)} | facts()
     kind, played = np.array([kind for kind, _ in found]), [episode for _, episode in found]
     suite = Suite(
-        place(env, of, Path(asked.out)), env, of, about, np.array([one.seed for one in played]), kind,
+        path, env, of, about, np.array([one.seed for one in played]), kind,
         np.array([one.score for one in played]), [one.action for one in played],
     )  # fmt: skip
     write(suite)

@@ -93,6 +93,15 @@ def test_a_suite_is_made_of_random_half_random_and_trained_play(tmp_path: Path) 
     assert [len(episode) for _, episode in suite.episodes(kept, GameConfig(size=16))] == list(map(len, kept.action))
 
 
+def test_a_suite_is_frozen_and_lies_where_it_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = CATCH.read_bytes()
+    assert main(["suite", "env=Catch-v0", "steps=100"]) == 2
+    assert f"{CATCH} is there already" in capsys.readouterr().err and CATCH.read_bytes() == before
+
+
 def test_continuous_actions_are_kept_as_they_were_played(tmp_path: Path) -> None:
     made = suite.make(SuiteConfig(env="CatchContinuous-v0", steps=200, out=str(tmp_path)))
     kept = suite.read(made.path)
