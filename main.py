@@ -51,7 +51,7 @@ COMMANDS = {
                            "runs.report.leaderboard:command", "runs.report.leaderboard:LeaderboardConfig"),
     "publish": Command("copy a run's results to runs/results/", "runs.report.publish:command",
                        "runs.report.publish:PublishConfig", "run=NAME variant=WORD"),
-    "docs": Command("write the generated pages of docs/: commands, metrics, results", "runs.cli.docs:write",
+    "docs": Command("write the generated pages of docs/: commands, metrics, results, atari100k", "runs.cli.docs:write",
                     "runs.cli.docs:DocsConfig"),
 }  # fmt: skip
 
