@@ -45,12 +45,16 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
     """Runs what is missing, then writes summary.json and curves.png and prints the table.
 
     Raises:
-        UserError: a game that is none of the 26, a key that the sweep itself decides.
+        UserError: a game that is none of the 26, a key that the sweep itself decides, one with several values.
     """
     games, seeds = _games(asked.games), list(dict.fromkeys(asked.seeds))
-    for word in words:
-        if word.split("=")[0] in FIXED:
-            raise UserError(f"{word.split('=')[0]} is decided by atari100k itself: see games=, seeds= and out=.")
+    words = compose.prepared(words)
+    for override in compose.read(words):
+        key = override.key_or_group
+        if key in FIXED:
+            raise UserError(f"{key} is decided by atari100k itself: see games=, seeds= and out=.")
+        if override.is_sweep_override():
+            raise UserError(f"{key} needs one value: a table is of one system, another has an out= of its own.")
     recipe = next((word.partition("=")[2] for word in words if word.startswith("recipe=")), compose.DEFAULT_RECIPE)
     out = Path(asked.out) if asked.out else OUT / f"atari100k-{recipe.replace(':', '-')}"
     if not asked.only_table:

@@ -113,6 +113,9 @@ def test_the_sweep_runs_what_is_missing_goes_on_with_what_was_stopped_and_skips_
         (["seeds=-1"], "seeds must be between 0 and"),
         (["only_table=true", "out=nowhere"], "No game is finished in nowhere"),
         (["games=Pong", "nonsense=1"], 'Unknown key "nonsense"'),
+        (["only_table=true", "nonsense=1"], 'Unknown key "nonsense"'),
+        (["games=Pong", "model.lr=1e-4,2e-4"], "model.lr needs one value"),
+        (["games=Pong", "recipe=iris,reverie"], "recipe needs one value"),
     ],
 )
 def test_mistakes_are_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
