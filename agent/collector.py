@@ -73,7 +73,7 @@ class Collector:
         if not self.bursts:
             return actions
         # Of a row without a burst one begins so often that the share of all steps is `bursts`.
-        often = self.bursts / (BURST * (1 - self.bursts)) if self.bursts < 1 else 1.0
+        often = self.bursts / (BURST * (1 - self.bursts))
         begins = (self.burst == 0) & (torch.rand(self.games.num) < often)
         length = torch.randint(1, 2 * BURST, (self.games.num,))
         self.burst = torch.where(begins, length, (self.burst - 1).clamp(min=0))

@@ -119,6 +119,8 @@ class Loop:
             self._saved = time.monotonic()
             if self.real:
                 self.real.stop = asked_to_stop
+            if not self.replay.steps:
+                self.save(run)  # what is killed before its first update can be gone on with too
             self.prefill(run, screen, asked_to_stop)
             while not asked_to_stop() and (
                 self.only or not only and (self.done or not self.updates or self.replay.steps < steps)
@@ -213,6 +215,9 @@ class Loop:
             screen.update(self.replay.steps, pretraining=f"{done + 1} of {self.config.pretrain}")
             if (done + 1) % self.config.log_every == 0:
                 run.log(self.replay.steps, self.trainer.report())
+            if time.monotonic() - self._saved > self.config.save_every:
+                self.save(run)
+                self._saved = time.monotonic()
         screen.update(self.replay.steps, pretraining=None)
 
     # ---- one piece of work ----

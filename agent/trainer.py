@@ -27,7 +27,7 @@ class TrainConfig:
     bursts: float = setting(
         0.0,
         0,
-        1,
+        0.9,
         help="share of the steps after it that random play takes over, for a while each time: a model that "
         "has seen its own agent alone dreams wrongly for others",
     )

@@ -45,7 +45,8 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
     """Runs what is missing, then writes summary.json and curves.png and prints the table.
 
     Raises:
-        UserError: a game that is none of the 26, a key that the sweep itself decides, one with several values.
+        UserError: a game that is none of the 26, a key that the sweep itself decides, one with several values; or, at
+            the end, what was asked for and is not finished.
     """
     games, seeds = _games(asked.games), list(dict.fromkeys(asked.seeds))
     words = compose.prepared(words)
@@ -57,6 +58,12 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
             raise UserError(f"{key} needs one value: a table is of one system, another has an out= of its own.")
     recipe = next((word.partition("=")[2] for word in words if word.startswith("recipe=")), compose.DEFAULT_RECIPE)
     out = Path(asked.out) if asked.out else OUT / f"atari100k-{recipe.replace(':', '-')}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"{out} cannot be made a folder: {problem.strerror}.") from problem
+    one = [*words, "protocol=atari100k", f"env=ALE/{games[0]}-v5", f"seed={seeds[0]}"]
+    (expected,) = compose.check(compose.with_size(one))
     if not asked.only_table:
         sweep = [
             "-m", *words, "protocol=atari100k",
@@ -64,12 +71,13 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
             f"hydra.sweep.dir={out}", "hydra.sweep.subdir='${folder:${env}}-${seed}'",
         ]  # fmt: skip
         train.train(sweep, _job)
-    entries = report.load(out.glob("*/results/evaluation-sampled.json"))
+    found = out.glob("*/results/evaluation-sampled.json")
+    entries = report.load((path for path in found if _alike(path.parents[1], expected)), expected.steps)
     if not entries:
-        raise UserError(f"No game is finished in {out}.")
+        raise UserError(f"No game is finished in {out} with these settings.")
     told = report.summary(entries)
     write_json(out / "summary.json", {"what": "atari100k", "recipe": recipe} | facts() | told)
-    beside = [entry for entry in report.load(OUT.glob("*/results/evaluation-sampled.json"))
+    beside = [entry for entry in report.load(OUT.glob("*/results/evaluation-sampled.json"), 0)
               if entry["recipe"] == report.YARDSTICK and entry["game"] in told["games"]]  # fmt: skip
     report.picture([*entries, *beside], out / "curves.png")
     heading, *rows = report.lines(told, recipe, report.BESIDE)
@@ -82,8 +90,8 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
     print(f"{out / 'summary.json'}, {out / 'curves.png'}")
     done = {(entry["game"], entry["seed"]) for entry in entries}
     missing = [f"{game}, seed {seed}" for game in games for seed in seeds if (game, seed) not in done]
-    if missing:
-        print(f"not finished: {'; '.join(missing)}")
+    if missing and not asked.only_table:
+        raise UserError(f"Not finished: {'; '.join(missing)}. The same command goes on.")
 
 
 def _games(words: Sequence[str]) -> list[str]:
@@ -113,10 +121,8 @@ def _go_on(config: Config, folder: Path) -> None:
         commands.train(config, folder, command=shlex.join(["python", "main.py", *words]))
         return
     run = Run.open(folder)
-    ours, theirs = values(config), values(run.config)
-    other = [key for key in ours if ours[key] != theirs.get(key) and key not in resumable(config)]
-    if other:
-        raise UserError(f"{folder} was begun with another {other[0]}: choose another out= or delete it.")
+    if other := _other(run.config, config):
+        raise UserError(f"{folder} was begun with another {other}: choose another out= or delete it.")
     path = folder / "results" / "evaluation-greedy.json"  # the last one that is written
     result = json.loads(path.read_text()) if path.exists() else {}
     if result.get("env_steps", 0) >= config.steps and result.get("episodes", 0) >= config.episodes:
@@ -124,3 +130,18 @@ def _go_on(config: Config, folder: Path) -> None:
         return
     run.change(config)
     commands.resume(run)
+
+
+def _other(config: Config, asked: Config, besides: Sequence[str] = ()) -> str:
+    """The first key that a run was begun with otherwise, of those that decide what it is; "" when there is none."""
+    ours, theirs = values(asked), values(config)
+    free = (*resumable(asked), *besides)
+    return next((key for key in ours if ours[key] != theirs.get(key) and key not in free), "")
+
+
+def _alike(folder: Path, asked: Config) -> bool:
+    """Whether a run has these settings, of whichever game and seed."""
+    try:
+        return not _other(Run.open(folder).config, asked, ("env", "seed"))
+    except UserError:  # a run of something else
+        return False

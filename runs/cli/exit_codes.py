@@ -29,7 +29,10 @@ def guarded(work: Callable[[], object]) -> int:
         if problem.errno not in PERSONS:
             raise
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _say("The disk is full: free some space, then go on with python main.py resume run=...")
+            return _say(
+                "The disk is full: free some space, then go on with python main.py resume run=..., or, of ppo and "
+                "atari100k, with the same command."
+            )
         return _say(f"Cannot write {problem.filename}: {problem.strerror}.")
     except ArithmeticError as problem:
         from agent.trainer import NonFiniteLoss

@@ -34,7 +34,7 @@ MODELS = {
     ),
     "xs": ReverieConfig(),
     "s": ReverieConfig(groups=32, deter=768, hidden=384, channels=96, batch_size=16, length=32),
-    "m": ReverieConfig(groups=32, classes=32, deter=1024, hidden=640, channels=128, batch_size=16, length=64),
+    "m": ReverieConfig(groups=32, deter=1024, hidden=640, channels=128, batch_size=16, length=64),
 }
 POLICIES = {
     "toy": ActorCriticConfig(starts=64, horizon=10, hidden=64, actor_lr=5e-4, critic_lr=1e-3),

@@ -16,6 +16,7 @@ from runs.measure.scores import Estimate, aggregates, estimates, game_of, human_
 PROTOCOL, POLICY = "atari100k", "sampled"
 BESIDE = ("DreamerV3-2023", "STORM")  # drawn in the picture
 TITLES = {"mean": "mean", "median": "median", "iqm": "IQM", "optimality_gap": "optimality gap"}
+STEPS = 100_000
 YARDSTICK = "ppo"  # the model-free agent that is drawn beside
 COLUMNS = 5
 PAGE = """\
@@ -30,8 +31,8 @@ means over five seeds, trained on GPUs, and aggregated over the same games from 
 little above the one over single runs (IRIS: 0.501, DreamerV3 0.49 to 0.52, STORM 0.561 over all 26)."""
 
 
-def load(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """The results among `files` that count: of the sampled policy, of this protocol, of one of the 26 games.
+def load(files: Iterable[Path], steps: int = STEPS) -> list[dict[str, Any]]:
+    """The results among `files` that count: sampled, of this protocol and at least `steps`, of one of the 26 games.
 
     Each with its file's name under "file" and its learning curve, where one lies beside it, under "points".
     """
@@ -39,7 +40,8 @@ def load(files: Iterable[Path]) -> list[dict[str, Any]]:
     for path in sorted(files):
         told = json.loads(path.read_text())
         known = isinstance(told.get("env"), str) and game_of(told["env"]) in published()
-        if known and told.get("protocol") == PROTOCOL and told.get("policy") == POLICY and "variant" not in told:
+        counts = told.get("protocol") == PROTOCOL and told.get("policy") == POLICY and "variant" not in told
+        if known and counts and told["env_steps"] >= steps:
             beside = path.with_name(path.name.removesuffix(f"evaluation-{POLICY}.json") + "curve.json")
             points = json.loads(beside.read_text())["points"] if beside.exists() else []
             found.append(told | {"game": game_of(told["env"]), "file": path.name, "points": points})
@@ -131,7 +133,7 @@ def page(results: Path) -> str:
 def _general(command: str) -> str:
     """A command line without what differs from run to run."""
     words = command.replace(".venv/bin/", "").split()
-    return " ".join(word for word in words if not word.startswith(("env=", "seed=", "hydra.")))
+    return " ".join(word for word in words if not word.startswith(("env=", "seed=", "hydra.", "name=", "run=")))
 
 
 def picture(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -166,6 +168,7 @@ def _curve(axis: Any, entry: Mapping[str, Any]) -> None:
     if points:
         hours = [point["core_hours"] for point in points]
         axis.plot(hours, [point["return"] for point in points], color=color, linewidth=1)
-    end = entry.get("core_hours") or (points[-1]["core_hours"] if points else entry["hours"])
+    if entry.get("core_hours") is None:  # an older run: nobody knows where its point belongs
+        return
     label = f"{entry['recipe']}, {entry['episodes']} games after training"
-    axis.plot([end], [entry["mean"]], "o", color=color, markersize=4, label=label)
+    axis.plot([entry["core_hours"]], [entry["mean"]], "o", color=color, markersize=4, label=label)

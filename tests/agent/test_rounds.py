@@ -124,7 +124,7 @@ def test_every_generation_is_logged_and_saved(tmp_path: Path) -> None:
     session.train(config.steps, run, Progress())
     generations = [line for line in run.metrics() if "policy/fitness" in line]
     assert len(generations) == 3 + 3 + 2  # a dream each round, the real game after the last
-    assert len(saved) == len(generations) + 1
+    assert len(saved) == len(generations) + 2  # and before the first step, and at the end
     assert generations[-1]["real/episodes"] == 2 * 4 * 3
     assert generations[-1]["real/steps"] > 0
 

@@ -49,6 +49,7 @@ def entry(game: str, seed: int, mean: float, **more: Any) -> dict[str, Any]:
     return {
         "env": f"ALE/{game}-v5", "recipe": "reverie", "protocol": "atari100k", "policy": "sampled", "seed": seed,
         "mean": mean, "returns": [mean - 1, mean + 1], "episodes": 2, "hours": 2.0, "core_hours": 1.0,
+        "env_steps": 100_000,
         "training": {"command": f"python main.py threads=1 env=ALE/{game}-v5 seed={seed}"},
     } | more  # fmt: skip
 
@@ -58,7 +59,8 @@ def test_only_results_of_the_benchmark_count_and_make_table_page_and_picture(tmp
     for name, told in {
         "a": entry("Pong", 0, -10.0), "b": entry("Pong", 1, 10.0), "c": entry("Boxing", 0, 6.1, core_hours=None),
         "sticky": entry("Pong", 2, 21.0, protocol="default"), "variant": entry("Pong", 3, 21.0, variant="big"),
-        "greedy": entry("Pong", 4, 21.0, policy="greedy"), "other": entry("Skiing", 0, 1.0),
+        "greedy": entry("Pong", 4, 21.0, policy="greedy"), "early": entry("Pong", 5, 21.0, env_steps=99_999),
+        "other": entry("Skiing", 0, 1.0),
     }.items():  # fmt: skip
         (tmp_path / f"{name}-evaluation-sampled.json").write_text(json.dumps(told))
     (tmp_path / "a-curve.json").write_text(json.dumps({"points": points}))
@@ -101,8 +103,13 @@ def test_the_sweep_runs_what_is_missing_goes_on_with_what_was_stopped_and_skips_
     assert "ALE/Pong-v5, seed 0: finished" in said and f"resuming {run.folder}" in said
     assert Run.open(run.folder).meta["resumed"] and "resumed" not in Run.open("all/ALE-Pong-v5-0").meta
 
-    assert main.main([*asked, "games=Pong", "model.lr=1e-4", "model.deter=32"]) == 0  # says so, and shows what there is
-    assert "was begun with another model.deter" in capsys.readouterr().err
+    assert main.main([*asked, "games=Pong", "model.lr=1e-4", "model.deter=32"]) == 2
+    said = capsys.readouterr().err
+    assert "was begun with another model.deter" in said and "No game is finished in all with these settings" in said
+
+    Path("all/ALE-Pong-v5-0/results/evaluation-sampled.json").unlink()
+    assert main.main([*asked, "only_table=true"]) == 0  # of what is finished
+    assert "1 of 26 games" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
