@@ -287,8 +287,9 @@ def _row(ahead: int, told: dict[str, Tensor], named: list[str]) -> dict[str, Any
     for name in named:
         if name in told:
             marks = told[name].float().sum(0).tolist()
-            shares = [round(mark / max(marks[0], 1), 4) for mark in marks[1:]]
-            values = [int(marks[0]), *shares]
+            if not marks[0]:
+                continue  # nowhere to be seen so far ahead: no share of nothing
+            values = [int(marks[0]), *(round(mark / marks[0], 4) for mark in marks[1:])]
             row |= {f"{name}_{of}": value for of, value in zip(OF_A_THING, values, strict=True)}
     return row
 

@@ -45,13 +45,14 @@ def rows(found: list[tuple[Path, dict[str, Any]]]) -> list[tuple[Path, tuple[str
     lines = []
     for path, entry in found:
         for row in entry["rows"]:
-            block = (entry["env"], entry["suite"], entry["tier"], row["steps_ahead"])
+            block = (entry["env"], entry["suite"], entry["tier"], row["steps_ahead"], entry["temperature"])
             lines.append((*block, -(row.get("psnr_moved") or 0.0), path, _cells(entry, row)))
     return [(line[-2], line[-1]) for line in sorted(lines, key=lambda line: line[:-2])]
 
 
 def _cells(entry: dict[str, Any], row: dict[str, Any]) -> tuple[str, ...]:
     name = f"`{entry['recipe']}` {entry['size']}" + (f", {entry['variant']}" if "variant" in entry else "")
+    name += f", temperature {entry['temperature']:g}" if entry["temperature"] else ""
     things = [key.removesuffix("_within_2px") for key in row if key.endswith("_within_2px")]
     apart = [f"{entry['left_right_kl']:.2g}"] if "left_right_kl" in entry else ["-"]
     apart += [f"{entry['left_right_pixels']:.2g}"] if "left_right_pixels" in entry else ["-"]

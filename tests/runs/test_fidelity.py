@@ -175,12 +175,16 @@ def test_tokens_are_compared_as_they_are_and_one_hot_variables_by_their_class() 
 
 
 @pytest.mark.parametrize(
-    "words", [["run=x", "steps=3"], ["run=x", "temperature=warm"], ["tier=silver"], ["run=nobody"]]
-)
-def test_wrong_words_are_one_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    ("words", "sentence"),
+    [
+        (["run=x", "steps=3"], "steps"), (["run=x", "temperature=warm"], "temperature"), (["run=nobody"], "nobody"),
+        (["tier=silver"], "canary, fast, gold"),
+    ],
+)  # fmt: skip
+def test_wrong_words_are_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fidelity", *words]) == 2
     said = capsys.readouterr().err
-    assert any(word in said for word in ("nobody", "temperature", "steps", "canary, fast, gold"))
+    assert sentence in said
 
 
 # ---- the leaderboard ----
@@ -188,6 +192,7 @@ def published(folder: Path, recipe: str, psnr: float, **more: Any) -> None:
     row = {"steps_ahead": 1, "psnr": psnr, "psnr_still": 20.0, "psnr_moved": psnr, "psnr_moved_still": 9.0}
     row |= {"reward_corr": None, "cont_nats": 0.1, "cont_nats_base": 0.2} | more
     entry = {"what": "fidelity", "recipe": recipe, "env": "Catch-v0", "size": "toy", "suite": "c", "tier": "canary"}
+    entry["temperature"] = 0.0  # type: ignore[assignment]
     (folder / f"{recipe}-Catch-v0-fidelity.json").write_text(json.dumps(entry | {"rows": [row]}))
 
 

@@ -191,7 +191,7 @@ class _Block(nn.Module):
         cos, sin = turn
         halves = x.float().unflatten(-1, (-1, 2, cos.shape[-1]))
         a, b = halves.unbind(-2)
-        turned = halves * cos.unsqueeze(-2)  # then in place: in a dream this is half of the time of a `stack`
+        turned = halves * cos.unsqueeze(-2)  # then in place: in a dream this is half of the time of `torch.stack`
         turned[..., 0, :].addcmul_(b, sin, value=-1)
         turned[..., 1, :].addcmul_(a, sin)
         return turned.flatten(-3).to(x.dtype)
