@@ -152,10 +152,10 @@ def picture(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.axhline(known[name], color="gray", linewidth=0.8, linestyle=style, label=name)
         axis.set_title(game, fontsize=9)
         axis.tick_params(labelsize=7)
+        axis.set_xlabel("processor hours", fontsize=7)
         axis.locator_params(axis="both", nbins=4)
     shown = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), fontsize=8)
-    figure.supxlabel("processor hours", fontsize=8)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(COLUMNS, len(games)), fontsize=8)
     data = io.BytesIO()
     figure.savefig(data, dpi=110)
     write_atomic(path, lambda file: file.write(data.getvalue()))
@@ -170,5 +170,5 @@ def _curve(axis: Any, entry: Mapping[str, Any]) -> None:
         axis.plot(hours, [point["return"] for point in points], color=color, linewidth=1)
     if entry.get("core_hours") is None:  # an older run: nobody knows where its point belongs
         return
-    label = f"{entry['recipe']}, {entry['episodes']} games after training"
+    label = f"{entry['recipe']}, after training"
     axis.plot([entry["core_hours"]], [entry["mean"]], "o", color=color, markersize=4, label=label)

@@ -36,7 +36,7 @@ def played(bursts: float, steps: int = 4_000, rows: int = 8) -> np.ndarray:
     collector = Collector(games, replay, player, seed=0, bursts=bursts)  # type: ignore[arg-type]
     kept = np.concatenate([episode.action[: len(episode)] for episode in collector.collect(steps * rows)])
     told = np.array(player.told)
-    assert abs((kept != 0).mean() - (told != 0).mean()) < 0.01
+    assert abs((kept != 0).mean() - (told != 0).mean()) < 0.03  # episodes under way are not among the kept
     return told
 
 
