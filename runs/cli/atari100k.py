@@ -58,13 +58,13 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
             raise UserError(f"{key} needs one value: a table is of one system, another has an out= of its own.")
     recipe = next((word.partition("=")[2] for word in words if word.startswith("recipe=")), compose.DEFAULT_RECIPE)
     out = Path(asked.out) if asked.out else OUT / f"atari100k-{recipe.replace(':', '-')}"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise UserError(f"{out} cannot be made a folder: {problem.strerror}.") from problem
     one = [*words, "protocol=atari100k", f"env=ALE/{games[0]}-v5", f"seed={seeds[0]}"]
     (expected,) = compose.check(compose.with_size(one))
     if not asked.only_table:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise UserError(f"{out} cannot be made a folder: {problem.strerror}.") from problem
         sweep = [
             "-m", *words, "protocol=atari100k",
             "env=" + ",".join(f"ALE/{game}-v5" for game in games), "seed=" + ",".join(map(str, seeds)),

@@ -120,12 +120,17 @@ def test_the_sweep_runs_what_is_missing_goes_on_with_what_was_stopped_and_skips_
         (["seeds=-1"], "seeds must be between 0 and"),
         (["only_table=true", "out=nowhere"], "No game is finished in nowhere"),
         (["games=Pong", "nonsense=1"], 'Unknown key "nonsense"'),
+        (["games=Pong", "size=toy", "out=/dev/null/x"], "/dev/null/x cannot be made a folder"),
         (["only_table=true", "nonsense=1"], 'Unknown key "nonsense"'),
         (["games=Pong", "model.lr=1e-4,2e-4"], "model.lr needs one value"),
         (["games=Pong", "recipe=iris,reverie"], "recipe needs one value"),
     ],
 )
-def test_mistakes_are_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_sentence(
+    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main.main(["atari100k", *words]) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
