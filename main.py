@@ -107,13 +107,12 @@ def _run(name: str, row: Command, words: list[str]) -> None:
         from runs.cli import commands
 
         getattr(commands, name)(*commands.opened(name, words))
-    elif row.passes_on:
-        own = [word for word in words if word.split("=")[0] in keys(load(row.reads)())]
-        asked_for = compose.filled(name, load(row.reads)(), own)
-        load(row.function)(asked_for, [word for word in words if word not in own])
     else:
-        asked_for = compose.filled(name, load(row.reads)(), words)
-        load(row.function)(asked_for, *([COMMANDS] if name == "docs" else []))
+        template = load(row.reads)()
+        others = [word for word in words if row.passes_on and word.split("=")[0] not in keys(template)]
+        asked_for = compose.filled(name, template, [word for word in words if word not in others])
+        more = [others] if row.passes_on else [COMMANDS] if name == "docs" else []
+        load(row.function)(asked_for, *more)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from agent.collector import episode_seed
-from agent.player import Agent, Player
 from envs.games import Games
 
 EVALUATION_SEED = 10_000_000  # added to the run's, so that no evaluation episode was ever trained on
@@ -34,14 +33,6 @@ class Acting(Protocol):
     """Whoever plays N games at once; `Player` is one."""
 
     def act(self, frames: np.ndarray, is_first: np.ndarray) -> np.ndarray: ...
-
-
-def evaluate(
-    agent: Agent, games: Games, episodes: int, *, seed: int, greedy: bool = False, film: bool = False,
-    tell: Callable[[int, float | None], None] = lambda done, mean: None,
-) -> Evaluation:  # fmt: skip
-    """What the agent reaches in exactly `episodes` episodes."""
-    return watch(Player(agent, greedy=greedy), games, episodes, seed=seed, film=film, tell=tell)
 
 
 def watch(

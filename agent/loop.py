@@ -195,7 +195,7 @@ class Loop:
             if generation or (done + 1) % self.config.log_every == 0:
                 self._log(context)
             if generation or time.monotonic() - self._saved > self.config.save_every:
-                self._save(context)
+                self.save(context.run)
         context.screen.update(self.replay.steps, **{part: None})
         return True
 
@@ -217,7 +217,6 @@ class Loop:
                 run.log(self.replay.steps, self.trainer.report())
             if time.monotonic() - self._saved > self.config.save_every:
                 self.save(run)
-                self._saved = time.monotonic()
         screen.update(self.replay.steps, pretraining=None)
 
     # ---- one piece of work ----
@@ -359,7 +358,7 @@ class Loop:
             show_dream(self.agent.world_model, self.replay, context.run, self.diagnostics)
         if time.monotonic() - self._saved > self.config.save_every:
             context.screen.phase("checkpoint")
-            self._save(context)
+            self.save(context.run)
 
     def _log(self, context: Context) -> None:
         scalars = self.trainer.report()
@@ -374,14 +373,11 @@ class Loop:
         context.screen.update(self.replay.steps, **shown)
 
     # ---- saving ----
-    def _save(self, context: Context) -> None:
-        self.save(context.run)
-        self._saved = time.monotonic()
-
     def save(self, run: Logger) -> None:
         """Writes a checkpoint, unless a loss has become non-finite since the last log (NonFiniteLoss)."""
         self.trainer.check()
         run.save_checkpoint(self.state_dict(), self.replay.steps)
+        self._saved = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the run needs to go on bit by bit."""

@@ -32,7 +32,7 @@ from runs import build
 from runs.config import Config
 from runs.folder.run import Run, newest
 from runs.folder.system import choose_device
-from runs.recipes import from_dict
+from runs.recipes import from_recorded
 from world_model.dream.envs import DreamEnv, DreamVectorEnv, Starts, World
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "pong.safetensors"
@@ -223,7 +223,7 @@ def _from_packed(path: Path, device: str) -> Loaded:
     try:
         told, tensors = json.loads(about.read_text()), load_file(path)
         starts = Starts(tensors.pop("starts.frame"), tensors.pop("starts.action"))
-        config, step = from_dict(told["config"]), int(told["step"])
+        config, step = from_recorded(told["config"]), int(told["step"])
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as problem:
         reason = problem if isinstance(problem, UserError) else "it is damaged, or was not packed by this program"
         raise UserError(f"The packed model {path} cannot be used: {str(reason).rstrip('.')}.") from problem

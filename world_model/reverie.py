@@ -30,7 +30,7 @@ from world_model.interface import (
 )
 from world_model.parts.dynamics import GRU, Transformer
 from world_model.parts.heads import Categoricals, TwoHot, one_hot
-from world_model.parts.nets import FrameDecoder, FrameEncoder, mlp
+from world_model.parts.nets import FrameDecoder, FrameEncoder, mlp, network_dtype
 from world_model.parts.points import PointDecoder, PointEncoder
 from world_model.trees import Tree, map
 
@@ -265,10 +265,7 @@ class Reverie(WorldModel):
     # ---- parts ----
     def _target(self, frame: Tensor) -> Tensor:
         """`_contrast` of frames (B, T, C, H, W), a few at a time, in the precision of the networks."""
-        device = frame.device.type
-        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        kind = torch.get_autocast_dtype(device) if mixed else torch.float32
-        target = torch.empty(frame.shape, dtype=kind, device=frame.device)
+        target = torch.empty(frame.shape, dtype=network_dtype(self.background), device=frame.device)
         for part, made in zip(frame.flatten(0, 1).split(PART), target.flatten(0, 1).split(PART), strict=True):
             made.copy_(self._contrast(to_unit(part)))
         return target

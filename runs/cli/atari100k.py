@@ -23,6 +23,7 @@ from runs.cli.exit_codes import guarded
 from runs.config import Config, resumable
 from runs.config_types import values
 from runs.folder.files import write_json
+from runs.folder.ppo import PPO
 from runs.folder.run import OUT, Run
 from runs.folder.system import facts
 from runs.measure.scores import game_of, published
@@ -56,10 +57,10 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
             raise UserError(f"{key} is decided by atari100k itself: see games=, seeds= and out=.")
         if override.is_sweep_override():
             raise UserError(f"{key} needs one value: a table is of one system, another has an out= of its own.")
-    recipe = next((word.partition("=")[2] for word in words if word.startswith("recipe=")), compose.DEFAULT_RECIPE)
-    out = Path(asked.out) if asked.out else OUT / f"atari100k-{recipe.replace(':', '-')}"
     one = [*words, "protocol=atari100k", f"env=ALE/{games[0]}-v5", f"seed={seeds[0]}"]
     (expected,) = compose.check(compose.with_size(one))
+    recipe = expected.recipe
+    out = Path(asked.out) if asked.out else OUT / f"atari100k-{recipe.replace(':', '-')}"
     if not asked.only_table:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,7 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
     told = report.summary(entries)
     write_json(out / "summary.json", {"what": "atari100k", "recipe": recipe} | facts() | told)
     beside = [entry for entry in report.load(OUT.glob("*/results/evaluation-sampled.json"), 0)
-              if entry["recipe"] == report.YARDSTICK and entry["game"] in told["games"]]  # fmt: skip
+              if entry["recipe"] == PPO and entry["game"] in told["games"]]  # fmt: skip
     report.picture([*entries, *beside], out / "curves.png")
     heading, *rows = report.lines(told, recipe, report.BESIDE)
     table = Table(title=f"Atari 100k, {len(told['games'])} of 26 games, {out}")

@@ -118,7 +118,7 @@ def _commands(commands: Mapping[str, Command]) -> str:
             text += _of_recipes()
         else:
             listed = _of_a_run(name) if row.reads == RUN else rows(load(row.reads)())
-            text.append(_markdown(HEADING, list(listed)))
+            text.append(publish.markdown(HEADING, list(listed)))
         if row.passes_on:
             text.append("And the keys of [train](#train).")
     return _generated("\n\n".join(text))
@@ -131,9 +131,12 @@ def _of_recipes() -> list[str]:
             f"and, below, of each recipe at size {SHOWN_SIZE}.", f"```\n{FLAGS}\n```"]  # fmt: skip
     every = rows(preset(compose.DEFAULT_RECIPE, SHOWN_SIZE))
     shared = sorted((row for row in every if not _own(row)), key=lambda row: "." in row[0])
-    text.append(_markdown(HEADING, shared))
+    text.append(publish.markdown(HEADING, shared))
     for recipe in RECIPES:
-        text += [f"### {recipe}", _markdown(HEADING, [row for row in rows(preset(recipe, SHOWN_SIZE)) if _own(row)])]
+        text += [
+            f"### {recipe}",
+            publish.markdown(HEADING, [row for row in rows(preset(recipe, SHOWN_SIZE)) if _own(row)]),
+        ]
     return text
 
 
@@ -165,7 +168,7 @@ def _metrics() -> str:
             users = [recipe for recipe, other in of.items() if other == metric]
             who = "all" if len(users) == len(of_each) else ", ".join(users)
             lines.append((f"`{key}`", who, metric.text, metric.shown, "yes" if metric.panel else ""))
-    text.append(_markdown(("metric", "recipes", "meaning", "on the terminal as", "in the curve"), lines))
+    text.append(publish.markdown(("metric", "recipes", "meaning", "on the terminal as", "in the curve"), lines))
     return _generated("\n\n".join(text))
 
 
@@ -178,8 +181,3 @@ def _columns(listed: Iterator[Row] | Sequence[Row]) -> list[str]:
     widths = [min(34, max(len(row[i]) for row in every)) for i in range(4)]
     widths.append(0)
     return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in every]
-
-
-def _markdown(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    table = [heading, ["---"] * len(heading), *([cell.replace("|", "\\|") for cell in line] for line in lines)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -34,6 +35,13 @@ def adopt(rest: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """Writes a matplotlib figure as PNG, atomically."""
+    data = io.BytesIO()
+    figure.savefig(data, dpi=110)
+    write_atomic(path, lambda file: file.write(data.getvalue()))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -100,9 +100,9 @@ class Run:
     @staticmethod
     def read(given: Mapping[str, Any]) -> Config:
         """The typed configuration from what config.json holds; raises UserError for one that does not fit."""
-        from runs.recipes import from_dict  # imports the recipes' models, which writing a run does not need
+        from runs.recipes import from_recorded  # imports the recipes' models, which writing a run does not need
 
-        return from_dict(given)
+        return from_recorded(given)
 
     @property
     def episodes_folder(self) -> Path:

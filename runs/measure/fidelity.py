@@ -173,9 +173,8 @@ def _told(reward: Tensor, cont: Tensor, real: Tensor, ended: Tensor) -> Tensor:
 
 
 def _pictures(picture: Tensor, reached: Tensor, real: Tensor, last: Tensor) -> Tensor:
-    """Of the dreamed picture, the last frame seen and the picture of the frame itself: squared error and its sum over
-
-    the pixels that moved; then how many those are and which share of all: (S, 8).
+    """(S, 8): of the dreamed picture, the last frame seen and the frame itself encoded and shown, the mean squared
+    error and its sum over the pixels that moved; then how many those are, and which share of all.
     """
     moved = ((real - last).abs().amax(1, keepdim=True) > MOVED).expand_as(real)
 
@@ -183,13 +182,8 @@ def _pictures(picture: Tensor, reached: Tensor, real: Tensor, last: Tensor) -> T
         square = (of.float() - real).square()
         return [square.flatten(1).mean(1), (square * moved).flatten(1).sum(1)]
 
-    values = [
-        *errors(picture),
-        *errors(last),
-        *errors(reached),
-        moved.flatten(1).sum(1),
-        moved.flatten(1).float().mean(1),
-    ]
+    values = [*errors(picture), *errors(last), *errors(reached)]
+    values += [moved.flatten(1).sum(1), moved.flatten(1).float().mean(1)]
     return torch.stack([value.float() for value in values], 1)
 
 

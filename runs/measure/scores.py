@@ -11,12 +11,13 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 PUBLISHED = Path(__file__).with_name("atari100k_scores.json")
 RESAMPLES = 2_000
+Score = TypeVar("Score", float, np.ndarray)
 Returns = Mapping[str, Sequence[Sequence[float]]]  # game -> of each seed, the returns of its episodes
 
 
@@ -46,9 +47,15 @@ def game_of(env: str) -> str:
 
 
 def human_normalised(env: str, score: float) -> float | None:
-    """(score - random) / (human - random) of a gymnasium id or a game; None for a game without published scores."""
-    known = published().get(game_of(env))
-    return None if known is None else (score - known["Random"]) / (known["Human"] - known["Random"])
+    """`normalised` for a gymnasium id; None for a game without published scores."""
+    game = game_of(env)
+    return normalised(game, score) if game in published() else None
+
+
+def normalised(game: str, score: Score) -> Score:
+    """(score - random) / (human - random) of a game of the 26; raises KeyError for another."""
+    low, high = published()[game]["Random"], published()[game]["Human"]
+    return (score - low) / (high - low)  # type: ignore[return-value]
 
 
 def aggregates(scores: Sequence[Sequence[float]]) -> dict[str, float]:
@@ -77,15 +84,14 @@ def estimates(returns: Returns, *, seed: int = 0) -> dict[str, Estimate]:
     Raises KeyError for a game without published scores.
     """
     rng = np.random.default_rng(seed)
-    normal: dict[str, list[np.ndarray]] = {}
-    for game, played in returns.items():
-        low, high = published()[game]["Random"], published()[game]["Human"]
-        normal[game] = [(np.asarray(episodes, dtype=float) - low) / (high - low) for episodes in played]
-    found = aggregates([[float(episodes.mean()) for episodes in of_seeds] for of_seeds in normal.values()])
+    normal = [
+        [normalised(game, np.asarray(episodes, dtype=float)) for episodes in played] for game, played in returns.items()
+    ]
+    found = aggregates([[float(episodes.mean()) for episodes in of_seeds] for of_seeds in normal])
     drawn = []
     for _ in range(RESAMPLES):
         scores = []
-        for of_seeds in normal.values():
+        for of_seeds in normal:
             chosen = [of_seeds[i] for i in rng.integers(len(of_seeds), size=len(of_seeds))]
             scores.append([float(rng.choice(episodes, len(episodes)).mean()) for episodes in chosen])
         drawn.append(aggregates(scores))

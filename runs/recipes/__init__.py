@@ -63,13 +63,18 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     """
     recipe, size = (str(values.get(key, "")) for key in ("recipe", "size"))
     template = preset(recipe, size)
-    valid = keys(template)
-    given = renamed(values, OLD_NAMES, valid)
+    return fill(template, renamed(values, OLD_NAMES, keys(template)))
+
+
+def from_recorded(values: Mapping[str, Any]) -> Config:
+    """`from_dict` of what a run or a packed model wrote down, with `BEFORE` for keys that did not exist then."""
+    config = from_dict(values)
+    unsaid: dict[str, Any] = {}
     for key, value in BEFORE.items():
         group, _, name = key.partition(".")
-        if key in valid and isinstance(given.get(group), dict):
-            given[group].setdefault(name, value)
-    return fill(template, given)
+        if key in keys(config) and name not in values.get(group, {}):
+            unsaid.setdefault(group, {})[name] = value
+    return fill(config, unsaid)
 
 
 def choice(key: str, word: Any, valid: Mapping[str, Any] | tuple[str, ...]) -> str:

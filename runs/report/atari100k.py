@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from runs.folder.files import write_atomic
-from runs.measure.scores import Estimate, aggregates, estimates, game_of, human_normalised, published, systems
+from runs.folder.files import write_figure
+from runs.folder.ppo import PPO
+from runs.measure.scores import Estimate, aggregates, estimates, game_of, normalised, published, systems
+from runs.report.publish import markdown
 
 PROTOCOL, POLICY = "atari100k", "sampled"
 BESIDE = ("DreamerV3-2023", "STORM")  # drawn in the picture
 TITLES = {"mean": "mean", "median": "median", "iqm": "IQM", "optimality_gap": "optimality gap"}
 STEPS = 100_000
-YARDSTICK = "ppo"  # the model-free agent that is drawn beside
 COLUMNS = 5
 PAGE = """\
 # Atari 100k
@@ -61,7 +61,7 @@ def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         score = float(np.mean([entry["mean"] for entry in of_seeds]))
         rows[game] = {
             "score": score,
-            "human_normalised": human_normalised(game, score),
+            "human_normalised": normalised(game, score),
             "seeds": [entry["seed"] for entry in of_seeds],
             "scores": [entry["mean"] for entry in of_seeds],
             "episodes": [entry["episodes"] for entry in of_seeds],
@@ -71,18 +71,13 @@ def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         }
     found = estimates({game: [entry["returns"] for entry in of_seeds] for game, of_seeds in games.items()})
     others = {
-        system: aggregates([[normal] for game in games if (normal := _normal(game, system)) is not None])
-        for system in systems()
+        system: aggregates([[normalised(game, published()[game][system])] for game in games]) for system in systems()
     }
     missing = [game for game in published() if game not in games]
     return {
         "protocol": PROTOCOL, "policy": POLICY, "games": rows, "missing": missing,
         "aggregates": {name: estimate._asdict() for name, estimate in found.items()}, "published": others,
     }  # fmt: skip
-
-
-def _normal(game: str, system: str) -> float | None:
-    return human_normalised(game, published()[game][system])
 
 
 def lines(told: Mapping[str, Any], ours: str, beside: Sequence[str]) -> list[tuple[str, ...]]:
@@ -123,7 +118,7 @@ def page(results: Path) -> str:
         heading, *rows = lines(told, f"`{recipe}`", systems())
         commands = sorted({_general(entry["training"]["command"]) for entry in own})
         text.append(f"## {recipe}, {len(told['games'])} of 26 games")
-        text.append("\n".join("| " + " | ".join(line) + " |" for line in (heading, ["---"] * len(heading), *rows)))
+        text.append(markdown(heading, rows))
         text.append("Made by " + "; ".join(f"`{command}`" for command in commands) + ".")
     if entries:
         text.append("![learning curves](atari100k.png)")
@@ -156,14 +151,11 @@ def picture(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.locator_params(axis="both", nbins=4)
     shown = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(COLUMNS, len(games)), fontsize=8)
-    data = io.BytesIO()
-    figure.savefig(data, dpi=110)
-    write_atomic(path, lambda file: file.write(data.getvalue()))
+    write_figure(path, figure)
 
 
 def _curve(axis: Any, entry: Mapping[str, Any]) -> None:
-    model_free = entry["recipe"] == YARDSTICK
-    color = "tab:orange" if model_free else "tab:blue"
+    color = "tab:orange" if entry["recipe"] == PPO else "tab:blue"
     points = [point for point in entry["points"] if point.get("core_hours") is not None]
     if points:
         hours = [point["core_hours"] for point in points]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from envs.errors import UserError
 from envs.settings import setting
 from runs import build
 from runs.config import Config
-from runs.folder.files import write_atomic
+from runs.folder.files import write_figure
 from runs.folder.ppo import METRICS, PpoRun, open_run
 from runs.folder.run import Run
 from runs.report.fitness_curve import draw_fitness
@@ -24,7 +23,7 @@ POINTS = 100
 
 
 def draw(run: Run) -> Path:
-    """Draws returns of the real game and the run's own measures; returns the file.
+    """Draws returns of the real game and the run's own measures; returns the file. The points: results/curve.json.
 
     A run that evolves its policy has another figure: fitness by generation, and how vision and memory learned.
     """
@@ -36,7 +35,9 @@ def draw(run: Run) -> Path:
         draw_fitness(figure, lines, run.config)
     else:
         _draw_returns(figure, lines, run.config, METRICS if isinstance(run, PpoRun) else build.metrics(run.config))
-    return _written(figure, run.folder / "pictures" / "curve.png")
+    path = run.folder / "pictures" / "curve.png"
+    write_figure(path, figure)
+    return path
 
 
 def draw_beside(runs: Sequence[Run]) -> Path:
@@ -67,13 +68,8 @@ def draw_beside(runs: Sequence[Run]) -> Path:
     axis.set_xlim(left=0)
     axis.grid(alpha=0.3)
     axis.legend(loc="upper left")
-    return _written(figure, runs[0].folder / "pictures" / "curves.png")
-
-
-def _written(figure: Any, path: Path) -> Path:
-    data = io.BytesIO()
-    figure.savefig(data, dpi=110)
-    write_atomic(path, lambda file: file.write(data.getvalue()))
+    path = runs[0].folder / "pictures" / "curves.png"
+    write_figure(path, figure)
     return path
 
 

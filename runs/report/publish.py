@@ -85,7 +85,7 @@ def tables(results: Path = RESULTS) -> str:
         (formats, rows("precision", _format)),
         (("CarRacing", "game steps a core second", "times gymnasium"), rows("car-racing", _car)),
     ]
-    return "\n\n".join(_table((*heading, "file"), lines) for heading, lines in sections if lines)
+    return "\n\n".join(markdown((*heading, "file"), lines) for heading, lines in sections if lines)
 
 
 def _score(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
@@ -187,8 +187,9 @@ def _link(path: Path) -> str:
     return f"[{path.stem}](../runs/results/{path.name})"
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
+def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown."""
+    lines = [heading, ["---"] * len(heading), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

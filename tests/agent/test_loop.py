@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from agent.collector import episode_seed
-from agent.evaluate import evaluate
+from agent.evaluate import watch
 from agent.loop import Loop
+from agent.player import Player
 from envs.make import make_games
 from runs import build
 from runs.config import Config
@@ -109,8 +110,8 @@ def test_evaluation_counts_every_episode_once_whatever_its_length() -> None:
     config = quick("Catch-v0")
     agent_games = make_games("Catch-v0", config.game, 3)
     agent = build.agent(config, agent_games.spec)
-    three = evaluate(agent, agent_games, 7, seed=0, greedy=True)
-    one = evaluate(agent, make_games("Catch-v0", config.game, 1), 7, seed=0, greedy=True)
+    three = watch(Player(agent, greedy=True), agent_games, 7, seed=0)
+    one = watch(Player(agent, greedy=True), make_games("Catch-v0", config.game, 1), 7, seed=0)
     assert three.returns == one.returns and three.lengths == one.lengths  # the same episodes, however many side by side
     assert len(three.returns) == 7
 
@@ -125,6 +126,6 @@ def test_catch_is_solved_by_imagination_alone(tmp_path: Path) -> None:
     loop = build.loop(config, games, tmp_path)
     with Progress() as progress:
         loop.train(config.steps, Run.create(config, tmp_path / "run"), progress)
-    scores = evaluate(loop.agent, games, 20, seed=1).returns
+    scores = watch(Player(loop.agent), games, 20, seed=1).returns
     caught = (sum(scores) / len(scores) + 10) / 20  # ten blocks a game, +1 or -1 each
     assert caught >= 0.6, f"{caught:.0%} caught"

@@ -23,7 +23,7 @@ from runs.cli.table import RECIPE, RUN, load
 from runs.config import OLD_NAMES
 from runs.config_types import keys, renamed, values
 from runs.folder.run import Run
-from runs.recipes import RECIPES, from_dict, preset
+from runs.recipes import RECIPES, from_dict, from_recorded, preset
 
 ROOT = Path(main.__file__).parent
 
@@ -241,7 +241,7 @@ def test_what_an_old_run_did_not_say_is_what_it_did() -> None:
     told = asdict(preset("reverie", "toy"))
     assert told["model"]["cont_from"] == "memory" and told["train"]["bursts"] > 0
     del told["model"]["cont_from"], told["model"]["dreamed_reward"], told["train"]["bursts"]
-    config = from_dict(told)
+    config = from_recorded(told)
     assert (config.model.cont_from, config.model.dreamed_reward, config.train.bursts) == ("features", 0.0, 0.0)
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from world_model.parts.nets import network_dtype
 from world_model.trees import Tree
 
 
@@ -87,11 +88,7 @@ class Transformer(nn.Module):
 
     def own(self, memory: Tree) -> Tree:
         """A copy that `step` overwrites: keys and values as attention reads them fastest, L x (B, N, S, D / N)."""
-        device = memory["k"].device.type
-        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        kind = torch.get_autocast_dtype(device) if mixed else memory["k"].dtype
-
-        contiguous = torch.contiguous_format
+        kind, contiguous = network_dtype(memory["k"]), torch.contiguous_format
 
         def apart(cache: Tensor) -> tuple[Tensor, ...]:
             layers = (self._layer(cache, i) for i in range(len(self.blocks)))

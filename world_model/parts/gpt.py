@@ -33,6 +33,7 @@ from world_model.parts.blocks import (
     to_qkv,
 )
 from world_model.parts.heads import draw
+from world_model.parts.nets import network_dtype
 from world_model.threads import torch_threads
 from world_model.trees import Tree
 
@@ -227,9 +228,7 @@ class GPT(nn.Module):
         Cast here once a call and not at every token. A model for playing alone has weights of the right format
         already (`agent.precision`), and nothing is cast.
         """
-        device, kind = self.position.device.type, self.position.dtype
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            kind = torch.get_autocast_dtype(device)
+        kind = network_dtype(self.position)
         blocks = [block.layers(kind) for block in self.blocks]  # type: ignore[operator]
         return _Weights(blocks, (affine(self.next_token[0], kind), affine(self.next_token[2], kind)))
 

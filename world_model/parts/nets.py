@@ -47,6 +47,13 @@ def pad(frame: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pad(frame, (0, width, 0, height)) if height or width else frame
 
 
+def network_dtype(like: Tensor) -> torch.dtype:
+    """The number format in which networks multiply beside this tensor: autocast's where it is on, else its own."""
+    device = like.device.type
+    mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if mixed else like.dtype
+
+
 def to_blocks(frame: Tensor) -> Tensor:
     """(..., C, H, W) -> (B, 16 C, H' / 4, W' / 4): every 4 x 4 pixels as the channels of one place, channels-last.
 
@@ -55,9 +62,7 @@ def to_blocks(frame: Tensor) -> Tensor:
     """
     frame = pad(frame, padded(*frame.shape[-2:]))
     c, height, width = frame.shape[-3:]
-    device = frame.device.type
-    mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # as the convolutions will
-    kind = torch.get_autocast_dtype(device) if mixed else frame.dtype
+    kind = network_dtype(frame)  # as the convolutions will
     four = {2: torch.int64, 4: torch.complex128}[kind.itemsize]  # only moved
     rows = frame.detach().reshape(-1, c, height, width).to(kind).contiguous().view(four)
     rows = rows.unflatten(2, (-1, BLOCK)).permute(0, 2, 4, 1, 3).contiguous()  # (B, H / 4, W / 4, C, 4)
