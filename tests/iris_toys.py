@@ -15,13 +15,13 @@ from envs.spec import Spec
 from runs.recipes.iris import MODELS
 from tests.toys import segments
 from world_model.interface import Batch, Objective, to_unit
-from world_model.iris import Iris
+from world_model.token_world import TokenWorld
 
 SPEC = Spec((3, 64, 64), 4, True)
 TOY = MODELS["toy"]
 
 
-def model(spec: Spec = SPEC, **changes: Any) -> Iris:
+def model(spec: Spec = SPEC, **changes: Any) -> TokenWorld:
     """A toy with weights large enough that everything matters."""
     torch.manual_seed(0)
     made = replace(TOY, **changes).build(spec)
@@ -31,7 +31,7 @@ def model(spec: Spec = SPEC, **changes: Any) -> Iris:
     return made
 
 
-def objectives(made: Iris) -> tuple[Objective, Objective]:
+def objectives(made: TokenWorld) -> tuple[Objective, Objective]:
     tokenizer, world_model = made.stages()
     return tokenizer.objectives[0], world_model.objectives[0]
 
@@ -42,5 +42,5 @@ def whole(batch_size: int, length: int) -> Batch:
     return batch.rows(torch.arange(batch_size))
 
 
-def tokens_of(made: Iris, batch: Batch) -> Tensor:
+def tokens_of(made: TokenWorld, batch: Batch) -> Tensor:
     return made.encode(to_unit(batch.frame))

@@ -20,7 +20,7 @@ from runs import build
 from runs.recipes import preset
 from world_model.dream.batch import Starts, World
 from world_model.interface import WorldModel
-from world_model.iris import Iris
+from world_model.token_world import TokenWorld
 
 CONTEXT = 4  # frames of a start
 WAYS: tuple[list[str], ...] = (
@@ -92,7 +92,7 @@ def sooner(model: WorldModel, by: float) -> None:
     """Makes dreams end sooner, by so many logits a step."""
     made: Any = model
     with torch.no_grad():
-        if isinstance(model, Iris):
+        if isinstance(model, TokenWorld):
             made.transformer.end[-1].bias[1] += by
         else:
             made.cont[-1].bias -= by

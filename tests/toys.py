@@ -23,10 +23,18 @@ from world_model.trees import Tree
 
 OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {  # choices of a recipe that change how it works; most have none
     "iris": ({}, {"quantizer": "ema", "keep": 3, "contrast": True}),
-    "iris_ac": ({"quantizer": "fsq", "levels": (8, 4), "attention": (), "local": True},),
+    "iris_ac": (
+        {"quantizer": "fsq", "levels": (8, 4), "attention": (), "local": True},
+        {"dynamics": "block", "history": 2, "quantizer": "fsq", "levels": (8, 4), "attention": (), "local": True},
+    ),
     "reverie": ({"dynamics": "gru"}, {"dynamics": "transformer", "window": 5}, {"points": 2}),
+    "spatial": (
+        {},
+        {"block_attention": "whole", "merge": 1, "refine": 0},
+        {"dynamics": "gpt", "layout": "vqgan", "halvings": 4},
+    ),
 }
-DISCRETE_ONLY = ("iris", "iris_ac")
+DISCRETE_ONLY = ("iris", "iris_ac", "spatial")
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,7 @@ def _build(state: Mapping[str, Tensor], heads: int) -> tuple[VQTokenizer, GPT]:
         codes=_shape(state, "world_model.embedder.embedding_tables.1.weight", 2)[0],
         tokens=tokens,
         context_frames=steps,
+        keep=max(1, steps // 2),
         width=width,
         layers=_count(state, r"world_model\.transformer\.blocks\.(\d+)\."),
         heads=heads,

@@ -29,8 +29,8 @@ from runs.folder.progress import Progress
 from runs.folder.run import OUT, Run
 from runs.recipes import choice, preset
 from world_model import iris_checkpoint
-from world_model.iris import Iris
 from world_model.iris_checkpoint import Published
+from world_model.token_world import TokenWorld
 
 PLAYED = 512  # agent steps of the real game, from which dreams can begin
 # The actor-critic's parts, as we name them and as a published state dict does.
@@ -88,7 +88,7 @@ def _iris(asked: ImportConfig) -> None:
             raise UserError(f"{asked.path} sees frames of {seen} colours, and {asked.env} has {shown}.")
 
         def fill(agent: Agent) -> None:
-            assert isinstance(agent.world_model, Iris)
+            assert isinstance(agent.world_model, TokenWorld)
             agent.world_model.tokenizer.load_state_dict(published.tokenizer.state_dict())
             agent.world_model.transformer.load_state_dict(published.world_model.state_dict())
             ours = dict(agent.learner.named_parameters())
@@ -115,7 +115,7 @@ def _write(asked: ImportConfig, config: Config, games: Games, fill: Callable[[Ag
         progress.start(PLAYED, 0)
         while loop.replay.steps < PLAYED:
             loop.collect(games.num, progress)
-        assert isinstance(loop.agent.world_model, Iris)
+        assert isinstance(loop.agent.world_model, TokenWorld)
         for episode in loop.replay.memory().values():  # the checkpoint knows the signs of rewards alone
             loop.agent.world_model.reward.note(torch.from_numpy(episode.reward))
         loop.updates = 1  # the round of those who trained it: the next one begins by playing

@@ -20,8 +20,8 @@ from envs.settings import setting
 from runs.dreams import Loaded, load_parts
 from runs.folder.progress import as_table
 from world_model.interface import to_unit
-from world_model.iris import Iris
 from world_model.parts.gpt import GPT
+from world_model.token_world import TokenWorld
 
 FORMATS: dict[str, tuple[int, Format]] = {  # name: (rows at once, all with 0; number format)
     "float32, a single row": (1, "fp32"),
@@ -41,7 +41,7 @@ class PrecisionConfig:
 def measure(loaded: Loaded) -> list[dict[str, Any]]:
     """A row for each number format. Raises UserError for a run of another recipe."""
     model = loaded.agent.world_model
-    if not isinstance(model, Iris):
+    if not isinstance(model, TokenWorld):
         raise UserError(f"This run's recipe is {loaded.config.recipe}: precision measures iris and iris_ac.")
     frame, action = loaded.starts
     steps = min(action.shape[1], model.config.context_frames - 1)

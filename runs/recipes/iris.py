@@ -43,20 +43,20 @@ from policies.actor_critic import ActorCriticConfig
 from policies.cnn_lstm import CnnLstmConfig
 from runs.config import Config
 from runs.recipes import recipe
-from world_model.iris import IrisConfig
+from world_model.token_world import TokenWorldConfig
 
-TOY = IrisConfig(
+TOY = TokenWorldConfig(
     codes=32, code_width=16, channels=8, halvings=1, blocks=1, attention=(1,), patch=16, tokenizer_updates=20,
     tokenizer_batch=32, tokenizer_lr=1e-3, context_frames=8, keep=2, width=32, layers=2, heads=2, dropout=0.0,
     updates=20, batch_size=8, lr=1e-3,
 )  # fmt: skip
-FAST = IrisConfig(
+FAST = TokenWorldConfig(
     codes=4096, code_width=64, halvings=1, blocks=1, attention=(), patch=8, local=True, quantizer="fsq",
     levels=(8, 8, 8, 8), contrast=True,
     tokenizer_updates=300, tokenizer_batch=64, tokenizer_lr=1e-3, tokenizer_decay=2_000,
     context_frames=8, keep=4, width=128, layers=4, dropout=0.0, updates=1600, batch_size=32, lr=5e-4,
 )  # fmt: skip
-PAPER = IrisConfig()
+PAPER = TokenWorldConfig()
 MODELS = {"toy": TOY, "xs": FAST, "s": PAPER, "m": PAPER}
 POLICIES = {
     "toy": CnnLstmConfig(starts=8, horizon=8, channels=(4, 4, 8, 8), hidden=32, updates=3),

@@ -25,10 +25,10 @@ from runs.config import Config
 from runs.dreams import load_parts
 from runs.folder.run import Run
 from runs.recipes.iris import iris
-from world_model.iris import Iris
 from world_model.iris_checkpoint import published_names
 from world_model.parts.gpt import GPT, GPTConfig
 from world_model.parts.vq_tokenizer import VQTokenizer, VQTokenizerConfig
+from world_model.token_world import TokenWorld
 
 FULL = Path(__file__).parents[3] / "shared" / "vectors" / "iris" / "keys_full_size.json"
 TOKENIZER = VQTokenizerConfig(codes=8, width=8, channels=4, halvings=3, blocks=1, attention=(1,))  # 16 pixels, 4 tokens
@@ -114,7 +114,7 @@ def test_a_published_checkpoint_becomes_a_run(capsys: pytest.CaptureFixture[str]
     assert len(theirs) == len(ours) == 16
     for name, known in import_checkpoint.ACTOR_CRITIC_NAMES.items():
         assert torch.equal(ours[name], theirs[known]), name
-    assert isinstance(agent.world_model, Iris)
+    assert isinstance(agent.world_model, TokenWorld)
     assert torch.equal(agent.world_model.transformer.position, state["world_model.pos_emb.weight"])
     assert torch.equal(agent.world_model.tokenizer.embedding.weight, state["tokenizer.embedding.weight"])
     assert starts.frame.shape[1:] == (9, 3, 16, 16) and len(starts.frame) > 16

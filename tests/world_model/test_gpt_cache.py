@@ -18,7 +18,7 @@ from world_model.parts import blocks
 from world_model.parts.gpt import GPT, GPTConfig
 from world_model.trees import Tree
 
-TOY = GPTConfig(codes=8, tokens=4, context_frames=5, width=16, layers=2, heads=2)
+TOY = GPTConfig(codes=8, tokens=4, context_frames=5, keep=2, width=16, layers=2, heads=2)
 AGES = (20, 5, 10)  # tokens read: whole steps of 5
 
 
@@ -93,8 +93,8 @@ def test_a_row_without_room_is_an_error(gpt: GPT) -> None:
 
 def test_only_full_rows_slide(gpt: GPT) -> None:
     young, full = (gpt.append(gpt.initial(1), tokens_of(1, age))[0] for age in (15, 25))
-    assert gpt.slide(young, [15], keep=2) == (young, [15])
-    memory, positions = gpt.slide(together([young, full, young]), [15, 25, 15], keep=2)
+    assert gpt.slide(young, [15]) == (young, [15])
+    memory, positions = gpt.slide(together([young, full, young]), [15, 25, 15])
     assert memory["position"].tolist() == positions == [15, 10, 15]
     for row in (0, 2):
         kept = trees.rows(memory, slice(row, row + 1))
@@ -106,7 +106,7 @@ def test_a_drawn_frame_is_read_but_for_its_last_token(gpt: GPT) -> None:
     memory, drawn = gpt.draw(plain, 0)
     assert memory["position"].tolist() == [18, 8, 13] and torch.equal(memory["h"], plain["h"])
     action = torch.tensor([2, 0, 1])
-    quick, end = gpt.advance(memory, drawn[:, -1], action, keep=2)
+    quick, end = gpt._with_action(memory, drawn[:, -1], action)
     whole, _ = gpt.append(plain, torch.cat([drawn, action.unsqueeze(1)], 1))
     assert end == 20 and torch.equal(quick["position"], whole["position"])
     for row, position in enumerate(quick["position"].tolist()):

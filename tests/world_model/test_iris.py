@@ -19,7 +19,7 @@ from tests.iris_toys import SPEC, TOY, model, whole
 from tests.tables import parts
 from world_model.dream.envs import DreamEnv
 from world_model.interface import State, to_unit
-from world_model.iris import Iris, IrisConfig
+from world_model.token_world import TokenWorld, TokenWorldConfig
 from world_model.trees import Tree
 
 WINDOW: dict[str, Any] = {"context_frames": 4, "keep": 1}
@@ -28,7 +28,7 @@ WINDOW: dict[str, Any] = {"context_frames": 4, "keep": 1}
 # ---- what it is ----
 def test_the_paper_s_sizes() -> None:
     with torch.device("meta"):
-        made = IrisConfig().build(Spec((3, 64, 64), 6, True))
+        made = TokenWorldConfig().build(Spec((3, 64, 64), 6, True))
     counts = [sum(p.numel() for p in part.parameters()) for part in (made.tokenizer, made.transformer)]
     assert counts == [4_027_523, 8_448_005]
     assert made.latent_shape == (16,) and made.feature_size == 3 * 64 * 64
@@ -183,7 +183,7 @@ def test_what_a_policy_sees() -> None:
 def test_the_published_policy_learns_from_signs_and_all_others_in_the_game_s_units(recipe: str, signs: bool) -> None:
     made = parts(recipe=recipe)
     model, policy = made.world.model, made.learner.policy
-    assert isinstance(model, Iris)
+    assert isinstance(model, TokenWorld)
     with torch.no_grad():
         dict(model.named_parameters())["transformer.reward.2.bias"][0] += 20  # a punishment at every step
     model.reward.note(torch.tensor([-20.0]))

@@ -11,6 +11,7 @@ import io
 import json
 import lzma
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from world_model.parts.vq_tokenizer import VQTokenizer, VQTokenizerConfig
 VECTORS = Path(__file__).parents[1] / "vectors" / "iris"
 FULL = Path(__file__).parents[3] / "shared" / "vectors" / "iris"
 TOY = VQTokenizerConfig(codes=8, width=8, channels=4, halvings=2, blocks=1, attention=(1,))
-TOY_GPT = GPTConfig(codes=8, tokens=4, context_frames=5, width=16, layers=2, heads=2)
+TOY_GPT = GPTConfig(codes=8, tokens=4, context_frames=5, width=16, layers=2, heads=2, keep=2)
 
 
 def vectors(name: str) -> dict[str, Tensor]:
@@ -215,12 +216,13 @@ def test_frames_are_drawn_as_often_as_they_are_likely() -> None:
 
 def test_a_full_window_slides_and_remembers() -> None:
     gpt = toy_gpt()
+    gpt.config = replace(gpt.config, keep=3)
     tokens, action = segment(2, 6)
     row = in_a_row(tokens, action)
     full, _ = gpt.append(gpt.initial(1), row[:1, :25])
     young, _ = gpt.append(gpt.initial(1), row[1:, :15])
     both = trees.map(lambda a, b: torch.cat([a, b]), full, young)
-    memory, positions = gpt.slide(both, [25, 15], keep=3)
+    memory, positions = gpt.slide(both, [25, 15])
     assert memory["position"].tolist() == positions == [15, 15]
     assert torch.equal(memory["h"][:1], full["h"])
     _, out = gpt.append(memory, torch.stack([row[0, 25:30], row[1, 15:20]]))
@@ -234,8 +236,8 @@ def test_impossible_transformers() -> None:
         toy_gpt()(*segment(1, 6))
     with pytest.raises(ValueError, match="16 cannot be shared among 3"):
         GPTConfig(width=16, heads=3).build(2)
-    with pytest.raises(ValueError, match="between 1 and 3"):
-        toy_gpt().slide(toy_gpt().initial(1), [0], keep=4)
+    with pytest.raises(ValueError, match="1 to 3 can be kept, got keep=4"):
+        replace(TOY_GPT, keep=4).build(2)
 
 
 # ---- the reader ----

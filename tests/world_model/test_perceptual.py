@@ -16,15 +16,15 @@ from envs.spec import Spec
 from runs.recipes.iris import MODELS
 from tests.toys import lost, segments
 from world_model.interface import to_unit
-from world_model.iris import Iris
 from world_model.parts import perceptual
 from world_model.parts.perceptual import Blur, Kind
+from world_model.token_world import TokenWorld
 
 SPEC = Spec((3, 64, 64), 4, True)
 WEIGHTS = "stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth"
 
 
-def model(kind: Kind) -> Iris:
+def model(kind: Kind) -> TokenWorld:
     torch.manual_seed(0)
     return replace(MODELS["toy"], perceptual=kind).build(SPEC)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_model import trees
@@ -34,10 +35,9 @@ from world_model.parts.blocks import (
 )
 from world_model.parts.heads import draw
 from world_model.parts.nets import network_dtype
+from world_model.parts.token_dynamics import REWARDS, Foreseen, TokenDynamics, surprise
 from world_model.threads import torch_threads
 from world_model.trees import Tree
-
-REWARDS = (-1, 0, 1)  # the sign of the reward, by class of the reward head
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class GPTConfig:
     layers: int = 10
     heads: int = 4
     dropout: float = 0.1
+    keep: int = 1  # frames, with their actions, that remain when the window is full
 
     def build(self, actions: int) -> GPT:
         """The transformer for a game of that many actions."""
@@ -65,7 +66,7 @@ class Prediction(NamedTuple):
     end: Tensor  # (B, T, 2): goes on, ends
 
 
-class GPT(nn.Module):
+class GPT(TokenDynamics):
     """Pre-norm causal transformer with learned absolute positions, in a parallel and a cached form.
 
     Memory: each layer's keys and values (B, heads, S, d), the tokens read (B, S), the output at the last of them
@@ -79,7 +80,12 @@ class GPT(nn.Module):
         super().__init__()
         if config.width % config.heads:
             raise ValueError(f"a width of {config.width} cannot be shared among {config.heads} heads")
-        self.config, self.actions = config, actions
+        if not 1 <= config.keep <= config.context_frames - 2:
+            raise ValueError(
+                f"of a window of {config.context_frames} frames 1 to {config.context_frames - 2} can be kept, "
+                f"got keep={config.keep}"
+            )
+        self.config, self.actions, self.width = config, actions, config.width
         self.stride = config.tokens + 1
         self.window = config.context_frames * self.stride
         width = config.width
@@ -119,6 +125,69 @@ class GPT(nn.Module):
         has_action = hidden[:, :, -1]
         return Prediction(self.next_token(ahead), self.reward(has_action), self.end(has_action))
 
+    # ---- what a token world asks for ----
+    def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor) -> Foreseen:
+        """See `TokenDynamics`; nobody predicts a segment's very first token."""
+        said = self(tokens, action)
+        logits, next_token = said.token.flatten(1, 2)[:, :-1], tokens.flatten(1)[:, 1:]
+        nats = F.pad(surprise(logits, next_token), (1, 0)).view_as(tokens)
+        return Foreseen(nats, said.reward, said.end, {})
+
+    def advance(self, memory: Tree, tokens: Tensor, action: Tensor) -> Tree:
+        """A frame is read but for its last token: one pass reads it with the action."""
+        return self._with_action(memory, tokens[:, -1], action)[0]
+
+    def imagine(self, memory: Tree, temperature: float = 1.0) -> tuple[Tensor, Tree]:
+        """See `TokenDynamics`."""
+        after, tokens = self.draw(memory, temperature)
+        return tokens, after
+
+    def observe(self, memory: Tree, tokens: Tensor) -> Tree:
+        """See `TokenDynamics`."""
+        return {**self.append(memory, tokens[:, :-1])[0], "h": memory["h"]}
+
+    def step(
+        self, memory: Tree, tokens: Tensor, action: Tensor, seen: Tensor | None = None, temperature: float = 1.0
+    ) -> tuple[Tensor, Tree]:
+        """With one copy of the memory instead of two, and as little looked at as there is."""
+        memory, end = self._with_action(memory, tokens[:, -1], action)
+        if seen is None:
+            memory, tokens = self.draw_into(memory, temperature, end)
+            return tokens, memory
+        h = memory["h"]
+        memory, _ = self.read_into(memory, seen[:, :-1], end + self.config.tokens - 1)
+        return seen, {**memory, "h": h}
+
+    def has_action(self, memory: Tree) -> Tensor:
+        """See `TokenDynamics`."""
+        return memory["position"] >= self.stride  # type: ignore[no-any-return]
+
+    def held(self, past: int) -> int:
+        """As many as `advance`, step by step, would have left in the memory."""
+        most, keep = self.config.context_frames - 1, self.config.keep
+        return past if past <= most else keep + 1 + (past - most - 1) % (most - keep)
+
+    def start(self, tokens: Tensor, action: Tensor) -> Tree:
+        """In one pass."""
+        held, row, memory = tokens.shape[1] - 1, tokens[:, -1, :-1], self.initial(len(tokens))
+        if held:
+            steps = torch.cat([tokens[:, :-1], action.unsqueeze(-1)], -1)  # (B, held, N + 1)
+            row = torch.cat([steps.flatten(1), row], 1)
+        h = memory["h"]
+        memory, hidden = self.read_into(memory, row, row.shape[1])
+        return {**memory, "h": hidden[:, held * self.stride - 1] if held else h}
+
+    def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
+        """The sum over the frame's tokens, along those that the first expects: an estimate without bias."""
+        both, total = [memory, other], torch.zeros_like(memory["h"][:, 0])
+        for further in range(self.config.tokens, 0, -1):
+            p, q = (self.next_token_logits(one["h"]).float().log_softmax(-1) for one in both)
+            total += (p.exp() * (p - q)).sum(-1)
+            if further > 1:
+                token = draw(p).unsqueeze(1)
+                both = [self.append(one, token)[0] for one in both]
+        return total
+
     # ---- cached; without gradients and dropout ----
     def initial(self, batch_size: int) -> Tree:
         """Nothing read yet."""
@@ -151,7 +220,7 @@ class GPT(nn.Module):
         return self.draw_into(_own(memory), temperature, end)
 
     @torch.no_grad()
-    def advance(self, memory: Tree, last: Tensor, action: Tensor, keep: int) -> tuple[Tree, int]:
+    def _with_action(self, memory: Tree, last: Tensor, action: Tensor) -> tuple[Tree, int]:
         """Reads a frame's last token (B,) and its action (B,): a memory of the caller's own, and its longest row.
 
         A row without room for the frame after this one as well, which the window's last action was never taught to
@@ -159,24 +228,22 @@ class GPT(nn.Module):
         the transformer.
         """
         positions = memory["position"].tolist()
-        memory, positions = self.slide(memory, positions, keep)
+        memory, positions = self.slide(memory, positions)
         end = max(positions) + 2
         return self.read_into(_own(memory), torch.stack([last, action], 1), end)[0], end
 
-    def slide(self, memory: Tree, positions: list[int], keep: int) -> tuple[Tree, list[int]]:
+    def slide(self, memory: Tree, positions: list[int]) -> tuple[Tree, list[int]]:
         """Makes room in rows that cannot take two steps more: their last `keep` remain, read anew from position 0.
 
         Absolute positions are part of every key, so the cache cannot simply roll. What is read of the present frame
         remains too. Rows with room stay as they are; h stays, as the output of the longer context. The published code
         forgets everything instead.
         """
-        if not 0 < keep <= self.config.context_frames - 2:
-            raise ValueError(f"between 1 and {self.config.context_frames - 2} steps can be kept, got {keep}")
         full = [row for row, at in enumerate(positions) if (at // self.stride + 2) * self.stride > self.window]
         if not full:
             return memory, positions
         # Rows of a batch stand within the same frame's tokens, however many frames they have read.
-        length = keep * self.stride + positions[full[0]] % self.stride
+        length = self.config.keep * self.stride + positions[full[0]] % self.stride
         rows = torch.tensor(full, device=memory["position"].device)
         slots = memory["position"][rows].unsqueeze(1) - length + torch.arange(length, device=rows.device)
         late = memory["tokens"][rows].gather(1, slots)
@@ -274,7 +341,9 @@ def _alone(weights: _Weights) -> AbstractContextManager[None]:
 
 def _drawn(logits: Tensor, temperature: float) -> Tensor:
     logits = logits.float()
-    return logits.argmax(-1) if temperature <= 0 else draw((logits / temperature).log_softmax(-1))
+    if temperature <= 0:
+        return logits.argmax(-1)
+    return draw((logits if temperature == 1 else logits / temperature).log_softmax(-1))
 
 
 def _own(memory: Tree) -> Tree:

@@ -59,33 +59,50 @@ class Codebook(nn.Embedding):
 class MovingCodebook(Codebook):
     """Each code is the moving mean of the latents it stands for; one that stands for none begins anew at some latent.
 
-    Nothing is in use at first, so the codes begin as latents of the first batch.
+    Nothing is in use at first, so the codes begin as latents of the first batch. Two schedules: at every update, where
+    a code that stands for hardly any latent has a grace of 70 updates; or every few updates, with a look for dead codes
+    now and then, which are those that stand for less than 1 % of their even share (Atari world model v2.1).
     """
 
     terms = ("commitment",)
     DECAY = 0.99
     DEAD, ANEW = 0.05, 0.1  # latents an update, as a moving mean: a new code has 70 updates to find some
+    DEAD_SHARE = 0.01  # of the latents of an average code
 
     count: Tensor
     total: Tensor
+    updates: Tensor
 
-    def __init__(self, codes: int, width: int) -> None:
+    def __init__(self, codes: int, width: int, follow_every: int = 1, reset_every: int = 0) -> None:
         super().__init__(codes, width)
+        self.follow_every, self.reset_every = follow_every, reset_every
         self.weight.requires_grad_(False)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("count", torch.zeros(codes))  # latents a code stands for
         self.register_buffer("total", torch.zeros(codes, width))  # and their sum
 
     @torch.no_grad()
     def follow(self, latent: Tensor, tokens: Tensor) -> None:
         """After an update: the codes move towards the latents (M, D) float32 that have become the tokens (M,)."""
+        begun, due = self.updates == 0, self.updates % self.follow_every == 0
         dead = self.count < self.DEAD
+        if self.reset_every:
+            rare = self.count < self.DEAD_SHARE * self.count.mean()
+            dead = begun | (rare & (self.updates % self.reset_every == 0))
+        self.updates += 1
         one_hot = F.one_hot(tokens, self.num_embeddings).to(latent.dtype)  # (M, V)
-        self.count.lerp_(one_hot.sum(0), 1 - self.DECAY)
-        self.total.lerp_(one_hot.T @ latent, 1 - self.DECAY)
+        weight = (1 - self.DECAY) * due
+        self.count.lerp_(one_hot.sum(0), weight)
+        self.total.lerp_(one_hot.T @ latent, weight)
         anew = latent[torch.randint(len(latent), (self.num_embeddings,), device=latent.device)]
         self.total.copy_(torch.where(dead.unsqueeze(-1), self.ANEW * anew, self.total))
         self.count.masked_fill_(dead, self.ANEW)
-        self.weight.copy_(self.total / self.count.unsqueeze(-1))
+        self.weight.copy_(self.total / self.count.clamp(min=1e-6).unsqueeze(-1))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Checkpoints from before the updates were counted lack the number, which their schedule does not need."""
+        state_dict.setdefault(prefix + "updates", self.updates)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class FiniteScalar(nn.Module):
@@ -141,17 +158,19 @@ class FiniteScalar(nn.Module):
 Quantizer = Codebook | FiniteScalar
 
 
-def build(kind: str, codes: int, width: int, levels: tuple[int, ...]) -> Quantizer:
+def build(
+    kind: str, codes: int, width: int, levels: tuple[int, ...], follow_every: int = 1, reset_every: int = 0
+) -> Quantizer:
     """The quantiser of that kind with V codes; raises ValueError for an unknown kind and numbers that contradict."""
     if kind == "fsq":
         if (count := math.prod(levels)) != codes:
             raise ValueError(f"the levels {list(levels)} make {count} codes, not {codes}")
         return FiniteScalar(levels)
-    kinds: dict[str, Any] = {"gradient": Codebook, "ema": MovingCodebook}
-    if kind not in kinds:
+    if kind == "ema":
+        return MovingCodebook(codes, width, follow_every, reset_every)
+    if kind != "gradient":
         raise ValueError(f'quantizer is "gradient", "ema" or "fsq", got "{kind}"')
-    made: Codebook = kinds[kind](codes, width)
-    return made
+    return Codebook(codes, width)
 
 
 @torch.no_grad()

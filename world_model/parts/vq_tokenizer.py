@@ -1,6 +1,8 @@
-"""IRIS's tokenizer: a residual convolutional VQ-VAE with self-attention (Micheli et al. 2023, appendix A.1).
+"""Tokenizers of single frames: residual convolutional VQ-VAEs in two layouts.
 
-The published one has the layout of VQGAN (Esser et al. 2021) with the same width at every level and no discriminator.
+`vqgan` is IRIS's, with self-attention (Micheli et al. 2023, appendix A.1): the layout of VQGAN (Esser et al. 2021) with
+the same width at every level and no discriminator. `hires` is that of the Atari world model v2.1: each halving doubles
+the width, all residual blocks stand at the smallest size, and the picture grows by repeated pixels.
 Shapes: B batch, C H W picture, N tokens a frame (row by row of the grid h x w), D width of a code, V codes.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch.nn.functional as F
@@ -20,22 +23,27 @@ from world_model.parts.nets import ChannelNorm, pad, padded
 from world_model.parts.quantizers import Quantized, Quantizer
 
 QuantizerKind = Literal["gradient", "ema", "fsq"]
+Layout = Literal["vqgan", "hires"]
 
 
 @dataclass(frozen=True)
 class VQTokenizerConfig:
     """The paper's numbers. A level is what happens between two halvings of the picture."""
 
+    layout: Layout = "vqgan"
     codes: int = 512
     width: int = 512  # of a code
-    channels: int = 64
+    channels: int = 64  # hires: at the full size
     halvings: int = 4  # 64 x 64 pixels to 4 x 4 tokens
     blocks: int = 2  # residual blocks a level; the decoder has one more
     attention: tuple[int, ...] = (2, 3)  # levels with self-attention after each block: at 16 x 16 and 8 x 8
     patch: int = 1  # pixels, both ways, that become the channels of one place before anything else
+    contrast: bool = False  # the networks see and show sigmas from the background, which know no bounds
     local: bool = False  # what becomes one token is encoded as a picture of its own, so that it tells of nothing else
     quantizer: QuantizerKind = "gradient"
     levels: tuple[int, ...] = (8, 8, 8)  # fsq only: of each dimension of a code; `width` is then of the networks alone
+    follow_every: int = 1  # ema only, as the next: updates between two of the codebook
+    reset_every: int = 0  # updates between two looks for dead codes; 0: at each, and after a grace of 70
 
     def build(self, frame: tuple[int, int, int]) -> VQTokenizer:
         """The tokenizer for frames (C, H, W)."""
@@ -62,12 +70,15 @@ class VQTokenizer(nn.Module):
         self.padded = padded(height, width, times)
         self.grid = (self.padded[0] // times, self.padded[1] // times)
         self.tokens = self.grid[0] * self.grid[1]
-        self.encoder = _encoder(config, colours * config.patch**2)
-        self.embedding: Quantizer = quantizers.build(config.quantizer, config.codes, config.width, config.levels)
+        encoder, decoder = (_encoder, _decoder) if config.layout == "vqgan" else (_hires_encoder, _hires_decoder)
+        self.encoder = encoder(config, colours * config.patch**2)
+        self.embedding: Quantizer = quantizers.build(
+            config.quantizer, config.codes, config.width, config.levels, config.follow_every, config.reset_every
+        )
         self.width = self.embedding.weight.shape[1]  # of a code
         self.pre_quant_conv = nn.Conv2d(config.width, self.width, 1)
         self.post_quant_conv = nn.Conv2d(self.width, config.width, 1)
-        self.decoder = _decoder(config, colours * config.patch**2)
+        self.decoder = decoder(config, colours * config.patch**2)
 
     def encode(self, frame: Tensor) -> Tensor:
         """(..., C, H, W) in [0, 1] -> tokens (..., N) int64."""
@@ -155,6 +166,37 @@ class Double(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+def _hires_encoder(config: VQTokenizerConfig, colours: int) -> nn.Sequential:
+    widths = _widths(config)
+    parts: list[nn.Module] = [nn.Conv2d(colours, widths[0], 3, padding=1)]
+    for narrow, wide in pairwise(widths):
+        parts += [nn.Conv2d(narrow, wide, 4, 2, 1), _norm(wide, config.local, groups=8), nn.GELU()]
+    parts += [ResidualBlock(widths[-1], local=config.local) for _ in range(config.blocks)]
+    return nn.Sequential(*parts, *_to(widths[-1], config.width))
+
+
+def _hires_decoder(config: VQTokenizerConfig, colours: int) -> nn.Sequential:
+    widths = _widths(config)
+    parts: list[nn.Module] = [*_to(config.width, widths[-1])]
+    parts += [ResidualBlock(widths[-1], local=config.local) for _ in range(config.blocks)]
+    for wide, narrow in pairwise(reversed(widths)):
+        parts += [nn.Upsample(scale_factor=2.0), nn.Conv2d(wide, narrow, 3, padding=1)]
+        parts += [_norm(narrow, config.local, groups=8), nn.GELU()]
+    # From -1 to 1: where the picture counts in sigmas from the background it reaches as far as needed.
+    squash: tuple[nn.Module, ...] = () if config.contrast else (nn.Tanh(),)
+    return nn.Sequential(*parts, nn.Conv2d(widths[0], colours, 3, padding=1), *squash)
+
+
+def _widths(config: VQTokenizerConfig) -> list[int]:
+    """Of each level, twice that of the one before."""
+    return [config.channels * 2**level for level in range(config.halvings + 1)]
+
+
+def _to(inputs: int, outputs: int) -> list[nn.Module]:
+    """Between the networks' width and a code's, where they differ."""
+    return [] if inputs == outputs else [nn.Conv2d(inputs, outputs, 1)]
+
+
 # The parts are named as in a published state dict, with "/" for "." (which torch does not allow in a name).
 def _encoder(config: VQTokenizerConfig, colours: int) -> nn.Sequential:
     parts: OrderedDict[str, nn.Module] = OrderedDict()
@@ -212,5 +254,5 @@ class _Norm(nn.GroupNorm):
         return super().forward(x.float()).to(x.dtype)
 
 
-def _norm(channels: int, local: bool) -> nn.Module:
-    return ChannelNorm(channels) if local else _Norm(min(32, channels), channels, eps=1e-6)
+def _norm(channels: int, local: bool, groups: int = 32) -> nn.Module:
+    return ChannelNorm(channels) if local else _Norm(min(groups, channels), channels, eps=1e-6)

@@ -1,8 +1,15 @@
-"""`iris`: a VQ-VAE turns each frame into a few tokens, and a transformer dreams them one by one.
+"""Token worlds: a tokenizer turns each frame into a grid of codes, and a transformer dreams the codes of the next one.
 
-Micheli et al. 2023, "Transformers are Sample-Efficient World Models". What differs: a full window slides and keeps half
-of what it saw, where theirs forgets everything; without a perceptual network, pixels count more the further they stand
-from the background (as in `reverie`), lest the ball be lost.
+One system with parts that exchange (`layout` and `quantizer` of the tokenizer, `dynamics`), and two recipes:
+
+`iris` (Micheli et al. 2023, "Transformers are Sample-Efficient World Models"): 16 tokens a frame, dreamed one by one.
+What differs: a full window slides and keeps half of what it saw, where theirs forgets everything; without a perceptual
+network, pixels count more the further they stand from the background (as in `reverie`), lest the ball be lost.
+
+`spatial` (Atari world model v2.1): 21 x 16 tokens of few codes, all of the next frame in one pass over the last four;
+learned with rollouts of its own tokens and weights of single ones. What the document leaves out, reward and ending, are
+told by the output at the action, as in `iris`.
+
 Shapes: B batch, T time, C H W picture, N tokens a frame, V codes, D width of the transformer.
 """
 
@@ -13,7 +20,6 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.settings import setting
@@ -32,10 +38,12 @@ from world_model.interface import (
     to_unit,
 )
 from world_model.parts import perceptual, quantizers
-from world_model.parts.gpt import GPT, GPTConfig
-from world_model.parts.heads import SignedReward, draw, mean_where
+from world_model.parts.block_transformer import Attention, BlockTransformerConfig
+from world_model.parts.gpt import GPTConfig
+from world_model.parts.heads import SignedReward, mean_where
 from world_model.parts.quantizers import MovingCodebook
-from world_model.parts.vq_tokenizer import QuantizerKind, VQTokenizer, VQTokenizerConfig
+from world_model.parts.token_dynamics import TokenDynamics, surprise
+from world_model.parts.vq_tokenizer import Layout, QuantizerKind, VQTokenizer, VQTokenizerConfig
 from world_model.trees import Tree
 
 SIGMA = 0.15  # as `reverie`'s: the error of a pixel that costs half a nat
@@ -47,6 +55,7 @@ TOKENIZER_METRICS = {
     "lpips": Metric("distance in the features of LPIPS"),
     "st_lpips": Metric("distance in the features of ST-LPIPS"),
     "l1": Metric("L1 of the pixels in [-1, 1], whatever the loss", shown="tokenizer"),
+    "edges": Metric("squared errors of the differences between neighbouring pixels"),
     "codebook": Metric("what pulls the codes to the latents"),
     "commitment": Metric("what pulls the latents to the codes"),
     "codebook_usage": Metric("share of the codes that a batch uses"),
@@ -55,8 +64,13 @@ TOKENIZER_METRICS = {
 }
 TRANSFORMER_METRICS = {
     "tokens": Metric(
-        "surprise at the next token, nats", shown="tokens", panel="surprise at the next token, nats"
+        "surprise at the next token, nats; weighted, where tokens have weights", shown="tokens",
+        panel="surprise at the next token, nats",
     ),
+    "accuracy": Metric("block: share of the tokens whose most likely value came", shown="right"),
+    "accuracy_moved": Metric("block: the same, of the tokens that changed"),
+    "still": Metric("block: share of the tokens that did not change, which 'nothing moved' would have had right"),
+    "certainty": Metric("block: probability of what came"),
     "reward": Metric(
         "cross-entropy of the reward's sign, nats a step", shown="reward", panel="reward cross-entropy, nats"
     ),
@@ -65,13 +79,14 @@ TRANSFORMER_METRICS = {
 
 
 @dataclass(frozen=True)
-class IrisConfig:
-    """The paper's numbers but for the perceptual loss, whose network is not everywhere."""
+class TokenWorldConfig:
+    """IRIS's numbers but for the perceptual loss, whose network is not everywhere; of `block` the document's."""
 
     view: Literal["frame", "tokens"] = setting(
         "frame", help="what the policy sees: the decoded frame, or codes and the memory's h"
     )
     # The tokenizer; what each means stands in VQTokenizerConfig.
+    layout: Layout = setting("vqgan", help="of the tokenizer's networks: IRIS's, or that of the Atari world model v2.1")
     codes: int = setting(512, 2, 65_536, help="of the tokenizer's codebook")
     code_width: int = setting(512, 1, 16_384, help="numbers of a code")
     channels: int = setting(64, 1, 4096, help="of the tokenizer's convolutions")
@@ -82,6 +97,12 @@ class IrisConfig:
     local: bool = setting(False, help="each token's pixels are seen by themselves")
     quantizer: QuantizerKind = setting("gradient", help="how latents become codes")
     levels: tuple[int, ...] = setting((8, 8, 8), 2, 1024, help="of each dimension of a finite scalar quantiser")
+    follow_every: int = setting(1, 1, 10_000, help="ema: updates between two of the codebook")
+    reset_every: int = setting(
+        0, 0, help="ema: updates between two looks for dead codes; 0: at each, and after a grace of 70"
+    )
+    commitment_scale: float = setting(1.0, 0, 100, help="of what pulls the latents to the codes")
+    edge_scale: float = setting(0.0, 0, 100, help="of the error of the picture's edges, beside that of its pixels")
     contrast: bool = setting(
         False, help="the networks see and show how far, in sigmas, a pixel stands from the background"
     )
@@ -95,9 +116,31 @@ class IrisConfig:
     tokenizer_decay: int = setting(
         0, 0, help="updates after which the n-th has decay / n of the rate; 0: always the whole"
     )
-    # The transformer; see GPTConfig.
-    context_frames: int = setting(20, 3, 1000, help="frames of the transformer's window, each with its action")
-    keep: int = setting(10, 1, 1000, help="frames, with their actions, that remain when the window is full")
+    # The dynamics; see GPTConfig and BlockTransformerConfig.
+    dynamics: Literal["gpt", "block"] = setting("gpt", help="token by token, or all tokens of a frame in one pass")
+    context_frames: int = setting(
+        20, 3, 1000, help="frames of a training segment; gpt: of the window, each with its action"
+    )
+    keep: int = setting(10, 1, 1000, help="gpt: frames, with their actions, that remain when the window is full")
+    history: int = setting(4, 1, 100, help="block, as all that follow up to focal: frames that it sees")
+    block_attention: Attention = setting(
+        "cached", help="cached: a frame sees itself and those before; whole: everything sees everything, anew each step"
+    )
+    merge: int = setting(1, 1, 16, help="tokens, both ways, that are read and told at one place")
+    refine: int = setting(0, 0, 16, help="further passes that settle the tokens of a frame, so that they agree")
+    copy_above: float = setting(
+        1.0, 0, 1, resumable=True, help="dreamed tokens likelier than this to stay as they are do; 1: none for that"
+    )
+    rollout_steps: int = setting(5, 1, 100, help="frames in a row that are told from the model's own")
+    rollout_share: float = setting(0.5, 0, 1, help="of a batch's segments that end with such a row")
+    teacher_forcing: float = setting(0.1, 0, 1, help="probability of a real frame in it")
+    step_discount: float = setting(0.7, above=0, high=1, help="of the loss, a step of it; 1 on average")
+    motion_scale: float = setting(2.0, 0, 100, help="how much more a token counts that moves")
+    event_scale: float = setting(2.0, 0, 100, help="by how much more than it does on average")
+    persistence_scale: float = setting(1.0, 0, 100, help="where something moved just before, too")
+    small_scale: float = setting(0.0, 0, 100, help="where little else around moves")
+    weight_cap: float = setting(6.0, 1, 1e4, help="of a token, times the median")
+    focal: float = setting(0.0, 0, 10, help="exponent of 1 - p, by which the loss of a certain token shrinks")
     width: int = setting(256, 1, 16_384, help="of the transformer")
     layers: int = setting(10, 1, 100, help="of the transformer")
     heads: int = setting(4, 1, 128, help="of its attention")
@@ -112,24 +155,34 @@ class IrisConfig:
     def tokenizer(self) -> VQTokenizerConfig:
         """What the tokenizer is built from."""
         return VQTokenizerConfig(
-            codes=self.codes, width=self.code_width, channels=self.channels, halvings=self.halvings,
-            blocks=self.blocks, attention=self.attention, patch=self.patch, local=self.local,
-            quantizer=self.quantizer, levels=self.levels,
+            layout=self.layout, codes=self.codes, width=self.code_width, channels=self.channels,
+            halvings=self.halvings, blocks=self.blocks, attention=self.attention, patch=self.patch, local=self.local,
+            contrast=self.contrast, quantizer=self.quantizer, levels=self.levels, follow_every=self.follow_every,
+            reset_every=self.reset_every,
         )  # fmt: skip
 
-    def transformer(self, tokens: int) -> GPTConfig:
-        """What the transformer is built from, for so many tokens a frame."""
-        return GPTConfig(
-            codes=self.codes, tokens=tokens, context_frames=self.context_frames, width=self.width, layers=self.layers,
-            heads=self.heads, dropout=self.dropout,
+    def transformer(self, grid: tuple[int, int]) -> GPTConfig | BlockTransformerConfig:
+        """What the dynamics are built from, for frames of so many rows and columns of tokens."""
+        if self.dynamics == "gpt":
+            return GPTConfig(
+                codes=self.codes, tokens=grid[0] * grid[1], context_frames=self.context_frames, keep=self.keep,
+                width=self.width, layers=self.layers, heads=self.heads, dropout=self.dropout,
+            )  # fmt: skip
+        return BlockTransformerConfig(
+            codes=self.codes, grid=grid, attention=self.block_attention, history=self.history, merge=self.merge,
+            refine=self.refine, copy_above=self.copy_above, width=self.width, layers=self.layers, heads=self.heads,
+            dropout=self.dropout, rollout_steps=self.rollout_steps, rollout_share=self.rollout_share,
+            teacher_forcing=self.teacher_forcing, step_discount=self.step_discount, motion_scale=self.motion_scale,
+            event_scale=self.event_scale, persistence_scale=self.persistence_scale, small_scale=self.small_scale,
+            weight_cap=self.weight_cap, focal=self.focal,
         )  # fmt: skip
 
-    def build(self, spec: Spec) -> Iris:
+    def build(self, spec: Spec) -> TokenWorld:
         """The model, for frames and actions of this kind."""
-        return Iris(self, spec)
+        return TokenWorld(self, spec)
 
 
-class Iris(WorldModel):
+class TokenWorld(WorldModel):
     """See the module's text. Latent: tokens (N,) int64. Memory: the transformer's, awaiting a frame.
 
     Features: the decoded frame, flat (C H W,), or the codes of its tokens and the memory's output, as `view` says.
@@ -137,18 +190,13 @@ class Iris(WorldModel):
 
     background: Tensor
 
-    def __init__(self, config: IrisConfig, spec: Spec) -> None:
+    def __init__(self, config: TokenWorldConfig, spec: Spec) -> None:
         super().__init__()
         if not spec.discrete:
-            raise ValueError("iris reads an action as one of a few tokens, and this game's actions are continuous")
-        if not 1 <= config.keep <= config.context_frames - 2:
-            raise ValueError(
-                f"of a window of {config.context_frames} frames 1 to {config.context_frames - 2} can be kept, "
-                f"got keep={config.keep}"
-            )
+            raise ValueError("it reads an action as one of a few tokens, and this game's actions are continuous")
         self.config, self.spec = config, spec
         self.tokenizer: VQTokenizer = config.tokenizer.build(spec.frame)
-        self.transformer: GPT = config.transformer(self.tokenizer.tokens).build(spec.action_size)
+        self.transformer: TokenDynamics = config.transformer(self.tokenizer.grid).build(spec.action_size)
         self.reward = SignedReward()
         tokens = self.tokenizer.tokens
         self.latent_shape = (tokens,)
@@ -168,29 +216,23 @@ class Iris(WorldModel):
         return self._with_frame(self.transformer.initial(batch_size), None)
 
     def advance(self, state: State, action: Tensor) -> Tree:
-        memory, _ = self._advanced(state, action)
-        return self._with_frame(memory, None)
+        return self._with_frame(self.transformer.advance(_without_frame(state.memory), state.latent, action), None)
 
     def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
-        after, latent = self.transformer.draw(_without_frame(memory), temperature)
-        return State(latent, self._with_frame(after, latent))
+        return self._state(*self.transformer.imagine(_without_frame(memory), temperature))
 
     def observe(self, memory: Tree, frame: Tensor) -> State:
         latent = self.encode(frame)
-        after, _ = self.transformer.append(_without_frame(memory), latent[:, :-1])
-        return State(latent, self._with_frame({**after, "h": memory["h"]}, latent))
+        return self._state(latent, self.transformer.observe(_without_frame(memory), latent))
 
     def step(self, state: State, action: Tensor, frame: Tensor | None = None, temperature: float = 1.0) -> Step:
-        """As the base class has it, with one copy of the memory instead of two, and as little looked at as there is."""
-        memory, end = self._advanced(state, action)
-        h = memory["h"]
-        if frame is None:
-            memory, latent = self.transformer.draw_into(memory, temperature, end)
-        else:
-            latent = self.encode(frame)
-            memory, _ = self.transformer.read_into(memory, latent[:, :-1], end + self.latent_shape[0] - 1)
-        state = State(latent, self._with_frame({**memory, "h": h}, latent))
+        """As the base class has it, by the dynamics' own step, which may be cheaper than its parts."""
+        seen, memory = None if frame is None else self.encode(frame), _without_frame(state.memory)
+        state = self._state(*self.transformer.step(memory, state.latent, action, seen, temperature))
         return Step(state, *self.outcome(state))
+
+    def own(self, memory: Tree) -> Tree:
+        return self.transformer.own(memory)
 
     def condense(self, memory: Tree) -> Tree:
         return self.transformer.condense(memory)
@@ -201,7 +243,7 @@ class Iris(WorldModel):
 
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
         """The mean over the three kinds of reward, and P(goes on); 0 and 1 where nothing has been done yet."""
-        h, begun = state.memory["h"], self._begun(state)
+        h, begun = state.memory["h"], self.transformer.has_action(state.memory)
         reward = self.reward.mean(self.transformer.reward(h))
         cont = self.transformer.end(h).float().softmax(-1)[..., 0]
         return reward.masked_fill(~begun, 0.0), cont.masked_fill(~begun, 1.0)
@@ -209,18 +251,10 @@ class Iris(WorldModel):
     def reward_sign(self, state: State) -> Tensor:
         """What the reward head itself says, whatever a sign is worth."""
         sign = self.reward.sign(self.transformer.reward(state.memory["h"]))
-        return sign.masked_fill(~self._begun(state), 0.0)
+        return sign.masked_fill(~self.transformer.has_action(state.memory), 0.0)
 
     def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
-        """The sum over the frame's tokens, along those that the first expects: an estimate without bias."""
-        both, total = [_without_frame(memory), _without_frame(other)], torch.zeros_like(memory["h"][:, 0])
-        for further in range(self.latent_shape[0], 0, -1):
-            p, q = (self.transformer.next_token_logits(one["h"]).float().log_softmax(-1) for one in both)
-            total += (p.exp() * (p - q)).sum(-1)
-            if further > 1:
-                token = draw(p).unsqueeze(1)
-                both = [self.transformer.append(one, token)[0] for one in both]
-        return total
+        return self.transformer.prior_kl(_without_frame(memory), _without_frame(other))
 
     def features(self, state: State) -> Tensor:
         if self.config.view == "frame":
@@ -228,27 +262,18 @@ class Iris(WorldModel):
         return torch.cat([self.tokenizer.embedding(state.latent).flatten(-2), state.memory["h"]], -1)
 
     def start(self, frame: Tensor, action: Tensor | None = None) -> State:
-        """One pass over as much of the context as stepping through it would still remember."""
+        """As much of the context as stepping through it would still remember, at once."""
         past = frame.shape[1] - 1
-        if past and action is None:
-            raise ValueError("a context of several frames needs the actions between them")
-        held = self._held(past)
-        tokens, memory = self.encode(frame[:, past - held :]), self.transformer.initial(frame.shape[0])
-        latent, h = tokens[:, -1], memory["h"]
-        row = latent[:, :-1]
-        if held and action is not None:
-            steps = torch.cat([tokens[:, :-1], action[:, past - held : past].unsqueeze(-1)], -1)  # (B, held, N + 1)
-            row = torch.cat([steps.flatten(1), row], 1)
-        memory, hidden = self.transformer.read_into(memory, row, row.shape[1])
-        h = hidden[:, held * self.transformer.stride - 1] if held else h
-        return State(latent, self._with_frame({**memory, "h": h}, latent))
+        if action is None:
+            if past:
+                raise ValueError("a context of several frames needs the actions between them")
+            action = torch.zeros(len(frame), 0, dtype=torch.long, device=frame.device)
+        begin = past - self.transformer.held(past)
+        tokens = self.encode(frame[:, begin:])
+        return self._state(tokens[:, -1], self.transformer.start(tokens, action[:, begin:past]))
 
-    def _advanced(self, state: State, action: Tensor) -> tuple[Tree, int]:
-        """A frame is read but for its last token, which stands in the latent: one pass reads it with the action."""
-        return self.transformer.advance(_without_frame(state.memory), state.latent[:, -1], action, self.config.keep)
-
-    def _begun(self, state: State) -> Tensor:
-        return state.memory["position"] >= self.transformer.stride
+    def _state(self, latent: Tensor, memory: Tree) -> State:
+        return State(latent, self._with_frame(memory, latent))
 
     def _with_frame(self, memory: Tree, latent: Tensor | None) -> Tree:
         """For a policy that sees frames, the picture of the latent: decoded once, seen and shown."""
@@ -259,11 +284,6 @@ class Iris(WorldModel):
 
     def _decoded(self, latent: Tensor) -> Tensor:
         return self._picture(self.tokenizer.picture(self.tokenizer.embedding(latent))).clamp(0, 1)
-
-    def _held(self, past: int) -> int:
-        """How many of so many steps `advance` leaves in the memory."""
-        most, keep = self.config.context_frames - 1, self.config.keep
-        return past if past <= most else keep + 1 + (past - most - 1) % (most - keep)
 
     # ---- training ----
     def prepare(self, frames: Tensor) -> None:
@@ -279,17 +299,20 @@ class Iris(WorldModel):
         network = perceptual.load(kind, next(self.parameters()).device)
         scales = {"weighted_pixels" if network is None else "pixels": 1.0}
         scales |= ({} if network is None else {kind: 1.0}) | dict.fromkeys(book.terms, 1.0)
+        scales |= {"commitment": config.commitment_scale} if "commitment" in scales else {}
+        scales |= {"edges": config.edge_scale} if config.edge_scale else {}
         tokenizer = Objective(
             "tokenizer", tuple(p for p in self.tokenizer.parameters() if p.requires_grad),
             partial(self._tokenizer_loss, network), scales,
             Optim(lr=config.tokenizer_lr, clip=config.clip, decay=config.tokenizer_decay),
             after=self._follow if isinstance(book, MovingCodebook) else None, metrics=TOKENIZER_METRICS,
         )  # fmt: skip
-        predicted = config.context_frames * self.tokenizer.tokens
+        counted = config.context_frames * self.tokenizer.tokens
+        unforeseen = 1 if config.dynamics == "gpt" else self.tokenizer.tokens
         world_model = Objective(
             "world_model", tuple(self.transformer.parameters()), self._transformer_loss,
-            # The paper's mean is over all tokens that are predicted: a segment's first one is not.
-            {"tokens": predicted / (predicted - 1), "reward": 1.0, "end": 1.0},
+            # The mean is over the tokens that are predicted: a segment's first one, or first frame, is not.
+            {"tokens": counted / (counted - unforeseen), "reward": 1.0, "end": 1.0},
             Optim(lr=config.lr, clip=config.clip, weight_decay=config.weight_decay),
             undecayed=_other_than_linear(self.transformer), after=self.reward.note, metrics=TRANSFORMER_METRICS,
         )  # fmt: skip
@@ -315,6 +338,9 @@ class Iris(WorldModel):
             terms["weighted_pixels"] = 0.5 * ((error / SIGMA).square() * emphasis).mean((-3, -2, -1))
         else:
             terms |= {"pixels": l1, self.config.perceptual: network(shown, target)}
+        if self.config.edge_scale:
+            steps = [(error.diff(dim=way) / SIGMA).square().mean((-3, -2, -1)) for way in (-2, -1)]
+            terms["edges"] = 0.5 * (steps[0] + steps[1])
         real = quantized.tokens[batch.valid].flatten()
         metrics |= quantizers.usage(real, self.config.codes)
         learned = (latent.detach().float()[batch.valid].flatten(0, 1), real)
@@ -343,26 +369,18 @@ class Iris(WorldModel):
         `batch.code` is (B, T, N) of `_codes`.
         """
         assert batch.code is not None
-        tokens = batch.code.long()
-        said = self.transformer(tokens, batch.action)
-        logits, next_token = said.token.float().flatten(1, 2)[:, :-1], tokens.flatten(1)[:, 1:]
-        nats = F.pad(_surprise(logits, next_token), (1, 0)).view_as(tokens)  # nobody predicts the very first
+        said = self.transformer.foreseen(batch.code.long(), batch.action, self.tokenizer.embedding.weight)
         terms = {
-            "tokens": Term(nats, "valid"),
-            "reward": Term(_surprise(said.reward.float(), self.reward.target(batch.reward)), "has_action"),
-            "end": Term(_surprise(said.end.float(), batch.terminated.long()), "has_action"),
+            "tokens": Term(said.nats, "valid"),
+            "reward": Term(surprise(said.reward, self.reward.target(batch.reward)), "has_action"),
+            "end": Term(surprise(said.end, batch.terminated.long()), "has_action"),
         }
-        return Losses(terms, {}, learned=batch.reward[batch.has_action])
+        return Losses(terms, said.metrics, learned=batch.reward[batch.has_action])
 
 
 def _without_frame(memory: Tree) -> Tree:
     """What is the transformer's."""
     return {name: leaf for name, leaf in memory.items() if name != "frame"}
-
-
-def _surprise(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy in nats: (..., K), (...) -> (...)."""
-    return F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view_as(target)
 
 
 def _other_than_linear(model: nn.Module) -> tuple[nn.Parameter, ...]:
