@@ -107,15 +107,14 @@ def codebook(tokens: Tokens, frames: Tensor) -> np.ndarray:
     usage = quantizers.usage(code, tokens.codes)
     dead, perplexity = int(usage["dead_codes"]), usage["perplexity"].item()
     histogram.set_title(f"{tokens.codes} codes: perplexity {perplexity:.1f}, {dead} dead")
-    cell_rows = -(-len(most) // CODES_A_ROW)
-    body = np.full((cell_rows * (high + 1), CODES_A_ROW * (wide + 1), 3), 255, np.uint8)
+    gap = 1 + high // 6  # for the line above each
+    grid = (-(-len(most) // CODES_A_ROW), CODES_A_ROW)
+    body = np.full((grid[0] * (high + gap), grid[1] * (wide + gap), 3), 255, np.uint8)
     for i, one in enumerate(most):
-        row, column = divmod(i, CODES_A_ROW)
-        top, left = row * (high + 1), column * (wide + 1)
+        top, left = i // CODES_A_ROW * (high + gap), i % CODES_A_ROW * (wide + gap)
         body[top : top + high, left : left + wide] = to_pixels(one.mean)
-        looks.text(
-            left + wide / 2 - 0.5, top - 0.5, f"{one.code}: {one.share:.1%}", ha="center", va="bottom", fontsize=7
-        )
+        told = f"{one.code}: {100 * one.share:.2g} %"
+        looks.text(left + wide / 2 - 0.5, top - 0.5, told, ha="center", va="bottom", fontsize=7)
     looks.imshow(body, interpolation="nearest")
     looks.set_axis_off()
     looks.set_title(f"the {len(most)} most used: mean of the {high}x{wide} pixels where they stand", pad=16)
