@@ -1,6 +1,6 @@
 """Pictures for people: the real game, its reconstruction, and the dream under the same actions.
 
-Shapes: B rows, T frames, C H W picture.
+Shapes: B rows, T frames, N frames of the replay, C H W picture.
 """
 
 from __future__ import annotations
@@ -18,11 +18,16 @@ if TYPE_CHECKING:
     from agent.context import Logger
 
 
-Diagnostics = Callable[[WorldModel, torch.Tensor, torch.Tensor], dict[str, np.ndarray]]
+# Of a real segment (1, T, C, H, W) in [0, 1], its actions (1, T[, A]), and N frames from all over the replay.
+Diagnostics = Callable[[WorldModel, torch.Tensor, torch.Tensor, torch.Tensor], dict[str, np.ndarray]]
 GAP = 4  # white pixels between the pictures of a strip
+FRAMES = 256  # of the replay, for diagnostics
+FIXED = 10  # frames that are reconstructed again and again
 
 
-def no_diagnostics(model: WorldModel, frame: torch.Tensor, action: torch.Tensor) -> dict[str, np.ndarray]:
+def no_diagnostics(
+    model: WorldModel, frame: torch.Tensor, action: torch.Tensor, frames: torch.Tensor
+) -> dict[str, np.ndarray]:
     """Nothing beside the dream."""
     return {}
 
@@ -73,19 +78,43 @@ def show_dream(
     """Writes a video and pictures of one segment, held out where there is one. Leaves every generator as it was.
 
     Of a model without pictures there is nothing to be seen but its `diagnostics`, which get a real segment
-    (1, T, C, H, W) in [0, 1], without padding, and its actions.
+    (1, T, C, H, W) in [0, 1], without padding, its actions, and frames (N, C, H, W) from all over the replay.
     """
     split: Any = "validation" if replay.frames("validation") > length else "train"
     before, device = replay.rng.bit_generator.state, next(model.parameters()).device
     batch = replay.sample(1, length, split=split).to(device)
+    frames = replay.sample(FRAMES, 1).frame[:, 0].to(device)
     replay.rng.bit_generator.state = before
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         watched = model.decode(model.start(to_unit(batch.frame[:, :1]))) is not None
         seen = compare(model, batch.frame, batch.action, context) if watched else None
         real = slice(int(batch.valid.sum()))  # a short episode is padded
-        pictures = diagnostics(model, to_unit(batch.frame[:, real]), batch.action[:, real])
+        pictures = diagnostics(model, to_unit(batch.frame[:, real]), batch.action[:, real], to_unit(frames))
     if seen is not None:
         run.video(replay.steps, "dream", side_by_side(seen, 0))
         run.picture(replay.steps, "dream", strip(seen, 0))
     for name, image in pictures.items():
         run.picture(replay.steps, name, image)
+
+
+def fixed_frames(replay: Replay, seed: int) -> torch.Tensor:
+    """FIXED frames (N, C, H, W) uint8, one of each tenth of the replay; the seed and what was played decide which."""
+    episodes = [episode.frame for episode in replay.memory().values()]
+    ends = np.cumsum([len(frames) for frames in episodes])
+    bounds = np.linspace(0, ends[-1], FIXED + 1)
+    chosen = np.random.default_rng(seed).uniform(bounds[:-1], bounds[1:]).astype(int)
+    places = np.searchsorted(ends, chosen, side="right")
+    return torch.from_numpy(np.stack([episodes[i][t - ends[i]] for i, t in zip(places, chosen, strict=True)]))
+
+
+@torch.no_grad()
+def reconstruct(model: WorldModel, frame: torch.Tensor) -> np.ndarray | None:
+    """Frames (N, C, H, W) uint8 and what the model makes of each alone, (N, H, 2 W, 3) uint8: real left, shown right.
+
+    None for a model without pictures. Leaves the default generators as they were.
+    """
+    device = next(model.parameters()).device
+    real = to_unit(frame.to(device))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        shown = model.decode(model.start(real.unsqueeze(1)))
+    return None if shown is None else np.concatenate([to_pixels(real), to_pixels(shown.float())], 2)

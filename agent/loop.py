@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agent.collector import Collector
 from agent.context import Context, ImaginationConfig, Logger, Screen
-from agent.dream_video import Diagnostics, no_diagnostics, show_dream
+from agent.dream_video import Diagnostics, fixed_frames, no_diagnostics, reconstruct, show_dream
 from agent.interrupt import deferred
 from agent.player import Agent, Player
 from agent.real_game import RealGame
@@ -85,7 +85,7 @@ class Loop:
         real: RealGame | None = None, diagnostics: Diagnostics = no_diagnostics,
     ) -> None:  # fmt: skip
         self.agent, self.replay, self.config, self.dreams, self.real = agent, replay, config, dreams, real
-        self.diagnostics = diagnostics
+        self.diagnostics, self.seed = diagnostics, seed
         self.collector = Collector(games, replay, Player(agent), seed=seed, bursts=config.bursts)
         self.stages = agent.world_model.stages()
         objectives = [objective for stage in self.stages for objective in stage.objectives]
@@ -99,6 +99,7 @@ class Loop:
         self.ahead = 0  # agent steps that were played before they were due
         self.done: dict[str, int] = {}  # of the round under way
         self.only = ""  # the one part that is done instead of a round
+        self.fixed = torch.zeros(0, dtype=torch.uint8)  # frames that are reconstructed over training, once chosen
         self._codes: dict[str, tuple[tuple[int, ...], dict[int, np.ndarray]]] = {}  # see `encoded`
         self._saved = 0.0
 
@@ -130,6 +131,11 @@ class Loop:
             self.save(run)
             if asked_to_stop():
                 raise KeyboardInterrupt
+
+    @property
+    def first_updates(self) -> int:
+        """Updates of the first stage, which learns to see, so far."""
+        return self.trainer.updates[self.stages[0].objectives[0].name]
 
     # ---- a round ----
     def _choose(self, only: str) -> None:
@@ -164,6 +170,8 @@ class Loop:
             def learn(stage: Stage = stage, encoded: Sequence[np.ndarray] = encoded) -> None:
                 nonlocal states
                 states = self.train_world_model(stage, encoded)
+                if stage is self.stages[0]:
+                    self._reconstruct_early(context.run)
 
             if not self._repeat(stage.name, stage.updates, learn, context):
                 return
@@ -203,7 +211,7 @@ class Loop:
         """Random play, one look at it, and the world model's first updates; goes on where a stopped run had come to."""
         while self.replay.steps < self.config.prefill and not asked_to_stop():
             self.collect(min(PART, self.config.prefill - self.replay.steps), screen, at_random=True)
-        pretrained = self.trainer.updates[self.stages[0].objectives[0].name]
+        pretrained = self.first_updates
         if not pretrained:
             frames = self.replay.sample(64, 16).frame.flatten(0, 1)
             self.agent.world_model.prepare(to_unit(frames.to(self.agent.device)))
@@ -212,6 +220,7 @@ class Loop:
             if asked_to_stop():
                 return
             self.train_world_model()
+            self._reconstruct_early(run)
             screen.update(self.replay.steps, pretraining=f"{done + 1} of {self.config.pretrain}")
             if (done + 1) % self.config.log_every == 0:
                 run.log(self.replay.steps, self.trainer.report())
@@ -356,9 +365,23 @@ class Loop:
         if self.updates % self.config.show_every == 0:
             context.screen.phase("pictures")
             show_dream(self.agent.world_model, self.replay, context.run, self.diagnostics)
+            self.reconstruct(context.run)
         if time.monotonic() - self._saved > self.config.save_every:
             context.screen.phase("checkpoint")
             self.save(context.run)
+
+    def reconstruct(self, run: Logger) -> None:
+        """Writes what the fixed frames look like now, chosen when this is first asked for. Leaves generators alone."""
+        if not len(self.fixed):
+            self.fixed = fixed_frames(self.replay, self.seed)
+        frames = reconstruct(self.agent.world_model, self.fixed)
+        if frames is not None:
+            run.reconstructions(self.replay.steps, self.first_updates, frames)
+
+    def _reconstruct_early(self, run: Logger) -> None:
+        """After 1, 2, 4, 8, ... updates: most of what is learned to be seen is learned before the first pictures."""
+        if self.first_updates.bit_count() == 1:
+            self.reconstruct(run)
 
     def _log(self, context: Context) -> None:
         scalars = self.trainer.report()
@@ -393,6 +416,7 @@ class Loop:
             "real": {} if self.real is None else self.real.state_dict(),
             "returns": list(self.returns),
             "starts": start_contexts(self.replay),
+            "fixed": self.fixed,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -405,6 +429,7 @@ class Loop:
         self.updates, self.returns = state["updates"], list(state["returns"])
         self.done, self.only = dict(state.get("done", {})), state.get("only", "")  # older runs have none
         self.ahead = state.get("ahead", 0)
+        self.fixed = state["fixed"].cpu() if "fixed" in state else self.fixed  # older runs choose theirs now
         if self.real is not None and state.get("real"):
             self.real.load_state_dict(state["real"])
         torch.set_rng_state(state["rng"].cpu())

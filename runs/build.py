@@ -42,7 +42,7 @@ def loop(config: Config, games: Games, folder: Path | None, device: str | torch.
     replay = Replay(folder, games.spec, config.replay, seed=config.seed)
     return Loop(
         made, games, replay, config=config.train, dreams=config.policy, seed=config.seed,
-        real=_real_game(config, made), diagnostics=diagnostics,
+        real=_real_game(config, made), diagnostics=partial(diagnostics, action_names=games.action_names),
     )  # fmt: skip
 
 

@@ -36,6 +36,14 @@ class Step(NamedTuple):
     cont: Tensor  # (B,) in [0, 1]
 
 
+class Tokens(NamedTuple):
+    """Frames as grids of codes, each of which tells of a cell of the picture."""
+
+    code: Tensor  # (B, h, w) int64
+    codes: int  # of the codebook
+    cell: tuple[int, int]  # pixels, height and width; the grid may reach over the lower and the right edge
+
+
 class Batch(NamedTuple):
     """B segments of T consecutive indices of real episodes; padding comes only at the end of too short an episode."""
 
@@ -186,6 +194,10 @@ class WorldModel(nn.Module, ABC):
     @abstractmethod
     def decode(self, state: State) -> Tensor | None:
         """The picture of a state, (B, C, H, W) in [0, 1]; None for a model without pictures, whatever the state."""
+
+    def tokenize(self, frame: Tensor) -> Tokens | None:
+        """Frames (B, C, H, W) in [0, 1] as grids of codes; None for a system that has none."""
+        return None
 
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:

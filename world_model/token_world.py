@@ -34,6 +34,7 @@ from world_model.interface import (
     State,
     Step,
     Term,
+    Tokens,
     WorldModel,
     to_unit,
 )
@@ -208,6 +209,10 @@ class TokenWorld(WorldModel):
     def encode(self, frame: Tensor) -> Tensor:
         """The tokens of frames, which need no memory: (..., C, H, W) -> (..., N)."""
         return self.tokenizer.encode(self._contrast(frame))
+
+    def tokenize(self, frame: Tensor) -> Tokens:
+        tokenizer = self.tokenizer
+        return Tokens(self.encode(frame).unflatten(-1, tokenizer.grid), self.config.codes, tokenizer.cell)
 
     def decode(self, state: State) -> Tensor:
         return state.memory["frame"] if self.config.view == "frame" else self._decoded(state.latent)

@@ -133,6 +133,7 @@ def about(games: Games) -> dict[str, Any]:
 def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "") -> None:
     from runs import build
     from runs.report import curve
+    from runs.report.reconstructions import draw_reconstructions
 
     config = run.config
     games = make_games(config.env, config.game)
@@ -168,6 +169,8 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
             run.close()
     evaluate(run)
     print(f"the learning curve: {curve.draw(run)}")
+    if drawn := draw_reconstructions(run):
+        print(f"ten frames as the model came to see them: {drawn}")
 
 
 def _prepare(config: Config) -> tuple[str, int]:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import cv2
+import numpy as np
+
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Calls `write(file)` on a temporary file, syncs it, then gives it its name; an error leaves nothing behind."""
@@ -35,6 +38,14 @@ def adopt(rest: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Writes (H, W, 3) uint8 as PNG, atomically; raises OSError when it cannot be encoded."""
+    done, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
+    if not done:
+        raise OSError(f"{path} could not be encoded.")
+    write_atomic(path, lambda file: file.write(data.tobytes()))
 
 
 def write_figure(path: Path, figure: Any) -> None:

@@ -3,6 +3,7 @@
 config.json      the full configuration            metrics.jsonl    one line of scalars a log step
 meta.json        versions, commit, machine         tensorboard/     the same, with pictures and videos
 checkpoints/     two, atomic                       pictures/, videos/, results/, episodes/
+reconstructions/ the same frames over training: one small picture a moment
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-import cv2
 import numpy as np
 import torch
 
@@ -23,7 +23,7 @@ from envs.errors import UserError, nearest
 from runs.config import OLD_NAMES, resumable
 from runs.config_types import keys, renamed
 from runs.folder import checkpoint, video
-from runs.folder.files import plain, write_atomic, write_json
+from runs.folder.files import plain, write_atomic, write_json, write_png
 from runs.folder.system import clock, facts, memory_gb
 
 if TYPE_CHECKING:
@@ -109,6 +109,10 @@ class Run:
         return self.folder / EPISODES
 
     @property
+    def reconstructions_folder(self) -> Path:
+        return self.folder / "reconstructions"
+
+    @property
     def human_folder(self) -> Path:
         """Where `play` puts what a person has played; taken into the replay when the run is resumed."""
         return self.folder / "human"
@@ -149,11 +153,15 @@ class Run:
         """Writes an (H, W, 3) uint8 image as PNG, and to TensorBoard."""
         video.check_pictures(image, 3)
         path = self.folder / "pictures" / f"{name}-{step:09d}.png"
-        done, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
-        if not done:
-            raise OSError(f"{path} could not be encoded.")
-        write_atomic(path, lambda file: file.write(data.tobytes()))
+        write_png(path, image)
         self.board.add_image(name, image, step, dataformats="HWC")
+        return path
+
+    def reconstructions(self, step: int, updates: int, frames: np.ndarray) -> Path:
+        """Writes what fixed frames look like after so many updates, (N, H, W, 3) uint8, one below the other."""
+        video.check_pictures(frames, 4)
+        path = self.reconstructions_folder / f"{step:09d}-{updates:09d}.png"
+        write_png(path, frames.reshape(-1, *frames.shape[2:]))
         return path
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float = 15) -> Path:
@@ -197,7 +205,7 @@ class Run:
     def rewind(self, **how: Any) -> None:
         """Goes on from the loaded checkpoint, which is written down with the command, the code and further facts.
 
-        What came after it is forgotten: metrics, TensorBoard points and unreadable checkpoints.
+        What came after it is forgotten: metrics, TensorBoard points, reconstructions and unreadable checkpoints.
         """
         now = {key: value for key, value in facts().items() if key in TRAINED}
         how = {"step": self.step, "started": clock()} | now | how
@@ -206,6 +214,9 @@ class Run:
         lines = [json.dumps(line) + "\n" for line in self.metrics()[: self._lines] if line["step"] <= self.step]
         write_atomic(self.folder / "metrics.jsonl", lambda file: file.write("".join(lines).encode()))
         checkpoint.drop_after(self.folder / "checkpoints", self.step)
+        for path in self.reconstructions_folder.glob("*.png"):
+            if int(path.stem.split("-")[0]) > self.step:
+                path.unlink()
         self._board = self._open_board(purge_step=self.step + 1)
 
     def result(self, name: str, values: Mapping[str, Any]) -> Path:

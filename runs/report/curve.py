@@ -17,6 +17,7 @@ from runs.folder.files import write_figure
 from runs.folder.ppo import METRICS, PpoRun, open_run
 from runs.folder.run import Run
 from runs.report.fitness_curve import draw_fitness
+from runs.report.reconstructions import draw_reconstructions
 from world_model.interface import Metric
 
 POINTS = 100
@@ -140,6 +141,11 @@ class CurveConfig:
 
 
 def command(asked: CurveConfig) -> None:
-    """Draws the curve of the run, or it and others in one picture."""
+    """Draws the curve of the run and its reconstructions over training, or the curves of several in one picture."""
     runs = [open_run(name) for name in (asked.run, *asked.beside)]
-    print(draw_beside(runs) if asked.beside else draw(runs[0]))
+    if asked.beside:
+        print(draw_beside(runs))
+        return
+    print(draw(runs[0]))
+    if drawn := draw_reconstructions(runs[0]):
+        print(drawn)

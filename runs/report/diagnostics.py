@@ -1,6 +1,7 @@
-"""Portraits of `world_models`: what its memory expects of the latents, and what its dreams look like.
+"""Pictures of what a model knows: what an action changes, what codes stand for, portraits of `world_models`.
 
-Shapes: T frames of one real segment, D dreamed ones, Z latent dimensions, K mixture components, C H W picture.
+Shapes: T frames of one real segment, D dreamed ones, N frames of the replay, h w grid of codes, Z latent dimensions,
+K mixture components, C H W picture.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from world_model.interface import State, WorldModel, to_pixels
+from world_model.interface import State, Tokens, WorldModel, to_pixels
+from world_model.parts import quantizers
 from world_model.parts.mixture import Mixture
+from world_model.parts.nets import pad
 from world_model.world_models import WorldModels
 
 if TYPE_CHECKING:
@@ -23,7 +27,10 @@ if TYPE_CHECKING:
 Pictures = dict[str, np.ndarray]  # (H, W, 3) uint8 each, by name
 CONTEXT = 8  # real frames before a dream
 TEMPERATURES = (0.0, 0.5, 1.0, 1.3)
-COLUMNS, FRAMES = 10, 8  # pictures in a row of the dreams, and of the reconstructions
+COLUMNS = 10  # pictures in a row of the dreams
+STEPS = (1, 5)  # dreamed under each action
+CODES, CODES_A_ROW = 32, 8  # the most used ones are shown
+PART = 32  # frames encoded at once
 SHOWN = 6  # latent dimensions
 SCALE, GAP, LEFT, TOP, DPI = 2, 4, 130, 24, 100  # of rows of frames, in pixels
 
@@ -35,9 +42,93 @@ class Dreamed(NamedTuple):
     log_weights: Tensor  # (D, Z, K) of the mixtures that the latents were drawn from
 
 
-def diagnostics(model: WorldModel, frame: Tensor, action: Tensor) -> Pictures:
-    """Further pictures of what a system knows, by name; most systems have none. See `portraits`."""
-    return portraits(model, frame, action) if isinstance(model, WorldModels) else {}
+class UsedCode(NamedTuple):
+    """A code and what it stands for."""
+
+    code: int
+    share: float  # of all tokens
+    mean: Tensor  # (C, y, x) of the pixels of the cells where it stands
+
+
+@torch.no_grad()
+def diagnostics(
+    model: WorldModel, frame: Tensor, action: Tensor, frames: Tensor, *, action_names: Sequence[str]
+) -> Pictures:
+    """Pictures (H, W, 3) uint8 by name, as many as a system has; see `actions`, `codebook` and `portraits`.
+
+    Of a real segment (1, T, C, H, W) in [0, 1], its actions (1, T[, A]), and frames (N, C, H, W) from all over the
+    replay. Leaves the default generators as they were.
+    """
+    found: Pictures = {}
+    if model.spec.discrete and model.decode(model.start(frame[:, :1])) is not None:
+        found["actions"] = actions(model, frame, action, action_names)
+    grids = [model.tokenize(part) for part in frames.split(PART)]
+    if tokens := [grid for grid in grids if grid is not None]:
+        found["codebook"] = codebook(tokens[0]._replace(code=torch.cat([grid.code for grid in tokens])), frames)
+    return found | (portraits(model, frame, action) if isinstance(model, WorldModels) else {})
+
+
+@torch.no_grad()
+def actions(model: WorldModel, frame: Tensor, action: Tensor, names: Sequence[str]) -> np.ndarray:
+    """What is dreamed after one context under each action alone, by the same random numbers, beside NOOP's dream.
+
+    The second of the two analysis tools of IRIS. A game without NOOP is compared with its first action.
+    """
+    context = min(CONTEXT, frame.shape[1])
+    begin = model.start(frame[:, :context], action[:, : context - 1])
+    dreams: dict[int, list[Tensor]] = {steps: [] for steps in STEPS}
+    for choice in range(len(names)):
+        state, taken = begin, torch.full_like(action[:, 0], choice)
+        with torch.random.fork_rng([frame.device] if frame.is_cuda else []):
+            for steps in range(1, max(STEPS) + 1):
+                state = model.step(state, taken).state
+                if steps in STEPS:
+                    dreams[steps].append(model.picture(state)[0].float())
+    idle = names.index("NOOP") if "NOOP" in names else 0
+    rows: dict[str, Tensor] = {}
+    for steps, pictures in dreams.items():
+        shown, label = torch.stack(pictures), f"after {steps} step{'s'[: steps > 1]}"
+        rows |= {label: shown, f"{label},\nminus {names[idle]}": 0.5 + (shown - shown[idle]) / 2}
+    return _rows(rows, names)
+
+
+def codebook(tokens: Tokens, frames: Tensor) -> np.ndarray:
+    """How often each code is used in frames (N, C, H, W), and the mean of what the most used ones stand for.
+
+    The first of the two analysis tools of IRIS.
+    """
+    code, (high, wide) = tokens.code.flatten(), tokens.cell
+    counts, most = torch.bincount(code, minlength=tokens.codes), used_codes(tokens, frames, CODES)
+    figure = _figure(13, 5.5)
+    histogram, looks = figure.subplots(1, 2, width_ratios=(2, 3))
+    histogram.bar(range(tokens.codes), (counts.sort(descending=True).values / len(code)).cpu().numpy(), 1.0)
+    histogram.set(yscale="log", ylim=(0.5 / len(code), 1), xlabel="codes, the most used first")
+    histogram.set_ylabel(f"share of the tokens of {len(frames)} frames")
+    usage = quantizers.usage(code, tokens.codes)
+    dead, perplexity = int(usage["dead_codes"]), usage["perplexity"].item()
+    histogram.set_title(f"{tokens.codes} codes: perplexity {perplexity:.1f}, {dead} dead")
+    gap = 1 + high // 6  # for the line above each
+    grid = (-(-len(most) // CODES_A_ROW), CODES_A_ROW)
+    body = np.full((grid[0] * (high + gap), grid[1] * (wide + gap), 3), 255, np.uint8)
+    for i, one in enumerate(most):
+        top, left = i // CODES_A_ROW * (high + gap), i % CODES_A_ROW * (wide + gap)
+        body[top : top + high, left : left + wide] = to_pixels(one.mean)
+        told = f"{one.code}: {100 * one.share:.2g} %"
+        looks.text(left + wide / 2 - 0.5, top - 0.5, told, ha="center", va="bottom", fontsize=7)
+    looks.imshow(body, interpolation="nearest")
+    looks.set_axis_off()
+    looks.set_title(f"the {len(most)} most used: mean of the {high}x{wide} pixels where they stand", pad=16)
+    return _image(figure)
+
+
+def used_codes(tokens: Tokens, frames: Tensor, count: int) -> list[UsedCode]:
+    """Up to `count` codes that occur in frames (N, C, H, W), the most used first."""
+    code, (high, wide) = tokens.code.flatten(), tokens.cell
+    size = (tokens.code.shape[1] * high, tokens.code.shape[2] * wide)
+    cells = rearrange(pad(frames, size), "n c (h y) (w x) -> (n h w) c y x", y=high, x=wide)
+    counts = torch.bincount(code, minlength=tokens.codes)
+    most = counts.argsort(descending=True, stable=True)[:count].tolist()
+    return [UsedCode(i, (counts[i] / len(code)).item(), cells[code == i].mean(0)) for i in most if counts[i]]
 
 
 @torch.no_grad()
@@ -55,13 +146,10 @@ def portraits(model: WorldModels, frame: Tensor, action: Tensor) -> Pictures:
         dreams = {at: dream(model, frame, action, context, at) for at in TEMPERATURES}
     latent = model.encode(frame)
     memory = model.lstm.scan(model.inputs(latent, action))
-    times = _spread(0, length, FRAMES)
-    real = frame[0, times]
     return {
         "mixture": _mixture(dreams[1.0].log_weights, context),
         "latents": _latents(latent[0], model.mixture(memory), dreams[1.0].latent, context),
         "temperatures": _temperatures(model, frame, dreams, context),
-        "reconstructions": _rows({"real": real, "reconstruction": model.vae.decode(model.encode(real))}, times),
     }
 
 
@@ -151,12 +239,17 @@ def _temperatures(model: WorldModels, frame: Tensor, dreams: Mapping[float, Drea
     for temperature, dreamed in dreams.items():
         latent = torch.cat([model.encode(frame[:, context - 1]), dreamed.latent])
         rows[f"temperature {temperature:g}"] = model.vae.decode(latent[picked])
-    return _rows(rows, times)
+    return _rows(rows, [f"frame {time}" for time in times])
 
 
-def _rows(rows: Mapping[str, Tensor], times: Sequence[int]) -> np.ndarray:
-    """Frames (N, C, H, W) in [0, 1] of N times side by side, a row for each name, enlarged; what is what beside it."""
-    frames = [to_pixels(row).repeat(SCALE, 1).repeat(SCALE, 2) for row in rows.values()]
+def _rows(rows: Mapping[str, Tensor], columns: Sequence[str]) -> np.ndarray:
+    """Frames (N, C, H, W) in [0, 1] side by side, a row for each name, enlarged; what is what beside and above it."""
+    return table([to_pixels(row) for row in rows.values()], list(rows), columns)
+
+
+def table(pictures: Sequence[np.ndarray], rows: Sequence[str], columns: Sequence[str]) -> np.ndarray:
+    """Rows of pictures (N, H, W, 3) uint8, enlarged, with a name beside each row and above each column."""
+    frames = [row.repeat(SCALE, 1).repeat(SCALE, 2) for row in pictures]
     framed = [np.pad(one, ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255) for one in frames]
     body = np.concatenate([np.concatenate(list(one), 1) for one in framed], 0)
     height, width = TOP + body.shape[0], LEFT + body.shape[1]
@@ -165,9 +258,9 @@ def _rows(rows: Mapping[str, Tensor], times: Sequence[int]) -> np.ndarray:
     cell_height, cell_width = framed[0].shape[1:3]
     for i, name in enumerate(rows):
         figure.text((LEFT - 8) / width, 1 - (TOP + (i + 0.5) * cell_height) / height, name, ha="right", va="center")
-    for i, time in enumerate(times):
+    for i, name in enumerate(columns):
         middle = LEFT + i * cell_width + (cell_width - GAP) / 2
-        figure.text(middle / width, 1 - TOP / 2 / height, f"frame {time}", ha="center", va="center")
+        figure.text(middle / width, 1 - TOP / 2 / height, name, ha="center", va="center", fontsize=9)
     return _image(figure)
 
 

@@ -19,7 +19,7 @@ from runs.folder.ppo import open_run
 from runs.folder.run import RESULTS, Run
 from runs.report import leaderboard
 
-PICTURES = ("dream", "mixture", "latents", "temperatures", "reconstructions")  # of which the last is published
+PICTURES = ("dream", "actions", "codebook", "mixture", "latents", "temperatures")  # of which the last is published
 
 
 def publish(run: Run, results: Path = RESULTS, variant: str = "") -> list[Path]:
@@ -36,7 +36,8 @@ def publish(run: Run, results: Path = RESULTS, variant: str = "") -> list[Path]:
     found = sorted((run.folder / "results").glob("*.*"))
     if not found:
         raise UserError(f"{run.folder} has no results yet: python main.py evaluate run={run.folder}")
-    found += sorted((run.folder / "pictures").glob("curve*.png"))
+    for pattern in ("curve*.png", "reconstructions.png"):
+        found += sorted((run.folder / "pictures").glob(pattern))
     for name in PICTURES:
         found += sorted((run.folder / "pictures").glob(f"{name}-*.png"))[-1:]
     results.mkdir(parents=True, exist_ok=True)

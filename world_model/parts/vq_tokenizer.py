@@ -68,6 +68,7 @@ class VQTokenizer(nn.Module):
             raise ValueError(f"attention names levels 0 to {config.halvings}, got {config.attention}")
         self.config, self.frame = config, frame
         self.padded = padded(height, width, times)
+        self.cell = (times, times)  # pixels that become one token
         self.grid = (self.padded[0] // times, self.padded[1] // times)
         self.tokens = self.grid[0] * self.grid[1]
         encoder, decoder = (_encoder, _decoder) if config.layout == "vqgan" else (_hires_encoder, _hires_decoder)
