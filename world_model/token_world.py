@@ -129,6 +129,7 @@ class TokenWorldConfig:
     )
     merge: int = setting(1, 1, 16, help="tokens, both ways, that are read and told at one place")
     refine: int = setting(0, 0, 16, help="further passes that settle the tokens of a frame, so that they agree")
+    stay: float = setting(0.0, 0, 20, help="head start, in logits, of the token that stands there; learned from there")
     copy_above: float = setting(
         1.0, 0, 1, resumable=True, help="dreamed tokens likelier than this to stay as they are do; 1: none for that"
     )
@@ -171,7 +172,7 @@ class TokenWorldConfig:
             )  # fmt: skip
         return BlockTransformerConfig(
             codes=self.codes, grid=grid, attention=self.block_attention, history=self.history, merge=self.merge,
-            refine=self.refine, copy_above=self.copy_above, width=self.width, layers=self.layers, heads=self.heads,
+            refine=self.refine, stay=self.stay, copy_above=self.copy_above, width=self.width, layers=self.layers, heads=self.heads,
             dropout=self.dropout, rollout_steps=self.rollout_steps, rollout_share=self.rollout_share,
             teacher_forcing=self.teacher_forcing, step_discount=self.step_discount, motion_scale=self.motion_scale,
             event_scale=self.event_scale, persistence_scale=self.persistence_scale, small_scale=self.small_scale,

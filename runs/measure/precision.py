@@ -41,8 +41,9 @@ class PrecisionConfig:
 def measure(loaded: Loaded) -> list[dict[str, Any]]:
     """A row for each number format. Raises UserError for a run of another recipe."""
     model = loaded.agent.world_model
-    if not isinstance(model, TokenWorld):
-        raise UserError(f"This run's recipe is {loaded.config.recipe}: precision measures iris and iris_ac.")
+    if not isinstance(model, TokenWorld) or not isinstance(model.transformer, GPT):
+        kind = loaded.config.recipe
+        raise UserError(f"This run's recipe is {kind}: precision measures iris and iris_ac, token by token.")
     frame, action = loaded.starts
     steps = min(action.shape[1], model.config.context_frames - 1)
     tokens = model.encode(to_unit(frame[:, : steps + 1]))  # (S, T + 1, N)

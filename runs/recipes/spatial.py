@@ -44,8 +44,8 @@ DOCUMENT = TokenWorldConfig(
     dropout=0.1, updates=200, batch_size=8, lr=5e-4, clip=1.0,
 )  # fmt: skip
 FAST = replace(
-    DOCUMENT, codes=64, code_width=16, channels=16, blocks=1, follow_every=1, reset_every=0, contrast=True,
-    tokenizer_updates=200, tokenizer_lr=1e-3, tokenizer_decay=2_000, block_attention="cached", merge=2, refine=2,
+    DOCUMENT, codes=64, code_width=16, channels=16, blocks=1, follow_every=1, reset_every=0, contrast=True, local=True,
+    tokenizer_updates=200, tokenizer_lr=1e-3, tokenizer_decay=2_000, block_attention="cached", merge=2, refine=2, stay=4.0,
     width=192, layers=4, heads=4, dropout=0.0, updates=800, batch_size=16,
 )  # fmt: skip
 TOY = replace(

@@ -34,7 +34,7 @@ from runs.report.diagnostics import (
 from tests.toys import VARIANTS, Variant, segments
 from tests.world_model.systems import Small
 from world_model.interface import State, Tokens, WorldModel, to_unit
-from world_model.iris import IrisConfig
+from world_model.token_world import TokenWorldConfig
 from world_model.trees import Tree
 from world_model.world_models import WorldModels, WorldModelsConfig
 
@@ -179,7 +179,7 @@ def test_codes_are_told_by_the_mean_of_the_pixels_where_they_stand() -> None:
 
 @pytest.mark.parametrize("contrast", [False, True])
 def test_iris_tells_its_codes_place_by_place(contrast: bool) -> None:
-    model = IrisConfig(channels=4, halvings=3, attention=(), local=True, contrast=contrast).build(SPECS[1])
+    model = TokenWorldConfig(channels=4, halvings=3, attention=(), local=True, contrast=contrast).build(SPECS[1])
     frame = torch.rand(2, *SPECS[1].frame)
     found = model.tokenize(frame)
     assert found.code.shape == (2, 8, 8) and found.cell == (8, 8) and found.codes == 512

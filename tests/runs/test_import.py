@@ -115,6 +115,7 @@ def test_a_published_checkpoint_becomes_a_run(capsys: pytest.CaptureFixture[str]
     for name, known in import_checkpoint.ACTOR_CRITIC_NAMES.items():
         assert torch.equal(ours[name], theirs[known]), name
     assert isinstance(agent.world_model, TokenWorld)
+    assert isinstance(agent.world_model.transformer, GPT)
     assert torch.equal(agent.world_model.transformer.position, state["world_model.pos_emb.weight"])
     assert torch.equal(agent.world_model.tokenizer.embedding.weight, state["tokenizer.embedding.weight"])
     assert starts.frame.shape[1:] == (9, 3, 16, 16) and len(starts.frame) > 16

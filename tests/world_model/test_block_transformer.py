@@ -160,7 +160,7 @@ def test_tokens_agree_once_they_are_refined(refine: int, least: float, most: flo
 def test_likely_copies_are_certain() -> None:
     made, (tokens, action) = built(), segment()
     memory = made.advance(made.initial(B), tokens[:, 0], action[:, 0])
-    stays = made._logits(memory["out"]).softmax(-1).gather(-1, tokens[:, 0].unsqueeze(-1)).squeeze(-1)
+    stays = made._logits(memory["out"], memory["tokens"]).softmax(-1).gather(-1, tokens[:, 0].unsqueeze(-1)).squeeze(-1)
     bound = float(stays.median())
     made.config = replace(made.config, copy_above=bound)
     drawn = torch.stack([made.imagine(memory)[0] for _ in range(50)])

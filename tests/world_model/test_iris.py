@@ -19,6 +19,7 @@ from tests.iris_toys import SPEC, TOY, model, whole
 from tests.tables import parts
 from world_model.dream.envs import DreamEnv
 from world_model.interface import State, to_unit
+from world_model.parts.gpt import GPT
 from world_model.token_world import TokenWorld, TokenWorldConfig
 from world_model.trees import Tree
 
@@ -106,10 +107,12 @@ def test_a_context_in_one_pass_is_the_same_as_step_by_step(length: int) -> None:
 def test_no_amnesia_when_the_window_is_full() -> None:
     """The published code forgets everything then: what follows would not depend on what was before."""
     made = model(**WINDOW, view="tokens")
+    gpt = made.transformer
+    assert isinstance(gpt, GPT)
 
     def stands(awaiting: Tree, token: Tensor) -> State:
         """As if the frame that is awaited had these tokens."""
-        read, _ = made.transformer.append(awaiting, token[:, :-1])
+        read, _ = gpt.append(awaiting, token[:, :-1])
         return State(token, {**read, "h": awaiting["h"]})
 
     def lived(ninth: int) -> tuple[list[int], State]:
@@ -117,13 +120,13 @@ def test_no_amnesia_when_the_window_is_full() -> None:
         for t in range(10):
             token = torch.full_like(state.latent, ninth if t == 8 else 0)
             state = stands(made.advance(state, torch.zeros(1, dtype=torch.long)), token)
-            ages.append(int(state.memory["position"]) // made.transformer.stride)
+            ages.append(int(state.memory["position"]) // gpt.stride)
         return ages, state
 
     (ages, one), (_, other) = lived(1), lived(2)
     assert ages == [1, 2, 3, 2, 3, 2, 3, 2, 3, 2], "it slides before the tenth, too, and keeps the ninth"
     assert (one.memory["h"] - other.memory["h"]).abs().max() > 1e-2
-    said = [made.transformer.next_token(state.memory["h"]) for state in (one, other)]
+    said = [gpt.next_token(state.memory["h"]) for state in (one, other)]
     assert (said[0] - said[1]).abs().max() > 1e-2
 
 

@@ -47,6 +47,7 @@ class BlockTransformerConfig:
     history: int = 4  # frames that it sees
     merge: int = 1  # tokens, both ways, that are read and told at one place
     refine: int = 0  # further passes that settle the tokens of a frame
+    stay: float = 0.0  # head start, in logits, of the token that stands there already; learned from there
     copy_above: float = 1.0  # a token likelier than this to stay stays; 1: none
     width: int = 256
     layers: int = 10
@@ -92,6 +93,7 @@ class BlockTransformer(TokenDynamics):
         self.blocks = nn.ModuleList(Block(width) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.next_tokens = nn.Linear(width, each * config.codes)
+        self.stay = nn.Parameter(torch.tensor(config.stay)) if config.stay else None
         self.reward = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, len(REWARDS)))
         self.end = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
         self.refiner = _Refiner(config, self.embedding.num_embeddings) if config.refine else None
@@ -119,7 +121,7 @@ class BlockTransformer(TokenDynamics):
 
     def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
         """The sum over the tokens as the first pass tells them."""
-        p, q = (self._logits(one["out"]).float().log_softmax(-1) for one in (memory, other))
+        p, q = (self._logits(one["out"], one["tokens"]).log_softmax(-1) for one in (memory, other))
         return (p.exp() * (p - q)).sum((-2, -1))
 
     def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor) -> Foreseen:
@@ -133,7 +135,7 @@ class BlockTransformer(TokenDynamics):
             weight[:rows, -steps:] *= (discount / discount.mean()).unsqueeze(-1)
         out, h = self(shown, action)
         out, target, before = out[:, :-1], tokens[:, 1:], tokens[:, :-1]
-        logits = self._logits(out)  # (B, T - 1, N, V)
+        logits = self._logits(out, shown[:, :-1])  # (B, T - 1, N, V)
         nats = surprise(logits, target)
         told = nats * weight
         if config.focal:
@@ -208,9 +210,12 @@ class BlockTransformer(TokenDynamics):
         grid = grid[:, : self.config.grid[0], : self.config.grid[1]]
         return grid.reshape(*lead, self.tokens, self.config.codes)
 
-    def _logits(self, out: Tensor) -> Tensor:
-        """(..., P, D) -> (..., N, V)."""
-        return self._apart(self.next_tokens(out))
+    def _logits(self, out: Tensor, before: Tensor) -> Tensor:
+        """Outputs (..., P, D), and the tokens (..., N) of the frame before -> (..., N, V)."""
+        logits = self._apart(self.next_tokens(out)).float()
+        if self.stay is None:
+            return logits
+        return logits.scatter_add(-1, before.unsqueeze(-1), self.stay.expand(*before.shape, 1))
 
     def _refined(self, out: Tensor, tokens: Tensor, known: Tensor) -> Tensor:
         """What known tokens (B, N) change in the logits of the others: (B, N, V)."""
@@ -220,7 +225,7 @@ class BlockTransformer(TokenDynamics):
 
     def _drawn(self, out: Tensor, before: Tensor, temperature: float) -> Tensor:
         """The tokens (B, N) of a frame, from the outputs (B, P, D) and the frame before."""
-        first = logits = self._settled(self._logits(out).float(), before)
+        first = logits = self._settled(self._logits(out, before), before)
         if self.refiner is None:
             return _drawn(logits, temperature)
         share = logits.softmax(-1)
