@@ -172,8 +172,8 @@ class TokenWorldConfig:
             )  # fmt: skip
         return BlockTransformerConfig(
             codes=self.codes, grid=grid, attention=self.block_attention, history=self.history, merge=self.merge,
-            refine=self.refine, stay=self.stay, copy_above=self.copy_above, width=self.width, layers=self.layers, heads=self.heads,
-            dropout=self.dropout, rollout_steps=self.rollout_steps, rollout_share=self.rollout_share,
+            refine=self.refine, stay=self.stay, copy_above=self.copy_above, width=self.width, layers=self.layers,
+            heads=self.heads, dropout=self.dropout, rollout_steps=self.rollout_steps, rollout_share=self.rollout_share,
             teacher_forcing=self.teacher_forcing, step_discount=self.step_discount, motion_scale=self.motion_scale,
             event_scale=self.event_scale, persistence_scale=self.persistence_scale, small_scale=self.small_scale,
             weight_cap=self.weight_cap, focal=self.focal,

@@ -142,7 +142,7 @@ def judge(
         told: dict[str, Tensor] = {}
         came, dreamed = codes(model, followed.latent), codes(model, state.latent)
         if seen is not None and came is not None and dreamed is not None:
-            told |= {"right": dreamed == came, "changed": seen != came}
+            told |= {"right": dreamed == came, "changed": seen != came, "codes": came}
         picture, reached = model.decode(state), model.decode(followed)
         if picture is not None and reached is not None:
             told["pictures"] = _pictures(picture, reached, real, last)
@@ -266,7 +266,7 @@ def _row(ahead: int, told: dict[str, Tensor], named: list[str]) -> dict[str, Any
         row |= {
             "accuracy": round(float(right.mean()), 4), "accuracy_still": round(float((1 - changed).mean()), 4),
             "accuracy_changed": round(float((right * changed).sum() / changed.sum().clamp(min=1)), 4),
-            "changed": round(float(changed.mean()), 4),
+            "changed": round(float(changed.mean()), 4), "perplexity": round(perplexity(told["codes"]), 2),
         }  # fmt: skip
     total = sums.sum(0)
     steps = total[6]
@@ -295,6 +295,12 @@ def _at_once(name: str, value: Tensor) -> float:
 def psnr(error: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of a mean squared error of pixels in [0, 1]; at most 99."""
     return round(min(99.0, -10 * float(np.log10(max(float(error), 1e-12)))), 2)
+
+
+def perplexity(codes: Tensor) -> float:
+    """exp of the entropy of how often each whole number is used: (...)."""
+    share = codes.flatten().unique(return_counts=True)[1].double() / codes.numel()
+    return float((-(share * share.log()).sum()).exp()) if codes.numel() else 1.0
 
 
 def _correlation(one: Tensor, other: Tensor) -> float | None:

@@ -174,6 +174,12 @@ def test_tokens_are_compared_as_they_are_and_one_hot_variables_by_their_class() 
     assert found is not None and torch.equal(found, tokens)
 
 
+def test_perplexity_is_how_many_codes_are_in_even_use() -> None:
+    assert fidelity.perplexity(torch.arange(12).view(3, 4) % 4 + 7) == pytest.approx(4)
+    assert fidelity.perplexity(torch.full((2, 5), 3)) == pytest.approx(1)
+    assert fidelity.perplexity(torch.tensor([0, 0, 0, 1])) == pytest.approx(1.7548, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

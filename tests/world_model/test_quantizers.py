@@ -137,3 +137,30 @@ def test_usage_by_hand() -> None:
 def test_impossible_quantisers(kind: str, codes: int, levels: tuple[int, ...], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         quantizers.build(kind, codes, 4, levels)
+
+
+def test_a_schedule_of_moving_means() -> None:
+    """Every few updates the codes follow; dead ones are looked for now and then, among those hardly ever used."""
+    torch.manual_seed(0)
+    book = MovingCodebook(4, 2, follow_every=10, reset_every=500)
+    places = torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]])
+
+    def follow(latent: Tensor) -> None:
+        book.follow(latent, book.nearest(latent))
+
+    follow(places.repeat(8, 1))
+    began = book.weight.clone()
+    assert all((places == code).all(1).any() for code in began), "codes begin as latents"
+    moved = began + 0.1
+    for _ in range(9):
+        book.follow(moved, torch.arange(4))
+        assert torch.equal(book.weight, began)
+    book.follow(moved, torch.arange(4))
+    assert not torch.equal(book.weight, began)
+    alive, many = torch.arange(3).repeat(100), moved[:3].repeat(100, 1)
+    while int(book.updates) % 500:
+        book.follow(many, alive)
+    known = book.weight.clone()
+    book.follow(many, alive)
+    assert (book.weight[:3] - known[:3]).abs().max() < 0.01, "those in use stay"
+    assert ((book.weight[3] - moved[:3]).abs().sum(1) < 1e-5).any(), "the dead one begins anew at some latent"

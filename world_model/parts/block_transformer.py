@@ -34,6 +34,8 @@ from world_model.parts.token_dynamics import REWARDS, Foreseen, TokenDynamics, s
 from world_model.trees import Tree
 
 Attention = Literal["whole", "cached"]
+NEAR = 4  # numbers of a query or key that tell where it stands
+SLOPES = (0.5, 0.5, 0.125, 0.0)  # of heads in turn, nats for the square of a place's distance
 FILM = 0.2  # of what an action changes in what is asked
 
 
@@ -271,7 +273,13 @@ class BlockTransformer(TokenDynamics):
 
 
 class CachedHistory(BlockTransformer):
-    """Memory also: each layer's keys and values of the frames before, newest first, (B, heads, W - 1, M, d)."""
+    """Memory also: each layer's keys and values of the frames before, newest first, (B, heads, W - 1, M, d).
+
+    What moves is near where it was: a head looks at places by their squared distance, each with another slope.
+    """
+
+    asking: Tensor
+    asked: Tensor
 
     def __init__(self, config: BlockTransformerConfig, actions: int) -> None:
         super().__init__(config, actions)
@@ -279,12 +287,15 @@ class CachedHistory(BlockTransformer):
         ages = torch.arange(config.history)
         heads = torch.arange(config.heads).unsqueeze(1) % config.history
         self.age = nn.Parameter(torch.where(ages == heads, 0.0, -2.0).repeat(config.layers, 1, 1))
+        for name, part in zip(("asking", "asked"), _nearness(self.places, config.heads), strict=True):
+            self.register_buffer(name, part, persistent=False)
 
     def initial(self, batch_size: int) -> Tree:
         """See `TokenDynamics`."""
         config, like = self.config, self.action.weight
         size = (batch_size, config.heads, config.history - 1, self.places[0] * self.places[1] + 1)
-        keys, values = (tuple(like.new_zeros(*size, self.width // config.heads) for _ in self.blocks) for _ in "kv")
+        each = self.width // config.heads
+        keys, values = (tuple(like.new_zeros(*size, wide) for _ in self.blocks) for wide in (each + NEAR, each))
         return {"k": keys, "v": values, **self._awaiting(batch_size)}
 
     def own(self, memory: Tree) -> Tree:
@@ -304,7 +315,7 @@ class CachedHistory(BlockTransformer):
         seen = torch.arange(self.config.history, device=x.device) <= count.unsqueeze(1)  # (B, W) by age
         kept: dict[str, list[Tensor]] = {"k": [], "v": []}
         for layers, age, *before in zip(self._layers(), self.age, memory["k"], memory["v"], strict=True):
-            q, *now = to_qkv(x, layers, rows, heads)
+            q, *now = self._placed(to_qkv(x, layers, rows, heads))
             every = []
             for name, new, old in zip(kept, now, before, strict=True):
                 whole = torch.cat([new.view(rows, heads, 1, *new.shape[1:]), old.to(new.dtype)], 2)
@@ -325,12 +336,20 @@ class CachedHistory(BlockTransformer):
         times, ages = torch.arange(length, device=x.device), torch.arange(history, device=x.device)
         seen = ages <= times.unsqueeze(1)  # (T, W)
         for layers, age in zip(self._layers(), self.age, strict=True):
-            q, *new = to_qkv(x, layers, rows, heads)
+            q, *new = self._placed(to_qkv(x, layers, rows, heads))
             k, v = (self._with_past(part.view(batch, length, heads, *part.shape[1:])) for part in new)
             bias = age.masked_fill(~seen.unsqueeze(1), float("-inf")).expand(batch, -1, -1, -1)  # (B, T, heads, W)
             x = after_attention(x, attend(q, k, v, self._bias(bias, q), rate), layers, rows, rate)
         out = self.norm(x.float()).view(batch, length, -1, self.width)
         return out[:, :, :-1], out[:, :, -1]
+
+    def _placed(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys (R, M, d) with what tells how near they are, and values."""
+        q, k, v = qkv
+        scale = (q.shape[-1] + NEAR) ** 0.5  # by which `attend` divides
+        asking = (scale * self.asking).to(q.dtype).repeat(len(q) // self.config.heads, 1, 1)
+        asked = self.asked.to(q.dtype).expand(len(k), -1, -1)
+        return torch.cat([q, asking], -1), torch.cat([k, asked], -1), v
 
     def _with_past(self, part: Tensor) -> Tensor:
         """Keys or values (B, T, heads, M, d) -> of each frame and those before it, (B T heads, W M, d)."""
@@ -419,6 +438,18 @@ class _Refiner(nn.Module):
         q, k, v = to_qkv(x, layers, rows, self.heads)
         x = after_attention(x, attend(q, k, v, q.new_zeros(1, 1, 1)), layers, rows)
         return self.out(self.norm(x.float())).view(rows, -1, self.out.out_features)  # type: ignore[no-any-return]
+
+
+def _nearness(places: tuple[int, int], heads: int) -> tuple[Tensor, Tensor]:
+    """(heads, M, 4) and (M, 4), whose products are -slope x squared distance; 0 with the action.
+
+    As numbers of queries and keys: a bias of every pair of places would have to be written out for every row.
+    """
+    at = torch.cartesian_prod(*(torch.arange(side) - (side - 1) / 2 for side in places)).view(-1, 2)
+    square, one = at.square().sum(1, keepdim=True), torch.ones(len(at), 1)
+    slopes = torch.tensor([SLOPES[head % len(SLOPES)] for head in range(heads)]).view(-1, 1, 1)
+    asking = slopes * torch.cat([2 * at, -square, -one], 1)
+    return F.pad(asking, (0, 0, 0, 1)), F.pad(torch.cat([at, one, square], 1), (0, 0, 0, 1))
 
 
 def embedded(tokens: Tensor, table: nn.Embedding) -> Tensor:

@@ -1,0 +1,72 @@
+"""Every tokenizer with every dynamics: builds, learns from a batch, and dreams as the contract has it.
+
+What each part does by itself stands in the tests of the parts; the recipes run through the whole contract in
+`test_interface.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from agent.trainer import Trainer
+from envs.spec import Spec
+from tests.toys import segments
+from world_model.interface import to_unit
+from world_model.token_world import TokenWorldConfig
+
+SPEC = Spec((3, 24, 16), 4, True)
+TOY = TokenWorldConfig(
+    view="tokens", codes=64, code_width=8, channels=8, halvings=2, blocks=1, attention=(), context_frames=5, keep=2,
+    history=3, rollout_steps=2, width=16, layers=1, heads=2, dropout=0.0, lr=1e-2, tokenizer_lr=1e-2,
+)  # fmt: skip
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "vqgan": {}, "vqgan, attention": {"attention": (1, 2)}, "patches by themselves": {"patch": 2, "local": True},
+    "hires": {"layout": "hires"}, "hires, local, contrast": {"layout": "hires", "local": True, "contrast": True},
+}  # fmt: skip
+QUANTIZERS: dict[str, dict[str, Any]] = {
+    "gradient": {}, "ema": {"quantizer": "ema"}, "fsq": {"quantizer": "fsq", "levels": (4, 4, 4)},
+    "ema, now and then": {"quantizer": "ema", "follow_every": 10, "reset_every": 500},
+}  # fmt: skip
+DYNAMICS: dict[str, dict[str, Any]] = {
+    "gpt": {}, "block": {"dynamics": "block"}, "whole": {"dynamics": "block", "block_attention": "whole"},
+    "merged and refined": {"dynamics": "block", "merge": 2, "refine": 2, "stay": 4.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("tokenizer", "quantizer", "dynamics"), list(product(TOKENIZERS, QUANTIZERS, DYNAMICS)))
+def test_any_tokenizer_goes_with_any_dynamics(tokenizer: str, quantizer: str, dynamics: str) -> None:
+    torch.manual_seed(0)
+    parts = TOKENIZERS[tokenizer] | QUANTIZERS[quantizer] | DYNAMICS[dynamics]
+    model, batch = replace(TOY, **parts).build(SPEC), segments(SPEC, 3, 5)
+    model.prepare(to_unit(batch.frame).flatten(0, 1))
+    see, foresee = (stage.objectives[0] for stage in model.stages())
+    trainer = Trainer([see, foresee], device=torch.device("cpu"), precision="fp32")
+    first = None
+    for _ in range(3):
+        trainer.update(see, batch)
+        with torch.no_grad():
+            code = model.encode(to_unit(batch.frame))
+        trainer.update(foresee, batch._replace(code=code.float()))
+        first = first or trainer.report()
+    last = trainer.report()
+    assert set(first or {}) == set(last) and "world_model/tokens" in last
+    assert all(parameter.grad is not None for parameter in foresee.params), "all of it learns"
+
+    frame, action = to_unit(batch.frame[:2]), batch.action[:2]
+    with torch.no_grad():
+        state = model.start(frame[:, :3], action)
+        step = model.step(state, action[:, 2], temperature=0)
+        assert_close(step.state.latent, model.imagine(model.advance(state, action[:, 2]), 0).latent)
+        alone = model.step(model.start(frame[1:2, :3], action[1:2]), action[1:2, 2], temperature=0)
+        assert torch.equal(alone.state.latent[0], step.state.latent[1])
+        shown = model.decode(step.state)
+        seen = model.step(state, action[:, 2], frame[:, 3]).state
+    assert shown is not None and shown.shape == (2, *SPEC.frame)
+    assert torch.equal(seen.latent, model.encode(frame[:, 3]))
+    assert model.features(seen).shape == (2, model.feature_size)
