@@ -73,9 +73,12 @@ def strip(seen: Comparison, row: int, count: int = 8, scale: int = 2) -> np.ndar
 
 
 def show_dream(
-    model: WorldModel, replay: Replay, run: Logger, diagnostics: Diagnostics, *, context: int = 8, length: int = 72
-) -> None:
-    """Writes a video and pictures of one segment, held out where there is one. Leaves every generator as it was.
+    model: WorldModel, replay: Replay, run: Logger, diagnostics: Diagnostics, *, step: int, context: int = 8,
+    length: int = 72,
+) -> None:  # fmt: skip
+    """Writes a video and pictures of one segment, held out where there is one, at the run's `step`.
+
+    Leaves every generator as it was.
 
     Of a model without pictures there is nothing to be seen but its `diagnostics`, which get a real segment
     (1, T, C, H, W) in [0, 1], without padding, its actions, and frames (N, C, H, W) from all over the replay.
@@ -91,10 +94,10 @@ def show_dream(
         real = slice(int(batch.valid.sum()))  # a short episode is padded
         pictures = diagnostics(model, to_unit(batch.frame[:, real]), batch.action[:, real], to_unit(frames))
     if seen is not None:
-        run.video(replay.steps, "dream", side_by_side(seen, 0))
-        run.picture(replay.steps, "dream", strip(seen, 0))
+        run.video(step, "dream", side_by_side(seen, 0))
+        run.picture(step, "dream", strip(seen, 0))
     for name, image in pictures.items():
-        run.picture(replay.steps, name, image)
+        run.picture(step, name, image)
 
 
 def fixed_frames(replay: Replay, seed: int) -> torch.Tensor:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,7 +79,8 @@ class Loop:
 
     A round of the loop is: play, each stage of the world model for its updates, then the policy's plan. `reverie` has
     thousands of rounds of one update each, World Models has a few rounds of thousands. A round that was stopped goes on
-    where it was: `done` holds how much of each of its parts is behind us.
+    where it was: `done` holds how much of each of its parts is behind us. Without a policy (`train.policy`) its plan is
+    empty, and random play collects.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Loop:
         self.returns: list[float] = []  # of episodes since the last log
         self.updates = 0  # rounds that are behind us
         self.ahead = 0  # agent steps that were played before they were due
+        self.waiting = 0  # recorded agent steps that no round has taken yet; see `take`
         self.done: dict[str, int] = {}  # of the round under way
         self.only = ""  # the one part that is done instead of a round
         self.fixed = torch.zeros(0, dtype=torch.uint8)  # frames that are reconstructed over training, once chosen
@@ -106,10 +110,28 @@ class Loop:
     @property
     def parts(self) -> tuple[str, ...]:
         """What a round consists of, by name."""
-        return ("collect", *(stage.name for stage in self.stages), "dream", *(("real",) if self.real else ()))
+        places = ("dream", *(("real",) if self.real else ())) if self.config.policy else ()
+        return ("collect", *(stage.name for stage in self.stages), *places)
+
+    @property
+    def step(self) -> int:
+        """How far the run is, in agent steps: what was played, and what rounds have taken of what was recorded."""
+        return self.replay.steps - self.waiting
+
+    def take(self, *folders: Path, human: bool = False) -> int:
+        """Adds recorded episodes, with `human` those that a person played in this run; returns how many were new.
+
+        For a policy they are known before it plays its first step. A world model alone need not play: what lies beyond
+        the prefill waits until the rounds take it in the place of play.
+        """
+        before = self.step
+        taken = self.replay.take_in(*folders) if human else self.replay.take_over(*folders)
+        if not self.config.policy:
+            self.waiting = self.replay.steps - max(before, min(self.config.prefill, self.replay.steps))
+        return taken
 
     def train(self, steps: int, run: Logger, screen: Screen, only: str = "") -> None:
-        """Runs until the replay holds `steps` agent steps and what they allow has been learned.
+        """Runs until `steps` agent steps have been played or taken and what they allow has been learned.
 
         With `only` one part of a round is done once more instead. Ctrl-C or SIGTERM ends the update under way, saves a
         checkpoint and raises KeyboardInterrupt. Raises UserError for an unknown part, or in the middle of another.
@@ -120,11 +142,11 @@ class Loop:
             self._saved = time.monotonic()
             if self.real:
                 self.real.stop = asked_to_stop
-            if not self.replay.steps:
+            if not any(self.trainer.updates.values()):
                 self.save(run)  # what is killed before its first update can be gone on with too
             self.prefill(run, screen, asked_to_stop)
             while not asked_to_stop() and (
-                self.only or not only and (self.done or not self.updates or self.replay.steps < steps)
+                self.only or not only and (self.done or not self.updates or self.step < steps)
             ):
                 self._round(steps, context)
             screen.phase("checkpoint")
@@ -150,7 +172,7 @@ class Loop:
     def _round(self, steps: int, context: Context) -> None:
         """One round, or what is left of one; returns early when asked to stop in the middle of a long part."""
         states, screen = None, context.screen
-        screen.update(self.replay.steps, updates=self.updates)
+        screen.update(self.step, updates=self.updates)
         # The first round learns from the prefill.
         parts = -(-self.config.steps_per_update // PART) if self.updates or self.only else 0
         size = min(PART, self.config.steps_per_update)
@@ -158,9 +180,10 @@ class Loop:
         # after every round of a system that learns in long ones. `reverie` takes one small step a round, and a
         # burn-in would cost four times as much as the acting.
         long = any(stage.updates > 1 for stage in self.stages)
-        if parts and not self.done and (long or self.updates == 1):
+        if parts and self.config.policy and not self.done and (long or self.updates == 1):
             self.collector.burn_in(self.config.burn_in)
-        if not self._repeat("collect", parts, lambda: self.collect(size, screen), context):
+        play = partial(self.collect, size, screen, at_random=not self.config.policy)
+        if not self._repeat("collect", parts, play, context):
             return
         for stage in self.stages:
             screen.phase(stage.name.replace("_", " "))
@@ -175,7 +198,7 @@ class Loop:
 
             if not self._repeat(stage.name, stage.updates, learn, context):
                 return
-        for where, count in self.agent.learner.plan(last=self.replay.steps >= steps, only=self.only):
+        for where, count in self.agent.learner.plan(last=self.step >= steps, only=self.only):
             screen.phase("policy" if where == "dream" else f"policy in the {where} game")
             if not self.done.get(where) and self.only in ("", where):
                 self.agent.learner.begin_phase(where)
@@ -198,13 +221,13 @@ class Loop:
             self.done[part] = done + 1
             if count == 1 or part == "collect":
                 continue
-            context.screen.update(self.replay.steps, **{part: f"{done + 1:,} of {count:,}"})
+            context.screen.update(self.step, **{part: f"{done + 1:,} of {count:,}"})
             generation = part in PLACES and self.agent.learner.logs_each_update
             if generation or (done + 1) % self.config.log_every == 0:
                 self._log(context)
             if generation or time.monotonic() - self._saved > self.config.save_every:
                 self.save(context.run)
-        context.screen.update(self.replay.steps, **{part: None})
+        context.screen.update(self.step, **{part: None})
         return True
 
     def prefill(self, run: Logger, screen: Screen, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
@@ -221,23 +244,28 @@ class Loop:
                 return
             self.train_world_model()
             self._reconstruct_early(run)
-            screen.update(self.replay.steps, pretraining=f"{done + 1} of {self.config.pretrain}")
+            screen.update(self.step, pretraining=f"{done + 1} of {self.config.pretrain}")
             if (done + 1) % self.config.log_every == 0:
-                run.log(self.replay.steps, self.trainer.report())
+                run.log(self.step, self.trainer.report())
             if time.monotonic() - self._saved > self.config.save_every:
                 self.save(run)
-        screen.update(self.replay.steps, pretraining=None)
+        screen.update(self.step, pretraining=None)
 
     # ---- one piece of work ----
     def collect(self, steps: int, screen: Screen, *, at_random: bool = False) -> None:
-        """Plays the real game. All games play a step at once: what is played beyond `steps` is played ahead."""
+        """Plays the real game, once no recorded step waits.
+
+        All games play a step at once: what is played beyond `steps` is played ahead.
+        """
         screen.phase("collect")
-        before, owed = self.replay.steps, steps - self.ahead
-        for episode in self.collector.collect(max(0, owed), at_random=at_random):
+        taken = min(steps, self.waiting)
+        self.waiting -= taken
+        before, owed = self.replay.steps, steps - taken - self.ahead
+        for episode in self.collector.collect(owed, at_random=at_random) if owed > 0 else ():
             self.returns.append(episode.score)
             screen.episode(episode.score, len(episode))
         self.ahead = self.replay.steps - before - owed
-        screen.update(self.replay.steps)
+        screen.update(self.step)
 
     def train_world_model(self, stage: Stage | None = None, encoded: Sequence[np.ndarray] = ()) -> State | None:
         """One update of a stage (the first one); the posterior states (S, ...) it passed through, if it tells them."""
@@ -364,7 +392,7 @@ class Loop:
             self._log(context)
         if self.updates % self.config.show_every == 0:
             context.screen.phase("pictures")
-            show_dream(self.agent.world_model, self.replay, context.run, self.diagnostics)
+            show_dream(self.agent.world_model, self.replay, context.run, self.diagnostics, step=self.step)
             self.reconstruct(context.run)
         if time.monotonic() - self._saved > self.config.save_every:
             context.screen.phase("checkpoint")
@@ -376,7 +404,7 @@ class Loop:
             self.fixed = fixed_frames(self.replay, self.seed)
         frames = reconstruct(self.agent.world_model, self.fixed)
         if frames is not None:
-            run.reconstructions(self.replay.steps, self.first_updates, frames)
+            run.reconstructions(self.step, self.first_updates, frames)
 
     def _reconstruct_early(self, run: Logger) -> None:
         """After 1, 2, 4, 8, ... updates: most of what is learned to be seen is learned before the first pictures."""
@@ -391,15 +419,15 @@ class Loop:
         scalars["updates"] = self.updates
         if self.real:
             scalars |= {f"real/{name}": count for name, count in self.real.state_dict().items()}
-        context.run.log(self.replay.steps, scalars)
+        context.run.log(self.step, scalars)
         shown = {metric.shown: scalars[key] for key, metric in self.metrics.items() if metric.shown and key in scalars}
-        context.screen.update(self.replay.steps, **shown)
+        context.screen.update(self.step, **shown)
 
     # ---- saving ----
     def save(self, run: Logger) -> None:
         """Writes a checkpoint, unless a loss has become non-finite since the last log (NonFiniteLoss)."""
         self.trainer.check()
-        run.save_checkpoint(self.state_dict(), self.replay.steps)
+        run.save_checkpoint(self.state_dict(), self.step)
         self._saved = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -412,6 +440,7 @@ class Loop:
             "updates": self.updates,
             "done": dict(self.done),
             "ahead": self.ahead,
+            "waiting": self.waiting,
             "only": self.only,
             "real": {} if self.real is None else self.real.state_dict(),
             "returns": list(self.returns),
@@ -428,7 +457,7 @@ class Loop:
         self.collector.load_state_dict(state["collector"], state["replay"])
         self.updates, self.returns = state["updates"], list(state["returns"])
         self.done, self.only = dict(state.get("done", {})), state.get("only", "")  # older runs have none
-        self.ahead = state.get("ahead", 0)
+        self.ahead, self.waiting = state.get("ahead", 0), state.get("waiting", 0)
         self.fixed = state["fixed"].cpu() if "fixed" in state else self.fixed  # older runs choose theirs now
         if self.real is not None and state.get("real"):
             self.real.load_state_dict(state["real"])

@@ -37,7 +37,7 @@ Play = Callable[[np.ndarray, Sequence[Task]], Played]
 
 
 class FixedLearner(Learner):
-    """A policy at the controls of a player; whoever sent it improves it."""
+    """A policy that is not improved here: a population's, which whoever sent it improves, or random play."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -46,8 +46,11 @@ class FixedLearner(Learner):
     def objectives(self) -> tuple[Objective, ...]:
         return ()
 
+    def plan(self, *, last: bool, only: str = "") -> tuple[tuple[str, int], ...]:
+        return ()
+
     def improve(self, rollout: Rollout, update: Update) -> dict[str, Tensor]:
-        raise RuntimeError("candidates are judged here, not improved")
+        raise RuntimeError("this policy is not improved here")
 
 
 def play_tasks(agent: Agent, games: Games, candidates: np.ndarray, tasks: Sequence[Task]) -> Played:

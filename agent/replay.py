@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -104,24 +105,34 @@ class Replay:
         self.steps += len(episode)
         self._keep(number, episode)
 
-    def take_over(self, folder: Path) -> int:
-        """Adds the episodes of another replay's folder in their order; returns how many. See `take_in`."""
-        return self._add_files(sorted(folder.glob(f"*{SUFFIX}")), human=False)
+    def take_over(self, *folders: Path) -> int:
+        """Adds the episodes of other folders in their order, each with its own weight; returns how many.
 
-    def take_in(self, folder: Path) -> int:
-        """Adds what a person has played, each file of `folder` once, also across resumes; returns how many were new.
+        The same game is taken once, though it lie in several: a run has taken in what a person played, another run's
+        games. A file that cannot be used is named in `self.skipped`.
+        """
+        paths = [path for folder in folders for path in sorted(folder.glob(f"*{SUFFIX}"))]
+        return self._add_files(paths, human=False)
+
+    def take_in(self, *folders: Path) -> int:
+        """Adds what a person has played, each file once, also across resumes; returns how many were new.
 
         A file that cannot be used is named in `self.skipped`.
         """
-        new = [path for path in sorted(folder.glob(f"*{SUFFIX}")) if path.name not in self.taken]
+        paths = [path for folder in folders for path in sorted(folder.glob(f"*{SUFFIX}"))]
+        new = [path for path in paths if path.name not in self.taken]
         self.taken += [path.name for path in new]
         return self._add_files(new, human=True)
 
     def _add_files(self, paths: Sequence[Path], *, human: bool) -> int:
-        before = self.episodes
+        before, known = self.episodes, set[bytes]()
         for path in paths:
             try:
-                self.add_episode(Episode.load(path), human=human)
+                episode = Episode.load(path)
+                game = _fingerprint(episode)
+                if game not in known:
+                    self.add_episode(episode, human=human)
+                known.add(game)
             except CorruptEpisode as error:
                 self.skipped.append(str(error))
             except ValueError as error:
@@ -298,6 +309,12 @@ class Replay:
             number = int(path.stem) if path.suffix == SUFFIX and path.stem.isdecimal() else -1
             if number >= self._next or number in unfinished or path.name.endswith(f"{SUFFIX}.tmp"):
                 path.unlink()
+
+
+def _fingerprint(episode: Episode) -> bytes:
+    """Of what an episode is a function of: its seed, where in the game it begins, and its actions."""
+    parts = (str(episode.seed).encode(), episode.frame[0].tobytes(), episode.action.tobytes())
+    return hashlib.sha256(b"".join(parts)).digest()
 
 
 def _episode(entry: Episode | Recording) -> Episode:

@@ -22,6 +22,7 @@ class TrainConfig:
     An update is a round: of each stage of the world model and of the policy, one update or as many as they say.
     """
 
+    policy: bool = setting(True, help="false: the world model alone, from random play and what init_replay names")
     steps_per_update: int = setting(16, 1, help="the train ratio")
     prefill: int = setting(10_000, 1, help="random steps before the first update")
     bursts: float = setting(

@@ -26,7 +26,7 @@ from envs.errors import UserError
 from play import keys
 from play.film import Recorder
 from play.session import HOTTEST, MOST_FPS, GameSession
-from play.snapshot import MODES, PLAYERS, Parts
+from play.snapshot import MODES, Parts
 
 # Frames sent that the page has not drawn yet; further ones are dropped, so that a slow page is not a late one.
 AHEAD = 3
@@ -257,7 +257,7 @@ class Connection:
     def _hello(self) -> dict[str, Any]:
         parts, controls = self.server_state.parts, self.server_state.parts.world.controls
         return {
-            "about": self.server_state.about, "name": parts.name, "modes": MODES, "players": PLAYERS,
+            "about": self.server_state.about, "name": parts.name, "modes": MODES, "players": parts.players,
             "actions": controls.names, "discrete": controls.discrete, "starts": len(parts.world.starts.frame),
             "game_keys": keys.spoken(controls), "pad": keys.pad(controls),
             "keys": [key._asdict() for key in keys.free(controls)], "most_fps": MOST_FPS, "hottest": HOTTEST,

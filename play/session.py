@@ -18,7 +18,7 @@ from envs.errors import UserError
 from envs.games import Transition
 from play.dreamer import Dreamer
 from play.real_game import Real
-from play.snapshot import MODES, PLAYERS, Estimate, Parts, Snapshot, View, number
+from play.snapshot import MODES, Estimate, Parts, Snapshot, View, number
 from world_model.trees import Tree
 
 MOST_FPS, HOTTEST = 240, 2.0
@@ -148,8 +148,8 @@ class GameSession:
         self._arrive(now._replace(mode=chosen, dream=dream, real=real, view=view, estimate=estimate, horizon=horizon))
 
     def set_player(self, player: str) -> None:
-        """Puts a person, the agent or chance at the controls."""
-        chosen = _choice("player", player, PLAYERS)
+        """Puts a person, the agent (where there is one) or chance at the controls."""
+        chosen = _choice("player", player, self.parts.players)
         if chosen != self.player:
             self._cut()
             self.player = chosen

@@ -20,6 +20,7 @@ from world_model.trees import Tree
 
 MODES = ("dream", "real", "both")
 PLAYERS = ("human", "agent", "random")
+WITHOUT_AGENT = ("human", "random")  # of a world model alone
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Parts:
     learner: Learner
     game: Callable[[], Games]  # opens one copy of the real game; raises UserError where that is impossible
     human_weight: float = 5.0  # of episodes that a person played
+    players: tuple[str, ...] = PLAYERS  # who can be put at the controls
 
 
 class View(NamedTuple):

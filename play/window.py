@@ -11,7 +11,7 @@ from envs.errors import UserError
 from play import keys
 from play.film import Recorder, panel
 from play.session import HOTTEST, MOST_FPS, GameSession
-from play.snapshot import MODES, PLAYERS
+from play.snapshot import MODES
 from world_model.dream.envs import open_window
 
 LINE, MARGIN, SCALES = 20, 12, (2, 3, 1)
@@ -81,7 +81,7 @@ class Window:
                 case "mode":
                     session.set_mode(_next(MODES, session.now.mode))
                 case "player":
-                    session.set_player(_next(PLAYERS, session.player))
+                    session.set_player(_next(session.parts.players, session.player))
                 case "warmer" | "cooler":
                     session.set_temperature(
                         min(HOTTEST, max(0.0, round(was + (0.1 if command == "warmer" else -0.1), 2)))

@@ -9,6 +9,7 @@ import torch
 
 from agent.loop import Loop, declared_metrics
 from agent.player import Agent
+from agent.population import FixedLearner
 from agent.ray_pool import Cluster
 from agent.real_game import RealGame
 from agent.replay import Replay
@@ -18,6 +19,8 @@ from envs.games import Games
 from envs.make import make_games
 from envs.spec import Spec
 from policies.cma_es import Evolution
+from policies.interface import Learner
+from policies.random import RandomPolicy
 from runs.config import Config
 from runs.folder.system import cores
 from runs.report.diagnostics import diagnostics
@@ -29,11 +32,16 @@ def agent(config: Config, spec: Spec, device: str | torch.device = "cpu") -> Age
     torch.manual_seed(config.seed)
     try:
         world_model = config.model.build(spec)
-        learner = config.policy.build(world_model.feature_size, spec)
+        learner = config.policy.build(world_model.feature_size, spec) if config.train.policy else no_policy(spec)
     except ValueError as problem:
         raise UserError(f"The model cannot be built: {problem}") from problem
     made = Agent(world_model, learner).to(device)
     return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def no_policy(spec: Spec) -> Learner:
+    """Random play, which nobody improves: of a world model that is trained alone."""
+    return FixedLearner(RandomPolicy(spec))
 
 
 def loop(config: Config, games: Games, folder: Path | None, device: str | torch.device = "cpu") -> Loop:

@@ -41,7 +41,9 @@ class Config:
     episodes: int = setting(100, 1, resumable=True, help="whole episodes of an evaluation")
     device: str = setting("auto", resumable=True, help="auto, cpu or cuda")
     threads: int = setting(0, 0, 1024, resumable=True, help="of torch; 0 measures at the start how many are fastest")
-    init_replay: str = setting("", help="another run, whose episodes come before the first step")
+    init_replay: str | tuple[str, ...] = setting(
+        "", help="another run or a folder of episodes, or several as in [a,b]: what is known before the first step"
+    )
     workers: int = setting(
         0,
         0,
@@ -61,6 +63,12 @@ class Config:
         length = getattr(self.model, "length", None)  # where dreams start from the segments that the model trains on
         if length is not None and self.train.burn_in >= length:
             raise UserError(f"train.burn_in must be below model.length, {length}, not {self.train.burn_in}.")
+
+
+def recordings(config: Config) -> tuple[str, ...]:
+    """What `init_replay` names, one or several."""
+    named = config.init_replay
+    return tuple(name for name in ((named,) if isinstance(named, str) else named) if name)
 
 
 def resumable(config: Config) -> tuple[str, ...]:

@@ -66,6 +66,8 @@ class Loaded(NamedTuple):
 class DreamPlayer:
     """The agent of a run, which plays one game or dream at a time, and a dream to play in.
 
+    Of a world model that was trained alone it plays at random.
+
     Attributes:
         dream: the dream of the run, a gymnasium environment; made when first asked for.
     """

@@ -59,6 +59,8 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
             raise UserError(f"{key} needs one value: a table is of one system, another has an out= of its own.")
     one = [*words, "protocol=atari100k", f"env=ALE/{games[0]}-v5", f"seed={seeds[0]}"]
     (expected,) = compose.check(compose.with_size(one))
+    if not expected.train.policy:
+        raise UserError("The table is of scores, and train.policy=false leaves nobody who could play for one.")
     recipe = expected.recipe
     out = Path(asked.out) if asked.out else OUT / f"atari100k-{recipe.replace(':', '-')}"
     if not asked.only_table:

@@ -17,10 +17,10 @@ from envs.games import Games
 from envs.make import make_games
 from envs.settings import setting
 from runs.cli import compose
-from runs.config import Config, resumable
+from runs.config import Config, recordings, resumable
 from runs.config_types import keys
 from runs.folder.progress import Progress
-from runs.folder.run import EPISODES, RESULTS, Run, find
+from runs.folder.run import RESULTS, Run, recorded
 from runs.folder.system import choose_device, choose_threads, cores, keep_freed_memory
 
 OF_THE_MACHINE = ("device", "threads", "workers", "cluster")
@@ -70,8 +70,8 @@ def train(config: Config, folder: Path, command: str | None = None) -> Path:
     """
     print(announcement(config), flush=True)
     device, threads = _prepare(config)
-    if config.init_replay:
-        find(config.init_replay)  # says so before there is a folder, when there is no such run
+    for name in recordings(config):
+        recorded(name)  # says so before there is a folder, when there is no such run
     run = Run.create(config, folder, command, threads=threads, device=device)
     _work(run, device, threads, resumed=False)
     return folder
@@ -87,11 +87,17 @@ def resume(run: Run, only: str = "") -> None:
 
 
 def evaluate(run: Run) -> dict[str, dict[str, Any]]:
-    """Plays whole episodes with the newest checkpoint, sampled and greedy; returns both results."""
-    device, _ = _prepare(run.config)
-    from runs.measure import evaluation
+    """Plays whole episodes with the newest checkpoint, sampled and greedy; returns both results.
 
-    return evaluation.measure(run, device)
+    Of a world model alone the fidelity is measured instead; raises UserError when there is no suite of its game.
+    """
+    device, _ = _prepare(run.config)
+    from runs.measure import evaluation, fidelity
+
+    if run.config.train.policy:
+        return evaluation.measure(run, device)
+    print(f"{run.folder} has no policy that could play: its world model is measured.", flush=True)
+    return {"fidelity": fidelity.command(fidelity.FidelityConfig(run=str(run.folder), device=device))}
 
 
 def info(config: Config) -> None:
@@ -111,8 +117,11 @@ def benchmark(config: Config) -> None:
 
 def announcement(config: Config, results: Path = RESULTS) -> str:
     """What a run will do and how long that takes, by the published run of the same kind where there is one."""
-    said = f"Learning {config.env} with {config.recipe}, size {config.size}: {config.steps:,} steps of the real game"
+    what = config.env if config.train.policy else f"a world model of {config.env} alone"
+    said = f"Learning {what} with {config.recipe}, size {config.size}: {config.steps:,} steps of the real game"
     here = f"{cores()} core{'s'[: cores() > 1]} here"
+    if not config.train.policy:
+        return f"{said}, recorded ones included; {here}."
     for path in sorted(results.glob(f"{config.recipe.replace(':', '-')}-*-evaluation-sampled.json")):
         told = json.loads(path.read_text())
         alike = all(told[key] == getattr(config, key) for key in ("recipe", "env", "protocol", "size"))
@@ -145,18 +154,21 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
         progress.say(f"{'resuming' if resumed else 'writing'} {run.folder}")
         try:
             loop = build.loop(config, games, run.episodes_folder, device)
-            if config.init_replay and not resumed:
-                taken = loop.replay.take_over(find(config.init_replay) / EPISODES)
-                progress.say(f"{taken} episodes of {config.init_replay}, {loop.replay.steps:,} steps")
+            if not resumed and (named := recordings(config)):
+                taken = loop.take(*(folder for name in named for folder in recorded(name)))
+                if not taken:
+                    raise UserError(f"No episode of {', '.join(named)} can be used: {loop.replay.skipped[0]}")
+                run.note(init_replay={"episodes": taken, "steps": loop.replay.steps})
+                progress.say(f"{taken} episodes of {', '.join(named)}, {loop.replay.steps:,} steps")
             if resumed:
                 loop.load_state_dict(run.load_checkpoint(device, say=progress.say))
                 run.rewind(threads=threads, device=device)
-                if taken := loop.replay.take_in(run.human_folder):
+                if taken := loop.take(run.human_folder, human=True):
                     progress.say(f"{taken} episodes that a person played join the replay")
                 progress.say(f"resumed at step {run.step:,}, update {loop.updates:,}")
             for sentence in loop.replay.skipped:
                 progress.say(sentence)
-            progress.start(config.steps, loop.replay.steps)
+            progress.start(config.steps, loop.step)
             loop.train(config.steps, run, progress, only)
         except KeyboardInterrupt:
             if run.step:
@@ -167,7 +179,12 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
                 loop.real.close()
             games.close()
             run.close()
-    evaluate(run)
+    try:
+        evaluate(run)
+    except UserError as problem:
+        if config.train.policy:
+            raise
+        print(problem)  # there is no suite of the game: the run is complete without it
     print(f"the learning curve: {curve.draw(run)}")
     if drawn := draw_reconstructions(run):
         print(f"ten frames as the model came to see them: {drawn}")

@@ -174,12 +174,17 @@ def _schedule(config: Config, agent: Agent) -> dict[str, str]:
     first, later = ", ".join(_places(agent, last=False)), ", ".join(_places(agent, last=True))
     each = "a candidate" if agent.learner.logs_each_update else "an update"
     name, alone = "round" if long else "update", stages[0].name.replace("_", " ")
-    return {
+    told = {
         "first": f"{train.prefill:,} random agent steps, then {train.pretrain:,} updates of the {alone} alone",
         "then": f"{rounds:,} {name}s, one every {train.steps_per_update:,} agent steps, up to {config.steps:,} steps",
         "replayed": f"each frame {learned / train.steps_per_update:.3g} times in the mean",
-        "dreams": f"{policy.starts or 'all'} starts x {policy.horizon} steps {each}",
-    } | ({"improved": f"{first} a round" + (f"; {later} in the last" if later != first else "")} if long else {})
+    }
+    if not train.policy:
+        return told
+    told["dreams"] = f"{policy.starts or 'all'} starts x {policy.horizon} steps {each}"
+    if long:
+        told["improved"] = f"{first} a round" + (f"; {later} in the last" if later != first else "")
+    return told
 
 
 def _places(agent: Agent, *, last: bool) -> list[str]:

@@ -19,7 +19,7 @@ from envs.games import Games
 from envs.make import make_games
 from envs.settings import setting
 from play.session import HOTTEST, MOST_FPS, GameSession
-from play.snapshot import MODES, PLAYERS, Parts
+from play.snapshot import MODES, PLAYERS, WITHOUT_AGENT, Parts
 from runs.dreams import Loaded, load_parts
 from runs.folder.run import OUT
 from runs.folder.system import cores, keep_freed_memory
@@ -33,7 +33,9 @@ class PlayConfig:
 
     run: str | None = setting(None, help="a run's folder or name; the Pong that ships when not given")
     mode: str = setting("dream", choices=MODES, help="what is played")
-    player: str | None = setting(None, choices=PLAYERS, help="who plays; human when not given, agent on film")
+    player: str | None = setting(
+        None, choices=PLAYERS, help="who plays; human when not given, on film the agent (random without a policy)"
+    )
     seed: int = setting(0, 0, 2**31 - 1, help="of the dream and the real game")
     start: int | None = setting(
         None, 0, 2**31 - 1, help="which of the starts the first dream begins from; drawn when not given"
@@ -92,17 +94,26 @@ def parts(loaded: Loaded) -> Parts:
     """What the tables need of a loaded model."""
     config, world = loaded.config, loaded.world()
     for_inference(loaded.agent.world_model, loaded.agent.learner, format=loaded.format())
-    return Parts(config.env, world, loaded.agent.learner, partial(_game, loaded), config.replay.human_weight)
+    game, weight = partial(_game, loaded), config.replay.human_weight
+    return Parts(config.env, world, loaded.agent.learner, game, weight, players(loaded))
+
+
+def players(loaded: Loaded) -> tuple[str, ...]:
+    """Who can play: the agent only where a policy was trained."""
+    return PLAYERS if loaded.config.train.policy else WITHOUT_AGENT
 
 
 def session(asked: PlayConfig, loaded: Loaded, shared: Parts | None = None) -> GameSession:
     """A session as the command line wants it, with parts that others have too or its own.
 
-    Raises UserError for a start that is not there, or no real game.
+    Raises UserError for a start that is not there, an agent that was never trained, or no real game.
     """
+    able = players(loaded)
+    if asked.player is not None and asked.player not in able:
+        raise UserError(f"{asked.run} has no policy that could play: player is {' or '.join(able)}.")
     warmth = loaded.temperature(asked.temperature)
     made = GameSession(shared or parts(loaded), seed=asked.seed, temperature=warmth, fps=asked.fps)
-    made.set_player(asked.player or ("agent" if asked.record else "human"))
+    made.set_player(asked.player or (able[1] if asked.record else "human"))
     if asked.start is not None:
         made.reset(asked.start, asked.seed)
     made.set_mode(asked.mode)

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 OUT = Path("runs/out")
 RESULTS = Path(__file__).resolve().parents[1] / "results"  # published ones
-EPISODES = "episodes"
-TRAINED = ("command", "commit", "started", "threads", "device", "resumed")  # of meta.json, beside every result
+EPISODES, HUMAN = "episodes", "human"
+# Of meta.json, beside every result.
+TRAINED = ("command", "commit", "started", "threads", "device", "resumed", "init_replay")
 GIF_FRAMES = 300  # TensorBoard keeps whole animations in memory
 
 
@@ -115,7 +116,7 @@ class Run:
     @property
     def human_folder(self) -> Path:
         """Where `play` puts what a person has played; taken into the replay when the run is resumed."""
-        return self.folder / "human"
+        return self.folder / HUMAN
 
     @property
     def hours(self) -> float:
@@ -298,6 +299,22 @@ def find(path: str | Path) -> Path:
         raise UserError(f"{path} is not a run folder: it has no config.json.")
     hint = nearest(Path(path).name, _names()) or newest()
     raise UserError(f"There is no run {path}, neither as a path nor under {OUT}. {hint}".strip())
+
+
+def recorded(path: str | Path) -> list[Path]:
+    """Where the episodes lie that a person named: a run, with what people played in it, or a folder of episodes.
+
+    Raises:
+        UserError: no such run or folder, or no episode in it.
+    """
+    for folder in (Path(path), OUT / path):
+        if any(folder.glob("*.npz")):
+            return [folder]
+    run = find(path)
+    folders = [folder for folder in (run / EPISODES, run / HUMAN) if any(folder.glob("*.npz"))]
+    if not folders:
+        raise UserError(f"{run} holds no episodes: nothing has been played in it yet.")
+    return folders
 
 
 def newest() -> str:

@@ -24,6 +24,7 @@ from rich.table import Table
 from torch.autograd import DeviceType
 
 from agent.collector import episode_seed
+from envs.errors import UserError
 from envs.games import Games
 from envs.make import make_games
 from policies.imagination import imagine
@@ -44,6 +45,8 @@ PHASES = ("collect", "world model", "policy")
 
 def measure(config: Config, *, device: str, threads: int, seconds: float = 45.0, folder: Path = OUT) -> dict[str, Any]:
     """Measures for about `seconds` (and the time to start up); prints a table and writes JSON, which it returns."""
+    if not config.train.policy:
+        raise UserError("benchmark measures the policy too: leave out train.policy=false.")
     console = Console(highlight=False)
     before = system.facts()["machine"]["load"]
     began, used = time.monotonic(), time.process_time()

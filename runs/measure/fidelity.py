@@ -311,8 +311,8 @@ def _correlation(one: Tensor, other: Tensor) -> float | None:
     return round(float(((one - one.mean()) * (other - other.mean())).mean() / spread), 4)
 
 
-def command(asked: FidelityConfig) -> None:
-    """Measures a run and prints what was found."""
+def command(asked: FidelityConfig) -> dict[str, Any]:
+    """Measures a run, prints what was found and returns it."""
     loaded, console = load_parts(asked.run, asked.device), Console(highlight=False)
     suite = find_suite(loaded.config.env, loaded.config.game)
     if list(suite.about["actions"]) != list(loaded.controls.names):
@@ -337,3 +337,4 @@ def command(asked: FidelityConfig) -> None:
         if name in found:
             console.print(f"{name.replace('_', ' ')} {found[name]:g}")
     console.print(f"written to {path}", soft_wrap=True)
+    return found

@@ -109,7 +109,8 @@ def find_suite(env: str, config: GameConfig, folder: Path = SUITES) -> Suite:
         other.stem for other in sorted(folder.glob(place(env, {"action_repeat": "*", "sticky": 0}).stem[:-1] + "*"))
     ]
     there = f"the suites of this id are of other rules: {', '.join(others)}" if others else "none of this id at all"
-    raise UserError(f"There is no suite {path.stem}, {there}. python main.py suite run=NAME makes one.")
+    made = f"python main.py suite run=NAME makes one, suite env={env} one of random play"
+    raise UserError(f"There is no suite {path.stem}, {there}. {made}.")
 
 
 def game(suite: Suite, config: GameConfig) -> GameConfig:
@@ -250,6 +251,8 @@ def make(asked: SuiteConfig) -> Suite:
     if (asked.run is None) == (asked.env is None):
         raise UserError("Name who plays, run=NAME, or a game that is played at random alone, env=ID.")
     loaded = None if asked.run is None else load_parts(asked.run, "cpu")
+    if loaded is not None and not loaded.config.train.policy:
+        raise UserError(f"{asked.run} has no policy: env={loaded.config.env} makes a suite of random play alone.")
     env, config = (asked.env or "", GameConfig()) if loaded is None else (loaded.config.env, loaded.config.game)
     if asked.protocol is not None:
         config = replace(config, **{"sticky": None} | PROTOCOLS[asked.protocol])

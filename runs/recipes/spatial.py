@@ -45,8 +45,8 @@ DOCUMENT = TokenWorldConfig(
 )  # fmt: skip
 FAST = replace(
     DOCUMENT, codes=64, code_width=16, channels=16, blocks=1, follow_every=1, reset_every=0, contrast=True, local=True,
-    tokenizer_updates=200, tokenizer_lr=1e-3, tokenizer_decay=2_000, block_attention="cached", merge=2, refine=2, stay=4.0,
-    width=192, layers=4, heads=4, dropout=0.0, updates=800, batch_size=16,
+    tokenizer_updates=200, tokenizer_lr=1e-3, tokenizer_decay=2_000, block_attention="cached", merge=2, refine=2,
+    stay=4.0, width=192, layers=4, heads=4, dropout=0.0, updates=800, batch_size=16,
 )  # fmt: skip
 TOY = replace(
     FAST, codes=16, code_width=8, channels=4, blocks=1, tokenizer_updates=20, tokenizer_batch=32, context_frames=6,

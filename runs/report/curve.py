@@ -86,13 +86,18 @@ def points(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def _draw_returns(figure: Any, lines: list[dict[str, Any]], config: Config, metrics: Mapping[str, Metric]) -> None:
-    """Returns of the real game and four of the run's own measures against agent steps."""
-    grid = figure.add_gridspec(2, 4, height_ratios=(2, 1))
-    _returns(figure.add_subplot(grid[0, :]), lines, f"{config.env}, {config.recipe} {config.size}, seed {config.seed}")
+    """Returns of the real game and four of the run's own measures against agent steps; of a world model alone these."""
     panels = {key: metric.panel for key, metric in metrics.items() if metric.panel}
     known = [key for key in panels if any(key in line for line in lines)][:4]
+    title = f"{config.env}, {config.recipe} {config.size}, seed {config.seed}"
+    if isinstance(config, Config) and not config.train.policy:
+        grid = figure.add_gridspec(1, max(1, len(known)))
+        figure.suptitle(f"{title}: the world model alone")
+    else:
+        grid = figure.add_gridspec(2, 4, height_ratios=(2, 1))
+        _returns(figure.add_subplot(grid[0, :]), lines, title)
     for i, key in enumerate(known):
-        axis = figure.add_subplot(grid[1, i])
+        axis = figure.add_subplot(grid[-1, i])
         axis.plot(*_series([line for line in lines if "updates" in line], key), linewidth=0.8)  # without pretraining
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.locator_params(axis="x", nbins=3)

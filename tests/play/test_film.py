@@ -79,6 +79,28 @@ def test_what_a_person_played_is_learned_from_once(tmp_path: Path) -> None:
     assert replay().take_in(tmp_path / "nowhere") == 0
 
 
+def test_what_a_person_recorded_weighs_five_times_in_another_run(tmp_path: Path) -> None:
+    """Games of Catch through the recorder beside others: each of a person's frames is drawn five times as often."""
+    made = tables.table("real")
+    recorder = Recorder(made, tmp_path / "videos", tmp_path / "human")
+    recorder.start()
+    for _ in range(2 * 80):  # two games, and two steps that begin the next
+        made.turn(["d"])
+    recorder.stop()
+    made.close()
+    (tmp_path / "random").mkdir()
+    for seed in range(6):
+        tables.played("Catch-v0", 79, seed=100 + seed).save(tmp_path / "random" / f"{seed}.npz")
+    replay = Replay(None, made.parts.world.model.spec, ReplayConfig(validation=0.0), seed=0)
+    assert replay.take_over(tmp_path / "random", tmp_path / "human", tmp_path / "human") == 6 + 2, "each game once"
+    assert [episode.weight for episode in replay.memory().values()] == [1] * 6 + [5] * 2
+    draws, expected = 20_000, 5 * 2 / (5 * 2 + 6)  # all games of Catch are of one length
+    always = replay.sample(draws, 1).action.flatten() == 2  # the key that the person held; random play's one in three
+    share = expected + (1 - expected) / 3
+    share *= 79 / 80  # the last frame of a game has no action
+    assert abs(always.float().mean().item() - share) < 5 * (share * (1 - share) / draws) ** 0.5 + 0.01
+
+
 def frames_of(path: Path) -> list[np.ndarray]:
     video, frames = cv2.VideoCapture(str(path)), []
     while (read := video.read())[0]:

@@ -109,7 +109,7 @@ def test_padding_is_not_shown(tmp_path: Path) -> None:
 
     run = Run.create(world_models("toy"), tmp_path / "run")
     before, drawn = torch.get_rng_state(), replay.rng.bit_generator.state
-    show_dream(model, replay, run, watch, length=16)
+    show_dream(model, replay, run, watch, step=0, length=16)
     run.close()
     assert torch.equal(torch.get_rng_state(), before) and replay.rng.bit_generator.state == drawn
     (frames, taken, everywhere) = asked[0]
