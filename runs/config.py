@@ -22,7 +22,13 @@ OLD_NAMES = {
     "as": "variant",  # of publish
 }
 # What runs did before there was a key to say it, where that is not the default: of a config.json without the key.
-BEFORE = {"model.cont_from": "features", "model.entropy_scale": 0.0, "model.dreamed_reward": 0.0, "train.bursts": 0.0}
+BEFORE = {
+    "model.cont_from": "features",
+    "model.entropy_scale": 0.0,
+    "model.dreamed_reward": 0.0,
+    "train.bursts": 0.0,
+    "model.dynamics": "gpt",
+}
 
 
 @dataclass(frozen=True)
