@@ -39,7 +39,7 @@ from world_model.interface import (
     to_unit,
 )
 from world_model.parts import perceptual, quantizers
-from world_model.parts.block_transformer import Attention, BlockTransformerConfig
+from world_model.parts.block_transformer import Attention, BlockTransformerConfig, WeightsFrom
 from world_model.parts.gpt import GPTConfig
 from world_model.parts.heads import SignedReward, mean_where
 from world_model.parts.quantizers import MovingCodebook
@@ -137,6 +137,9 @@ class TokenWorldConfig:
     rollout_share: float = setting(0.5, 0, 1, help="of a batch's segments that end with such a row")
     teacher_forcing: float = setting(0.1, 0, 1, help="probability of a real frame in it")
     step_discount: float = setting(0.7, above=0, high=1, help="of the loss, a step of it; 1 on average")
+    weights_from: WeightsFrom = setting(
+        "target", help="what weighs a token: how it moves, which makes motion too likely, or what moved there before"
+    )
     motion_scale: float = setting(2.0, 0, 100, help="how much more a token counts that moves")
     event_scale: float = setting(2.0, 0, 100, help="by how much more than it does on average")
     persistence_scale: float = setting(1.0, 0, 100, help="where something moved just before, too")
@@ -174,7 +177,8 @@ class TokenWorldConfig:
             codes=self.codes, grid=grid, attention=self.block_attention, history=self.history, merge=self.merge,
             refine=self.refine, stay=self.stay, copy_above=self.copy_above, width=self.width, layers=self.layers,
             heads=self.heads, dropout=self.dropout, rollout_steps=self.rollout_steps, rollout_share=self.rollout_share,
-            teacher_forcing=self.teacher_forcing, step_discount=self.step_discount, motion_scale=self.motion_scale,
+            teacher_forcing=self.teacher_forcing, step_discount=self.step_discount, weights_from=self.weights_from,
+            motion_scale=self.motion_scale,
             event_scale=self.event_scale, persistence_scale=self.persistence_scale, small_scale=self.small_scale,
             weight_cap=self.weight_cap, focal=self.focal,
         )  # fmt: skip

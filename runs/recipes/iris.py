@@ -58,8 +58,8 @@ FAST = TokenWorldConfig(
 )  # fmt: skip
 # Dreams are what this costs, and one pass a frame dreams 64 tokens for less than 17 passes dream 16.
 FAST_BLOCK = replace(
-    FAST, view="tokens", codes=512, patch=4, levels=(8, 8, 8), tokenizer_updates=100, dynamics="block", context_frames=9,
-    history=4, merge=2, refine=2, stay=4.0, width=192, updates=500,
+    FAST, view="tokens", codes=512, patch=4, levels=(8, 8, 8), tokenizer_updates=100, dynamics="block",
+    context_frames=9, history=4, merge=2, refine=2, stay=4.0, width=192, updates=500, lr=1e-3,
 )  # fmt: skip
 PAPER = TokenWorldConfig()
 MODELS = {"toy": TOY, "xs": FAST, "s": PAPER, "m": PAPER}

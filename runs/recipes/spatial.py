@@ -6,19 +6,21 @@ tokens a frame           21x16 of 64                21x16 of 32                 
 their quantiser          moving means, 0.99,        moving means, 0.99, every 10     commitment 0.1
                          each update                updates; a look for dead codes
                                                     every 500
-tokenizer's network      16-32-64 channels, in      64-128-256 channels, 2 residual  edge loss 0.05
-                         units of the distance to   blocks, tanh: 5.9 M parameters
-                         the background
-transformer              4 x 192 over 11x8 places   10 x 256 over 21x16 places,
-                         of 2x2 tokens; frames see  everything sees everything,
-                         those before               dropout 0.1: 8.3 M parameters
+tokenizer's network      16-32-64 channels; each    64-128-256 channels, 2 residual  edge loss 0.05
+                         token's 4x4 pixels seen by blocks, tanh: 5.9 M parameters
+                         themselves, as distances
+                         from the background
+transformer              4 x 192 over 7x6 places    10 x 256 over 21x16 places,
+                         of 3x3 tokens; frames see  everything sees everything,
+                         those before; 2 passes     dropout 0.1: 8.3 M parameters
+                         settle the tokens
 rollouts                 5 steps on half of the     5 steps on half of the batches   ratio 0.3
                          segments
 teacher forcing          0.1                        0.1                              0.75
 weights of tokens        1 + 2 motion + 2 events    1 + 2 motion + 2 events          persistence 2,
                          + 1 persistence, at most   + 1 persistence, at most 6       focal 3
                          6 medians                  medians
-its batch, rate          16 x 9, 5e-4               8, AdamW 5e-4, clip 1
+its batch, rate          16 x 9, 1e-3               8, AdamW 5e-4, clip 1
 
 The document has no rewards, endings or policy: heads as in `iris`, and the actor-critic of `reverie` on the codes and
 the output at the action. A frame of 336 tokens is dear to dream, and the policy passes over each dream four times.
@@ -44,9 +46,9 @@ DOCUMENT = TokenWorldConfig(
     dropout=0.1, updates=200, batch_size=8, lr=5e-4, clip=1.0,
 )  # fmt: skip
 FAST = replace(
-    DOCUMENT, codes=64, code_width=16, channels=16, blocks=1, follow_every=1, reset_every=0, contrast=True, local=True,
-    tokenizer_updates=200, tokenizer_lr=1e-3, tokenizer_decay=2_000, block_attention="cached", merge=2, refine=2,
-    stay=4.0, width=192, layers=4, heads=4, dropout=0.0, updates=800, batch_size=16,
+    DOCUMENT, codes=64, code_width=8, channels=16, blocks=1, follow_every=1, reset_every=0, contrast=True, local=True,
+    tokenizer_updates=50, tokenizer_lr=1e-3, tokenizer_decay=2_000, block_attention="cached", merge=3, refine=2,
+    stay=4.0, width=192, layers=4, heads=4, dropout=0.0, updates=900, batch_size=16, lr=1e-3,
 )  # fmt: skip
 TOY = replace(
     FAST, codes=16, code_width=8, channels=4, blocks=1, tokenizer_updates=20, tokenizer_batch=32, context_frames=6,
@@ -56,18 +58,18 @@ TOY = replace(
 MODELS = {"toy": TOY, "xs": FAST, "s": replace(DOCUMENT, view="frame"), "m": replace(DOCUMENT, view="frame")}
 POLICIES = {
     "toy": ActorCriticConfig(starts=8, horizon=8, hidden=32, updates=3),
-    "xs": ActorCriticConfig(starts=64, horizon=15, updates=20, epochs=4, actor_lr=5e-4, critic_lr=1e-3),
+    "xs": ActorCriticConfig(starts=64, horizon=15, updates=40, epochs=4, actor_lr=5e-4, critic_lr=1e-3),
     "s": CnnLstmConfig(),
     "m": CnnLstmConfig(),
 }
 ROUNDS = TrainConfig(pretrain=0, burn_in=6, at_start=0.0, show_every=1)
 SCHEDULES = {
     "toy": replace(ROUNDS, prefill=400, steps_per_update=200, burn_in=4),
-    "xs": replace(ROUNDS, prefill=20_000, pretrain=2_000, steps_per_update=8_000),
+    "xs": replace(ROUNDS, prefill=20_000, pretrain=600, steps_per_update=10_000),
     "s": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_update=200, show_every=10),
     "m": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_update=200, show_every=10),
 }
-STEPS = {"toy": 600, "xs": 84_000, "s": 100_000, "m": 100_000}
+STEPS = {"toy": 600, "xs": 100_000, "s": 100_000, "m": 100_000}
 
 
 @recipe

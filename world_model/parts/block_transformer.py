@@ -34,6 +34,7 @@ from world_model.parts.token_dynamics import REWARDS, Foreseen, TokenDynamics, s
 from world_model.trees import Tree
 
 Attention = Literal["whole", "cached"]
+WeightsFrom = Literal["target", "past"]
 NEAR = 4  # numbers of a query or key that tell where it stands
 SLOPES = (0.5, 0.5, 0.125, 0.0)  # of heads in turn, nats for the square of a place's distance
 FILM = 0.2  # of what an action changes in what is asked
@@ -60,6 +61,7 @@ class BlockTransformerConfig:
     rollout_share: float = 0.5
     teacher_forcing: float = 0.1
     step_discount: float = 0.7
+    weights_from: WeightsFrom = "target"
     motion_scale: float = 2.0
     event_scale: float = 2.0
     persistence_scale: float = 1.0
@@ -466,11 +468,18 @@ def token_weights(tokens: Tensor, codes: Tensor, config: BlockTransformerConfig)
     1 + motion x how far its code moved (in units of the mean move, at most 1) + event x by how much more than it does
     on average in this segment + persistence x whether something moved here or beside it just before as well + small x
     its motion as a share of all that moves around it; at most `weight_cap` times the median.
+
+    From the "target" is the document's: the motion to the token that is told. What moves is then told too often, since
+    weights that depend on what comes shift its probability, and a dream of temperature 1 is full of balls. From the
+    "past": the motion that had led here, of this place or one beside it, with which probabilities stay what they are.
     """
     height, width = config.grid
     code = codes.detach().float()[tokens]
     motion = (code[:, 1:] - code[:, :-1]).square().sum(-1).sqrt()  # (B, T - 1, N)
     motion = (motion / mean_where(motion, (motion > 0).float()).clamp(min=1e-6)).clamp(max=1)
+    if config.weights_from == "past":
+        around = F.max_pool2d(motion.unflatten(-1, (height, width)).flatten(0, 1).unsqueeze(1), 3, 1, 1)
+        motion = F.pad(around.view_as(motion)[:, :-1], (0, 0, 1, 0))
     event = (motion - motion.mean(1, keepdim=True)).clamp(min=0)
     grid = motion.unflatten(-1, (height, width)).flatten(0, 1)
     around = F.max_pool2d(grid.unsqueeze(1), 3, 1, 1).view_as(motion)
