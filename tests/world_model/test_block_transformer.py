@@ -176,3 +176,24 @@ def test_the_document_s_own_size() -> None:
         BlockTransformerConfig(heads=3).build(actions=4)
     with pytest.raises(ValueError, match="at least 1"):
         BlockTransformerConfig(merge=0).build(actions=4)
+
+
+@pytest.mark.parametrize(("weights_from", "share"), [("target", 0.25), ("past", 0.1)])
+def test_weights_that_know_what_comes_make_it_too_likely(weights_from: str, share: float) -> None:
+    """A tenth of the tokens change, and nobody can know which: those that did weigh three times as much as the rest."""
+    torch.manual_seed(0)
+    model = replace(TOY, rollout_share=0.0, weights_from=weights_from).build(actions=4)
+    action, codes = torch.zeros(256, 2, dtype=torch.long), torch.arange(6.0).unsqueeze(1)
+
+    def loss(tokens: Tensor) -> Losses:
+        return Losses({"tokens": Term(model.foreseen(tokens, action, codes).nats)}, {})
+
+    objective = Objective("block", tuple(model.parameters()), loss, {"tokens": 1.0}, Optim(lr=1e-2, warmup=1))
+    trainer = Trainer([objective], device=torch.device("cpu"), precision="fp32")
+    for _ in range(80):
+        changed = (torch.rand(256, 1, 15) < 0.1).long()
+        trainer.update(objective, torch.cat([torch.zeros_like(changed), changed], 1))
+    with torch.no_grad():
+        memory = model.start(torch.zeros(1, 2, 15, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long))
+        told = model._logits(memory["out"], memory["tokens"]).softmax(-1)[..., 1].mean()
+    assert float(told) == pytest.approx(share, abs=0.04)
