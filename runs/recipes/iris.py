@@ -59,7 +59,7 @@ FAST = TokenWorldConfig(
 # Dreams are what this costs, and one pass a frame dreams 64 tokens for less than 17 passes dream 16.
 FAST_BLOCK = replace(
     FAST, view="tokens", codes=512, patch=4, levels=(8, 8, 8), tokenizer_updates=100, dynamics="block",
-    context_frames=9, history=4, merge=2, refine=2, stay=4.0, width=192, updates=500, lr=1e-3,
+    context_frames=9, history=4, merge=2, refine=2, stay=4.0, width=192, updates=400, lr=1e-3,
 )  # fmt: skip
 PAPER = TokenWorldConfig()
 MODELS = {"toy": TOY, "xs": FAST, "s": PAPER, "m": PAPER}
@@ -72,7 +72,7 @@ POLICIES = {
 ACTOR_CRITICS = {
     "toy": ActorCriticConfig(starts=8, horizon=8, hidden=32, updates=3),
     # Dreams are dear here, so the policy takes more and larger steps on each than reverie's.
-    "xs": ActorCriticConfig(starts=128, horizon=15, updates=300, epochs=4, actor_lr=5e-4, critic_lr=1e-3),
+    "xs": ActorCriticConfig(starts=64, horizon=15, updates=320, epochs=4, actor_lr=5e-4, critic_lr=1e-3),
     "s": ActorCriticConfig(starts=512, horizon=15, temperature=1.0, hidden=384, updates=200),
     "m": ActorCriticConfig(starts=512, horizon=15, temperature=1.0, hidden=384, updates=200),
 }
