@@ -182,7 +182,9 @@ def _schedule(config: Config, agent: Agent) -> dict[str, str]:
     if not train.policy:
         return told
     told["dreams"] = f"{policy.starts or 'all'} starts x {policy.horizon} steps {each}"
-    return told | ({"improved": f"{first} a round" + (f"; {later} in the last" if later != first else "")} if long else {})
+    if long:
+        told["improved"] = f"{first} a round" + (f"; {later} in the last" if later != first else "")
+    return told
 
 
 def _places(agent: Agent, *, last: bool) -> list[str]:

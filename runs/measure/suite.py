@@ -109,7 +109,8 @@ def find_suite(env: str, config: GameConfig, folder: Path = SUITES) -> Suite:
         other.stem for other in sorted(folder.glob(place(env, {"action_repeat": "*", "sticky": 0}).stem[:-1] + "*"))
     ]
     there = f"the suites of this id are of other rules: {', '.join(others)}" if others else "none of this id at all"
-    raise UserError(f"There is no suite {path.stem}, {there}. python main.py suite run=NAME makes one, suite env={env} one of random play.")
+    how = f"python main.py suite run=NAME makes one, suite env={env} one of random play."
+    raise UserError(f"There is no suite {path.stem}, {there}. {how}")
 
 
 def game(suite: Suite, config: GameConfig) -> GameConfig:
