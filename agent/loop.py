@@ -114,7 +114,7 @@ class Loop:
 
     @property
     def step(self) -> int:
-        """How far the run is, in agent steps: what was played, and of what was recorded as much as rounds have taken."""
+        """How far the run is, in agent steps: what was played, and what rounds have taken of what was recorded."""
         return self.replay.steps - self.waiting
 
     def take(self, *folders: Path, human: bool = False) -> int:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 OUT = Path("runs/out")
 RESULTS = Path(__file__).resolve().parents[1] / "results"  # published ones
 EPISODES, HUMAN = "episodes", "human"
-TRAINED = ("command", "commit", "started", "threads", "device", "resumed", "init_replay")  # of meta.json: beside results
+# Of meta.json, beside every result.
+TRAINED = ("command", "commit", "started", "threads", "device", "resumed", "init_replay")
 GIF_FRAMES = 300  # TensorBoard keeps whole animations in memory
 
 

@@ -19,7 +19,7 @@ from runs.folder.run import Run, recorded
 from runs.measure import fidelity, suite
 from runs.recipes import from_dict
 
-WORDS = ["env=Catch-v0", "size=toy", "steps=400", "train.prefill=240", "train.pretrain=2", "train.policy=false",
+WORDS = ["env=Catch-v0", "size=toy", "train.prefill=240", "train.pretrain=2", "train.policy=false",
          "train.steps_per_update=80", "game.num=2", "threads=1"]  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def test_random_and_human_play_become_a_judged_world_model(
     monkeypatch.setattr(fidelity, "HORIZONS", (1, 5))
     monkeypatch.setattr(fidelity, "AHEAD", 5)
     at_random, alone = tmp_path / "random", tmp_path / "alone"
-    assert main([*WORDS, f"hydra.run.dir={at_random}"]) == 0
+    assert main([*WORDS, "steps=400", f"hydra.run.dir={at_random}"]) == 0
 
     loaded = load_parts(at_random)
     asked = play.PlayConfig(run=str(at_random), mode="real")
@@ -47,7 +47,7 @@ def test_random_and_human_play_become_a_judged_world_model(
 
     copy = shutil.copytree(at_random / "episodes", tmp_path / "copy")
     capsys.readouterr()
-    assert main([*WORDS, f"init_replay=[{copy},{at_random}]", f"hydra.run.dir={alone}"]) == 0
+    assert main([*WORDS, "steps=300", f"init_replay=[{copy},{at_random}]", f"hydra.run.dir={alone}"]) == 0
     said, run = capsys.readouterr().out, Run.open(alone)
     games = len(list(copy.iterdir()))
     assert f"{games + 1} episodes of {copy}, {at_random}, {79 * games + 40:,} steps" in said
