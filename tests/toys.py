@@ -31,7 +31,6 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {  # choices of a recipe that c
     "spatial": (
         {},
         {"block_attention": "whole", "merge": 1, "refine": 0},
-        {"dynamics": "gpt", "layout": "vqgan", "halvings": 4},
     ),
 }
 DISCRETE_ONLY = ("iris", "iris_ac", "spatial")

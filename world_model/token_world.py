@@ -144,7 +144,7 @@ class TokenWorldConfig:
     event_scale: float = setting(2.0, 0, 100, help="by how much more than it does on average")
     persistence_scale: float = setting(1.0, 0, 100, help="where something moved just before, too")
     small_scale: float = setting(0.0, 0, 100, help="where little else around moves")
-    weight_cap: float = setting(6.0, 1, 1e4, help="of a token, times the median")
+    weight_cap: float = setting(6.0, 1, 1e4, help="of a token at most, where one that stands still weighs 1")
     focal: float = setting(0.0, 0, 10, help="exponent of 1 - p, by which the loss of a certain token shrinks")
     width: int = setting(256, 1, 16_384, help="of the transformer")
     layers: int = setting(10, 1, 100, help="of the transformer")

@@ -51,7 +51,7 @@ FAST = replace(
     stay=4.0, width=192, layers=4, heads=4, dropout=0.0, updates=900, batch_size=16, lr=1e-3,
 )  # fmt: skip
 TOY = replace(
-    FAST, codes=16, code_width=8, channels=4, blocks=1, tokenizer_updates=20, tokenizer_batch=32, context_frames=6,
+    FAST, codes=16, code_width=8, channels=4, blocks=1, tokenizer_updates=20, tokenizer_batch=32, context_frames=8,
     history=3, rollout_steps=3, width=32, layers=2, heads=2, refine=1, updates=20, batch_size=8, lr=1e-3,
 )  # fmt: skip
 # The codes of a frame are 86,016 numbers at this size: the policy sees the decoded frame instead, as IRIS's does.

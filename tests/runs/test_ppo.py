@@ -270,7 +270,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_with_the_time_it_had_used() ->
 # ---- curves ----
 def test_several_runs_are_drawn_against_core_hours(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(curve, "_written", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(curve, "write_figure", lambda path, figure: drawn.append(figure))
     other = Run.create(replace(reverie("toy"), env="Catch-v0"), "runs/out/other")
     for step in (100, 200):
         other.log(step, {"episode/return": step / 100})

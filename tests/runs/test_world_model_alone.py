@@ -19,8 +19,8 @@ from runs.folder.run import Run, recorded
 from runs.measure import fidelity, suite
 from runs.recipes import from_dict
 
-WORDS = ["env=Catch-v0", "size=toy", "steps=400", "train.prefill=240", "train.pretrain=2", "train.policy=false",
-         "train.steps_per_update=80", "threads=1"]  # fmt: skip
+WORDS = ["env=Catch-v0", "size=toy", "train.prefill=240", "train.pretrain=2", "train.policy=false",
+         "train.steps_per_update=80", "game.num=2", "threads=1"]  # fmt: skip
 
 
 def test_random_and_human_play_become_a_judged_world_model(
@@ -30,7 +30,7 @@ def test_random_and_human_play_become_a_judged_world_model(
     monkeypatch.setattr(fidelity, "HORIZONS", (1, 5))
     monkeypatch.setattr(fidelity, "AHEAD", 5)
     at_random, alone = tmp_path / "random", tmp_path / "alone"
-    assert main([*WORDS, f"hydra.run.dir={at_random}"]) == 0
+    assert main([*WORDS, "steps=400", f"hydra.run.dir={at_random}"]) == 0
 
     loaded = load_parts(at_random)
     asked = play.PlayConfig(run=str(at_random), mode="real")
@@ -47,7 +47,7 @@ def test_random_and_human_play_become_a_judged_world_model(
 
     copy = shutil.copytree(at_random / "episodes", tmp_path / "copy")
     capsys.readouterr()
-    assert main([*WORDS, f"init_replay=[{copy},{at_random}]", f"hydra.run.dir={alone}"]) == 0
+    assert main([*WORDS, "steps=300", f"init_replay=[{copy},{at_random}]", f"hydra.run.dir={alone}"]) == 0
     said, run = capsys.readouterr().out, Run.open(alone)
     games = len(list(copy.iterdir()))
     assert f"{games + 1} episodes of {copy}, {at_random}, {79 * games + 40:,} steps" in said
@@ -57,7 +57,7 @@ def test_random_and_human_play_become_a_judged_world_model(
     assert not list((alone / "results").glob("evaluation*")) and run.load_checkpoint()["collector"]["begun"] == 0
     assert main(["play", f"run={alone}", f"record={tmp_path / 'film.mp4'}", "steps=3"]) == 0
 
-    monkeypatch.setattr(suite, "SUITES", tmp_path)
+    monkeypatch.setattr(fidelity, "find_suite", lambda env, config: suite.find_suite(env, config, tmp_path))
     capsys.readouterr()
     assert main(["evaluate", f"run={alone}"]) == 2
     assert "suite env=Catch-v0 one of random play" in capsys.readouterr().err

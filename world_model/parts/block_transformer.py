@@ -463,33 +463,35 @@ def embedded(tokens: Tensor, table: nn.Embedding) -> Tensor:
 
 @torch.no_grad()
 def token_weights(tokens: Tensor, codes: Tensor, config: BlockTransformerConfig) -> Tensor:
-    """How much each token of frames 1.. of (B, T, N) counts, 1 on average: (B, T - 1, N); codes (V, C).
+    """How much each token of frames 1.. of (B, T, N) counts, 1 where nothing moves: (B, T - 1, N); codes (V, C).
 
-    1 + motion x how far its code moved (in units of the mean move, at most 1) + event x by how much more than it does
-    on average in this segment + persistence x whether something moved here or beside it just before as well + small x
-    its motion as a share of all that moves around it; at most `weight_cap` times the median.
+    1 + motion x how far its code moved (in units of the codes' mean distance, at most 1) + event x by how much more
+    than it has so far in this segment + persistence x whether something moved here or beside it just before as well +
+    small x its motion as a share of all that moves around it; at most `weight_cap`. The document's bound, in medians,
+    is the same where most tokens stand still. A weight hangs on nothing but its own past, so that padding and other
+    segments change none.
 
     From the "target" is the document's: the motion to the token that is told. What moves is then told too often, since
     weights that depend on what comes shift its probability, and a dream of temperature 1 is full of balls. From the
     "past": the motion that had led here, of this place or one beside it, with which probabilities stay what they are.
     """
     height, width = config.grid
-    code = codes.detach().float()[tokens]
-    motion = (code[:, 1:] - code[:, :-1]).square().sum(-1).sqrt()  # (B, T - 1, N)
-    motion = (motion / mean_where(motion, (motion > 0).float()).clamp(min=1e-6)).clamp(max=1)
-    if config.weights_from == "past":
-        around = F.max_pool2d(motion.unflatten(-1, (height, width)).flatten(0, 1).unsqueeze(1), 3, 1, 1)
-        motion = F.pad(around.view_as(motion)[:, :-1], (0, 0, 1, 0))
-    event = (motion - motion.mean(1, keepdim=True)).clamp(min=0)
-    grid = motion.unflatten(-1, (height, width)).flatten(0, 1)
-    around = F.max_pool2d(grid.unsqueeze(1), 3, 1, 1).view_as(motion)
-    persistence = torch.minimum(motion, F.pad(around[:, :-1], (0, 0, 1, 0)))
+    codes = codes.detach().float()
+    unit = (2 * codes.var(0, unbiased=False).sum()).sqrt().clamp(min=1e-6)
+    code = codes[tokens]
+    moved = ((code[:, 1:] - code[:, :-1]).square().sum(-1).sqrt() / unit).clamp(max=1)  # (B, T - 1, N)
+    grid = moved.unflatten(-1, (height, width)).flatten(0, 1)
+    around = F.max_pool2d(grid.unsqueeze(1), 3, 1, 1).view_as(moved)
+    just_before = F.pad(around[:, :-1], (0, 0, 1, 0))
+    motion = just_before if config.weights_from == "past" else moved
+    so_far = motion.cumsum(1) / torch.arange(1, motion.shape[1] + 1, device=motion.device).unsqueeze(-1)
+    event, persistence = (motion - so_far).clamp(min=0), torch.minimum(motion, just_before)
     weight = 1 + config.motion_scale * motion + config.event_scale * event + config.persistence_scale * persistence
     if config.small_scale:
+        grid = motion.unflatten(-1, (height, width)).flatten(0, 1)
         together = 25 * F.avg_pool2d(grid.unsqueeze(1), 5, 1, 2).view_as(motion)
         weight = weight + config.small_scale * motion / together.clamp(min=1)
-    weight = torch.minimum(weight, config.weight_cap * weight.flatten().median())
-    return weight / weight.mean()
+    return weight.clamp(max=config.weight_cap)
 
 
 def _drawn(logits: Tensor, temperature: float) -> Tensor:
