@@ -17,19 +17,21 @@ policy (iris)            CNN-LSTM, a quarter as     CNN-LSTM: 3,218,983 paramete
 dreams an update         64 x 15                    64 x 20
 agent steps a round      8,000                      200
 updates a round          300, 1,600, 60             200 of each
-                         (iris_ac: 120)
 agent steps              120,000                    100,000
 
 At xs the tokenizer has learned nearly all it will before the first round. While it moves, the transformer learns a
 language that changes, and its dreams lose the ball; so its rate falls as it goes on, and the transformer gets most of a
 round. It must not stand still either: a policy that learns to return the ball comes to places that random play has not
-shown. Few dimensions of many levels keep the ball sooner than many of few. The README says with which numbers a run was
-made; these have not been run as they stand.
+shown. Few dimensions of many levels keep the ball sooner than many of few.
 
 `iris_ac` puts the actor-critic of `reverie` in the policy's place. It sees the codes of a frame's tokens and the
 transformer's output instead of the decoded frame, so that nothing is decoded in a dream. A dream of xs takes far longer
 than the gradient steps on it, so the policy passes over each four times. It learns from rewards in the game's units,
 the CNN-LSTM from their signs, as published.
+
+At xs it also has other dynamics, since dreams are what it costs: all tokens of a frame in one pass (`model.dynamics`,
+see `runs/recipes/spatial.py`), and so 8x8 tokens of 512 instead of 4x4 of 4,096; 4 x 192 over 4x4 places; a round is 100
+updates of the tokenizer, 400 of the transformer in batches of 32 x 9, and 320 of the policy.
 """
 
 from __future__ import annotations

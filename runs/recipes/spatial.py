@@ -18,8 +18,8 @@ rollouts                 5 steps on half of the     5 steps on half of the batch
                          segments
 teacher forcing          0.1                        0.1                              0.75
 weights of tokens        1 + 2 motion + 2 events    1 + 2 motion + 2 events          persistence 2,
-                         + 1 persistence, at most   + 1 persistence, at most 6       focal 3
-                         6 medians                  medians
+                         + 1 persistence, at most 6 + 1 persistence, at most 6       focal 3
+                                                    medians
 its batch, rate          16 x 9, 1e-3               8, AdamW 5e-4, clip 1
 
 The document has no rewards, endings or policy: heads as in `iris`, and the actor-critic of `reverie` on the codes and
