@@ -137,6 +137,8 @@ def _leaves(tree: Tree, name: str = "") -> str:
     if isinstance(tree, Tensor):
         shape = " x ".join(str(side) for side in tree.shape[1:]) or "1"
         return f"{name or 'memory'} {shape} {str(tree.dtype).removeprefix('torch.')}"
+    if isinstance(tree, tuple) and tree and len({(leaf.shape, leaf.dtype) for leaf in trees.leaves(tree)}) == 1:
+        return f"{_leaves(tree[0], name)} ({len(tree)} times)" if len(tree) > 1 else _leaves(tree[0], name)
     entries = tree.items() if isinstance(tree, dict) else enumerate(tree)
     return ", ".join(_leaves(part, f"{name}.{key}" if name else str(key)) for key, part in entries) or "none"
 

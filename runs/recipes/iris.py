@@ -30,8 +30,8 @@ than the gradient steps on it, so the policy passes over each four times. It lea
 the CNN-LSTM from their signs, as published.
 
 At xs it also has other dynamics, since dreams are what it costs: all tokens of a frame in one pass (`model.dynamics`,
-see `runs/recipes/spatial.py`), and so 8x8 tokens of 512 instead of 4x4 of 4,096; 4 x 192 over 4x4 places; a round is 100
-updates of the tokenizer, 400 of the transformer in batches of 32 x 9, and 320 of the policy.
+see `runs/recipes/spatial.py`), and so 8x8 tokens of 512 instead of 4x4 of 4,096; 4 x 192 over 4x4 places; a round is
+100 updates of the tokenizer, 400 of the transformer in batches of 32 x 9, and 320 of the policy.
 """
 
 from __future__ import annotations
