@@ -412,12 +412,13 @@ class WholeHistory(BlockTransformer):
         size, places = x.shape[1], asked.shape[1]
         real = torch.arange(history, device=x.device) >= history - count.unsqueeze(1)  # (B, W)
         hidden = F.pad(~real.repeat_interleave(places, 1), (0, places + 1))
-        bias = torch.zeros(rows, size, device=x.device).masked_fill(hidden, float("-inf"))
-        bias = bias.repeat_interleave(heads, 0).unsqueeze(1)  # (R, 1, S)
+        seen = ~hidden[:, None, None]  # (B, 1, 1, S)
         x = drop(x.flatten(0, 1), rate)
         for layers in self._layers():
-            q, k, v = to_qkv(x, layers, rows, heads)
-            x = after_attention(x, attend(q, k, v, bias.to(q.dtype), rate), layers, rows, rate)
+            # Not `attend`, which writes out what every token thinks of every other: 17 GB for a batch at this length.
+            q, k, v = to_qkv(x, layers, rows, heads).unflatten(1, (rows, heads))
+            mixed = F.scaled_dot_product_attention(q, k, v, seen, rate)
+            x = after_attention(x, mixed.flatten(0, 1), layers, rows, rate)
         x = self.norm(x.float()).view(rows, size, -1)
         return x[:, -places:], x[:, -places - 1]
 
