@@ -28,9 +28,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from world_model.parts.blocks import Block, Layers, after_attention, attend, drop, to_qkv
-from world_model.parts.heads import draw, mean_where
+from world_model.parts.heads import draw_tempered, mean_where
 from world_model.parts.nets import network_dtype
-from world_model.parts.token_dynamics import REWARDS, Foreseen, TokenDynamics, surprise
+from world_model.parts.token_dynamics import REWARDS, Foreseen, TokenDynamics, begin, relu_head, surprise
 from world_model.trees import Tree
 
 Attention = Literal["whole", "cached"]
@@ -84,7 +84,7 @@ class BlockTransformer(TokenDynamics):
             raise ValueError(f"a width of {config.width} cannot be shared evenly among {config.heads} heads")
         if config.history < 1 or config.merge < 1:
             raise ValueError(f"history and merge are at least 1, got {config.history} and {config.merge}")
-        self.config, self.actions, self.width = config, actions, config.width
+        self.config, self.width = config, config.width
         width, merge = config.width, config.merge
         self.tokens = config.grid[0] * config.grid[1]
         self.places = (-(-config.grid[0] // merge), -(-config.grid[1] // merge))
@@ -98,10 +98,10 @@ class BlockTransformer(TokenDynamics):
         self.norm = nn.LayerNorm(width)
         self.next_tokens = nn.Linear(width, each * config.codes)
         self.stay = nn.Parameter(torch.tensor(config.stay)) if config.stay else None
-        self.reward = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, len(REWARDS)))
-        self.end = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+        self.reward = relu_head(width, len(REWARDS))
+        self.end = relu_head(width, 2)
         self.refiner = _Refiner(config, self.embedding.num_embeddings) if config.refine else None
-        self.apply(_begin)
+        self.apply(begin)
 
     # ---- what a token world asks for ----
     def imagine(self, memory: Tree, temperature: float = 1.0) -> tuple[Tensor, Tree]:
@@ -181,7 +181,7 @@ class BlockTransformer(TokenDynamics):
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N) as the places of a frame, where they stand and nothing of when: (B, P, D)."""
-        return embedded(self._merged(tokens, self.config.codes), self.embedding) + self._where()
+        return embedded(self._merged(tokens), self.embedding) + self._where()
 
     def _where(self) -> Tensor:
         rows, columns = self.row.weight.unsqueeze(1), self.column.weight.unsqueeze(0)
@@ -197,11 +197,13 @@ class BlockTransformer(TokenDynamics):
         film = 1 + FILM * self._acting(action).tanh()
         return places * film.unsqueeze(1) + self.action_bias[action]
 
-    def _merged(self, tokens: Tensor, none: int | bool) -> Tensor:
-        """Of each place its tokens: (B, N) -> (B, P, merge^2), with `none` beyond the grid's edges."""
+    def _merged(self, tokens: Tensor) -> Tensor:
+        """Of each place its tokens: (B, N) -> (B, P, merge^2), with V, which is none, beyond the grid's edges."""
         (height, width), merge = self.config.grid, self.config.merge
         grid = tokens.view(-1, height, width)
-        grid = F.pad(grid, (0, self.places[1] * merge - width, 0, self.places[0] * merge - height), value=none)
+        grid = F.pad(
+            grid, (0, self.places[1] * merge - width, 0, self.places[0] * merge - height), value=self.config.codes
+        )
         return rearrange(grid, "b (h y) (w x) -> b (h w) (y x)", y=merge, x=merge)
 
     def _apart(self, told: Tensor) -> Tensor:
@@ -225,24 +227,24 @@ class BlockTransformer(TokenDynamics):
         """What known tokens (B, N) change in the logits of the others: (B, N, V)."""
         assert self.refiner is not None
         shown = torch.where(known, tokens, self.config.codes)
-        return self._apart(self.refiner(out, self._merged(shown, self.config.codes)))
+        return self._apart(self.refiner(out, self._merged(shown)))
 
     def _drawn(self, out: Tensor, before: Tensor, temperature: float) -> Tensor:
         """The tokens (B, N) of a frame, from the outputs (B, P, D) and the frame before."""
         first = logits = self._settled(self._logits(out, before), before)
         if self.refiner is None:
-            return _drawn(logits, temperature)
+            return draw_tempered(logits, temperature)
         share = logits.softmax(-1)
         entropy = -torch.special.xlogy(share, share).sum(-1)  # (B, N)
         ascending, order = entropy.sort(-1)
         passed = (ascending.cumsum(-1) - ascending) / ascending.sum(-1, keepdim=True).clamp(min=1e-9)
         turn = torch.empty_like(passed).scatter_(1, order, passed) * (self.config.refine + 1)
         turn = turn.floor().clamp(max=self.config.refine)
-        tokens = _drawn(logits, temperature)
+        tokens = draw_tempered(logits, temperature)
         for further in range(1, self.config.refine + 1):
             known = turn < further
             logits = self._settled(first + self._refined(out, tokens, known).float(), before)
-            tokens = torch.where(known, tokens, _drawn(logits, temperature))
+            tokens = torch.where(known, tokens, draw_tempered(logits, temperature))
         return tokens
 
     def _settled(self, logits: Tensor, before: Tensor) -> Tensor:
@@ -493,16 +495,3 @@ def token_weights(tokens: Tensor, codes: Tensor, config: BlockTransformerConfig)
         together = 25 * F.avg_pool2d(grid.unsqueeze(1), 5, 1, 2).view_as(motion)
         weight = weight + config.small_scale * motion / together.clamp(min=1)
     return weight.clamp(max=config.weight_cap)
-
-
-def _drawn(logits: Tensor, temperature: float) -> Tensor:
-    if temperature <= 0:
-        return logits.argmax(-1)
-    return draw((logits if temperature == 1 else logits / temperature).log_softmax(-1))
-
-
-def _begin(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)

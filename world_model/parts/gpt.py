@@ -33,9 +33,9 @@ from world_model.parts.blocks import (
     norm,
     to_qkv,
 )
-from world_model.parts.heads import draw
+from world_model.parts.heads import draw, draw_tempered
 from world_model.parts.nets import network_dtype
-from world_model.parts.token_dynamics import REWARDS, Foreseen, TokenDynamics, surprise
+from world_model.parts.token_dynamics import REWARDS, Foreseen, TokenDynamics, begin, relu_head, surprise
 from world_model.threads import torch_threads
 from world_model.trees import Tree
 
@@ -93,14 +93,14 @@ class GPT(TokenDynamics):
         self.position = nn.Parameter(torch.empty(self.window, width))
         self.blocks = nn.ModuleList(Block(width) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
-        self.next_token = _head(width, config.codes)
-        self.reward = _head(width, len(REWARDS))
-        self.end = _head(width, 2)
+        self.next_token = relu_head(width, config.codes)
+        self.reward = relu_head(width, len(REWARDS))
+        self.end = relu_head(width, 2)
         # By position: the row of the embedding where this kind of token begins.
         kinds = torch.tensor(([0] * config.tokens + [config.codes]) * config.context_frames)
         self.register_buffer("first", kinds, persistent=False)
         nn.init.normal_(self.position, std=0.02)
-        self.apply(_begin)
+        self.apply(begin)
 
     def forward(self, tokens: Tensor, action: Tensor) -> Prediction:
         """Whole segments at once, from their first frame: tokens (B, T, N), action (B, T).
@@ -276,11 +276,11 @@ class GPT(TokenDynamics):
         """`draw`, at the cost of the memory's tensors; `end` is that of the memory as it is."""
         weights, h = self._weights(), memory["h"]
         with _without_autocast(h), _alone(weights):
-            drawn = [_drawn(mlp(h, *weights.head), temperature)]
+            drawn = [draw_tempered(mlp(h, *weights.head), temperature)]
             for further in range(1, self.config.tokens):
                 until = self.window if end is None else end + further
                 memory, hidden = self._read(memory, drawn[-1].unsqueeze(1), until, weights.blocks)
-                drawn.append(_drawn(mlp(hidden[:, 0], *weights.head), temperature))
+                drawn.append(draw_tempered(mlp(hidden[:, 0], *weights.head), temperature))
         return {**memory, "h": h}, torch.stack(drawn, 1)
 
     def next_token_logits(self, h: Tensor) -> Tensor:
@@ -339,24 +339,6 @@ def _alone(weights: _Weights) -> AbstractContextManager[None]:
     return nullcontext() if weights.head[0].scale is None else torch_threads(1)
 
 
-def _drawn(logits: Tensor, temperature: float) -> Tensor:
-    logits = logits.float()
-    if temperature <= 0:
-        return logits.argmax(-1)
-    return draw((logits if temperature == 1 else logits / temperature).log_softmax(-1))
-
-
 def _own(memory: Tree) -> Tree:
     """A copy to write into."""
     return trees.map(lambda leaf: leaf.clone(memory_format=torch.contiguous_format), memory)
-
-
-def _head(width: int, classes: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes))
-
-
-def _begin(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)

@@ -160,22 +160,25 @@ def draw(log_probs: Tensor) -> Tensor:
     probabilities = log_probs.exp()
     uniform = torch.rand(log_probs.shape[:-1], device=log_probs.device).unsqueeze(-1)
     if log_probs.shape[-1] <= LIST or log_probs.shape[-1] % LIST:
-        return _inverted(probabilities, uniform)[0]
+        bounds = probabilities.cumsum(-1)
+        return (bounds < uniform * bounds[..., -1:]).sum(-1)
     # A long list part by part: first which part, then what in it, so that running sums are of short lists alone.
     parts = probabilities.unflatten(-1, (-1, LIST))  # (..., K / LIST, LIST)
-    part, rest = _inverted(parts.sum(-1), uniform)
+    bounds = parts.sum(-1).cumsum(-1)
+    at = uniform * bounds[..., -1:]
+    part = (bounds < at).sum(-1)
+    rest = at - F.pad(bounds[..., :-1], (1, 0)).gather(-1, part.unsqueeze(-1))
     chosen = parts.gather(-2, part[..., None, None].expand(*part.shape, 1, LIST)).squeeze(-2)
     within = (chosen.cumsum(-1) < rest).sum(-1).clamp(max=LIST - 1)
     return part * LIST + within
 
 
-def _inverted(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The index (...) at which the running sum of (..., K) passes a share (..., 1) of the whole, and by how much."""
-    bounds = probabilities.cumsum(-1)
-    at = uniform * bounds[..., -1:]
-    index = (bounds < at).sum(-1)
-    before = F.pad(bounds[..., :-1], (1, 0)).gather(-1, index.unsqueeze(-1))
-    return index, at - before
+def draw_tempered(logits: Tensor, temperature: float) -> Tensor:
+    """A draw from logits (..., K) at a temperature, as an index (...); 0 takes the most likely."""
+    logits = logits.float()
+    if temperature <= 0:
+        return logits.argmax(-1)
+    return draw((logits if temperature == 1 else logits / temperature).log_softmax(-1))
 
 
 def mean_where(value: Tensor, mask: Tensor) -> Tensor:

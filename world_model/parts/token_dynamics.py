@@ -96,3 +96,16 @@ class TokenDynamics(nn.Module, ABC):
 def surprise(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy in nats: (..., K), (...) -> (...)."""
     return F.cross_entropy(logits.flatten(0, -2).float(), target.flatten(), reduction="none").view_as(target)
+
+
+def relu_head(width: int, classes: int) -> nn.Sequential:
+    """What tells logits (..., classes) from an output (..., D)."""
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes))
+
+
+def begin(module: nn.Module) -> None:
+    """The initial weights of both transformers, for `Module.apply`."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
