@@ -20,7 +20,8 @@ def imagine(
     `memory` is the policy's before it sees the first state; None: the initial one.
     Without `keep_views` only the last view and no action is kept: rewards and continuations alone are small.
     """
-    state = State(state.latent, world_model.own(state.memory))  # no state is kept here
+    # No state is kept here, and no picture looked at.
+    state = world_model.unseen(State(state.latent, world_model.own(state.memory)))
     memory = before = policy.initial(state.latent.shape[0]) if memory is None else memory
     views, rewards, conts = [world_model.features(state)], [], []
     actions: list[Tensor] = []

@@ -238,6 +238,10 @@ class WorldModel(nn.Module, ABC):
         """The same memory, which later steps may overwrite in place: for those who keep no state but the newest."""
         return memory
 
+    def unseen(self, state: State) -> State:
+        """The same state for those who will not look at what is dreamed from it, without what only pictures need."""
+        return state
+
     def reset_rows(self, memory: Tree, mask: Tensor) -> Tree:
         """Forgets the rows where mask (B,) is True, which then await an episode's first frame."""
         return trees.where(mask, self.initial(mask.shape[0]), memory)

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.settings import setting
@@ -40,14 +41,18 @@ from world_model.interface import (
 )
 from world_model.parts import perceptual, quantizers
 from world_model.parts.block_transformer import Attention, BlockTransformerConfig, WeightsFrom
+from world_model.parts.frame_dynamics import FrameDynamicsConfig
 from world_model.parts.gpt import GPTConfig
 from world_model.parts.heads import SignedReward, mean_where
+from world_model.parts.pair_tokenizer import PairEncoder, PairTokenizer, PairTokenizerConfig
+from world_model.parts.position_gru import PositionGRUConfig
 from world_model.parts.quantizers import MovingCodebook
 from world_model.parts.token_dynamics import TokenDynamics, surprise
 from world_model.parts.vq_tokenizer import Layout, QuantizerKind, VQTokenizer, VQTokenizerConfig
 from world_model.trees import Tree
 
 SIGMA = 0.15  # as `reverie`'s: the error of a pixel that costs half a nat
+PICTURES = ("recent", "before", "frame")  # of a memory
 
 
 TOKENIZER_METRICS = {
@@ -61,7 +66,10 @@ TOKENIZER_METRICS = {
     "commitment": Metric("what pulls the latents to the codes"),
     "codebook_usage": Metric("share of the codes that a batch uses"),
     "dead_codes": Metric("how many of them it does not"),
-    "perplexity": Metric("exp of the entropy of their use"),
+    "code_entropy": Metric("entropy of their use, nats"),
+    "perplexity": Metric("its exponential"),
+    "uneven": Metric("log of how many there are, less the entropy of their mean use: 0 where all are used alike"),
+    "chained": Metric("pairs: loss of the picture that was drawn after the most others of its own"),
 }
 TRANSFORMER_METRICS = {
     "tokens": Metric(
@@ -86,7 +94,16 @@ class TokenWorldConfig:
     view: Literal["frame", "tokens"] = setting(
         "frame", help="what the policy sees: the decoded frame, or codes and the memory's h"
     )
-    # The tokenizer; what each means stands in VQTokenizerConfig.
+    # The tokenizer; what each means stands in VQTokenizerConfig, of pairs in PairTokenizerConfig.
+    tokens_of: Literal["frame", "pair"] = setting(
+        "frame", help="what is tokenized: each frame, or what happens from one to the next"
+    )
+    pair_encoder: PairEncoder = setting("conv", help="pair, as all that follow up to chain: how both frames are read")
+    pair_layers: int = setting(4, 1, 100, help="cvivit: layers of attention")
+    positions: int = setting(0, 0, 64, help="codes that tell a whole transition; 0: one for each place of the grid")
+    residual: bool = setting(False, help="the decoder draws what changes, not the whole frame")
+    decoder_channels: int = setting(0, 0, 4096, help="of the decoder; 0: as many as the encoder's")
+    chain: int = setting(1, 1, 100, help="frames in a row that the decoder draws, each on its own last one")
     layout: Layout = setting("vqgan", help="of the tokenizer's networks: IRIS's, or that of the Atari world model v2.1")
     codes: int = setting(512, 2, 65_536, help="of the tokenizer's codebook")
     code_width: int = setting(512, 1, 16_384, help="numbers of a code")
@@ -102,6 +119,7 @@ class TokenWorldConfig:
     reset_every: int = setting(
         0, 0, help="ema: updates between two looks for dead codes; 0: at each, and after a grace of 70"
     )
+    even_scale: float = setting(0.0, 0, 100, help="gradient: of the codes' even use, against their collapse")
     commitment_scale: float = setting(1.0, 0, 100, help="of what pulls the latents to the codes")
     edge_scale: float = setting(0.0, 0, 100, help="of the error of the picture's edges, beside that of its pixels")
     contrast: bool = setting(
@@ -118,14 +136,17 @@ class TokenWorldConfig:
         0, 0, help="updates after which the n-th has decay / n of the rate; 0: always the whole"
     )
     # The dynamics; see GPTConfig and BlockTransformerConfig.
-    dynamics: Literal["gpt", "block"] = setting("gpt", help="token by token, or all tokens of a frame in one pass")
+    dynamics: Literal["gpt", "block", "gru", "frames"] = setting(
+        "gpt",
+        help="token by token, all tokens of a frame in one pass, a GRU over its places, or from the last frames' pixels",
+    )
     context_frames: int = setting(
         20, 3, 1000, help="frames of a training segment; gpt: of the window, each with its action"
     )
     keep: int = setting(10, 1, 1000, help="gpt: frames, with their actions, that remain when the window is full")
-    history: int = setting(4, 1, 100, help="block, as all that follow up to focal: frames that it sees")
+    history: int = setting(4, 0, 100, help="block, frames: frames that it sees; frames: 0 for the action alone")
     block_attention: Attention = setting(
-        "cached", help="cached: a frame sees itself and those before; whole: everything sees everything, anew each step"
+        "cached", help="block, as all that follow but for rollouts and recurrent up to focal; cached: a frame sees itself and those before; whole: everything sees everything, anew each step"
     )
     merge: int = setting(1, 1, 16, help="tokens, both ways, that are read and told at one place")
     refine: int = setting(0, 0, 16, help="further passes that settle the tokens of a frame, so that they agree")
@@ -133,10 +154,13 @@ class TokenWorldConfig:
     copy_above: float = setting(
         1.0, 0, 1, resumable=True, help="dreamed tokens likelier than this to stay as they are do; 1: none for that"
     )
-    rollout_steps: int = setting(5, 1, 100, help="frames in a row that are told from the model's own")
+    rollout_steps: int = setting(5, 1, 100, help="block, gru: frames in a row that are told from the model's own")
     rollout_share: float = setting(0.5, 0, 1, help="of a batch's segments that end with such a row")
     teacher_forcing: float = setting(0.1, 0, 1, help="probability of a real frame in it")
     step_discount: float = setting(0.7, above=0, high=1, help="of the loss, a step of it; 1 on average")
+    recurrent: bool = setting(False, help="gru, frames: it remembers more than the frames it reads")
+    place_attention: int = setting(0, 0, 100, help="gru: blocks of attention over the places")
+    code_embedding: int = setting(64, 1, 4096, help="gru: width of a code's and of an action's embedding")
     weights_from: WeightsFrom = setting(
         "target", help="what weighs a token: how it moves, which makes motion too likely, or what moved there before"
     )
@@ -157,17 +181,39 @@ class TokenWorldConfig:
     clip: float = setting(10.0, above=0, help="of the gradient's norm")
 
     @property
-    def tokenizer(self) -> VQTokenizerConfig:
+    def tokenizer(self) -> VQTokenizerConfig | PairTokenizerConfig:
         """What the tokenizer is built from."""
+        if self.tokens_of == "pair":
+            return PairTokenizerConfig(
+                encoder=self.pair_encoder, codes=self.codes, width=self.code_width, channels=self.channels,
+                decoder_channels=self.decoder_channels or self.channels, halvings=self.halvings,
+                layers=self.pair_layers, positions=self.positions, residual=self.residual, quantizer=self.quantizer,
+                levels=self.levels, follow_every=self.follow_every, reset_every=self.reset_every,
+                even=self.even_scale > 0,
+            )  # fmt: skip
         return VQTokenizerConfig(
             layout=self.layout, codes=self.codes, width=self.code_width, channels=self.channels,
             halvings=self.halvings, blocks=self.blocks, attention=self.attention, patch=self.patch, local=self.local,
             contrast=self.contrast, quantizer=self.quantizer, levels=self.levels, follow_every=self.follow_every,
-            reset_every=self.reset_every,
+            reset_every=self.reset_every, even=self.even_scale > 0,
         )  # fmt: skip
 
-    def transformer(self, grid: tuple[int, int]) -> GPTConfig | BlockTransformerConfig:
+    def transformer(
+        self, grid: tuple[int, int], frame: tuple[int, int, int]
+    ) -> GPTConfig | BlockTransformerConfig | PositionGRUConfig | FrameDynamicsConfig:
         """What the dynamics are built from, for frames of so many rows and columns of tokens."""
+        if self.dynamics == "gru":
+            return PositionGRUConfig(
+                codes=self.codes, tokens=grid[0] * grid[1], embedding=self.code_embedding, width=self.width,
+                layers=self.layers, recurrent=self.recurrent, attention=self.place_attention, heads=self.heads,
+                rollout_steps=self.rollout_steps, rollout_share=self.rollout_share,
+                teacher_forcing=self.teacher_forcing,
+            )  # fmt: skip
+        if self.dynamics == "frames":
+            return FrameDynamicsConfig(
+                frame=frame, codes=self.codes, tokens=grid[0] * grid[1], context=self.history, halvings=self.halvings,
+                width=self.width, blocks=self.layers, recurrent=self.recurrent,
+            )  # fmt: skip
         if self.dynamics == "gpt":
             return GPTConfig(
                 codes=self.codes, tokens=grid[0] * grid[1], context_frames=self.context_frames, keep=self.keep,
@@ -191,6 +237,8 @@ class TokenWorldConfig:
 class TokenWorld(WorldModel):
     """See the module's text. Latent: tokens (N,) int64. Memory: the transformer's, awaiting a frame.
 
+    Pairs and dynamics that read pictures also remember the recent frames, real where they were seen and dreamed where
+    they were dreamed: recent (B, n, C, H, W), and of pairs the frame before the present one, before (B, C, H, W).
     Features: the decoded frame, flat (C H W,), or the codes of its tokens and the memory's output, as `view` says.
     """
 
@@ -201,8 +249,11 @@ class TokenWorld(WorldModel):
         if not spec.discrete:
             raise ValueError("it reads an action as one of a few tokens, and this game's actions are continuous")
         self.config, self.spec = config, spec
-        self.tokenizer: VQTokenizer = config.tokenizer.build(spec.frame)
-        self.transformer: TokenDynamics = config.transformer(self.tokenizer.grid).build(spec.action_size)
+        self.tokenizer: VQTokenizer | PairTokenizer = config.tokenizer.build(spec.frame)
+        self.transformer: TokenDynamics = config.transformer(self.tokenizer.grid, spec.frame).build(spec.action_size)
+        self.pairs = isinstance(self.tokenizer, PairTokenizer)
+        # Pictures in the memory: the newest frames, real or dreamed, as far as the pair and the dynamics read them.
+        self.recent = max(int(self.pairs), self.transformer.context)
         self.reward = SignedReward()
         tokens = self.tokenizer.tokens
         self.latent_shape = (tokens,)
@@ -211,45 +262,86 @@ class TokenWorld(WorldModel):
         self.register_buffer("background", torch.full(spec.frame, 0.5))
 
     # ---- the state machine ----
-    def encode(self, frame: Tensor) -> Tensor:
-        """The tokens of frames, which need no memory: (..., C, H, W) -> (..., N)."""
+    def encode(self, frame: Tensor, before: Tensor | None = None) -> Tensor:
+        """The tokens of frames (..., C, H, W) -> (..., N); of pairs with the frames before, else with themselves."""
+        if isinstance(self.tokenizer, PairTokenizer):
+            return self.tokenizer.encode(self._contrast(frame if before is None else before), self._contrast(frame))
         return self.tokenizer.encode(self._contrast(frame))
 
-    def tokenize(self, frame: Tensor) -> Tokens:
+    def tokenize(self, frame: Tensor) -> Tokens | None:
         tokenizer = self.tokenizer
+        if self.pairs:
+            return None
         return Tokens(self.encode(frame).unflatten(-1, tokenizer.grid), self.config.codes, tokenizer.cell)
 
-    def decode(self, state: State) -> Tensor:
-        return state.memory["frame"] if self.config.view == "frame" else self._decoded(state.latent)
+    def decode(self, state: State) -> Tensor | None:
+        if self.config.view == "frame":
+            return state.memory["frame"]  # type: ignore[no-any-return]
+        if not self.pairs:
+            return self._decoded(state.latent, None)
+        return self._decoded(state.latent, state.memory["before"]) if "before" in state.memory else None
 
     def initial(self, batch_size: int) -> Tree:
-        return self._with_frame(self.transformer.initial(batch_size), None)
+        memory = self._with_frame(self.transformer.initial(batch_size), None, None)
+        if not self.recent:
+            return memory
+        nothing = self.background.expand(batch_size, *self.spec.frame)
+        recent = nothing.unsqueeze(1).expand(-1, self.recent, -1, -1, -1).contiguous()
+        return {**memory, "recent": recent, **({"before": nothing.contiguous()} if self.pairs else {})}
 
     def advance(self, state: State, action: Tensor) -> Tree:
-        return self._with_frame(self.transformer.advance(_without_frame(state.memory), state.latent, action), None)
+        pictures = None
+        if context := self.transformer.context:
+            pictures = self._contrast(state.memory["recent"][:, -context:])
+        memory = self.transformer.advance(_dynamics(state.memory), state.latent, action, pictures)
+        kept = {name: state.memory[name] for name in ("recent", "before") if name in state.memory}
+        return {**self._with_frame(memory, None, None), **kept}
 
     def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
-        return self._state(*self.transformer.imagine(_without_frame(memory), temperature))
+        latent, known = self.transformer.imagine(_dynamics(memory), temperature)
+        if "recent" not in memory:
+            return self._state(latent, known)
+        recent = memory["recent"]
+        before = recent[:, -1]
+        picture = self._decoded(latent, before)
+        known = {**known, "recent": torch.cat([recent[:, 1:], picture.unsqueeze(1)], 1)}
+        return State(latent, self._seen(known, before, picture))
 
     def observe(self, memory: Tree, frame: Tensor) -> State:
-        latent = self.encode(frame)
-        return self._state(latent, self.transformer.observe(_without_frame(memory), latent))
+        if "recent" not in memory:
+            latent = self.encode(frame)
+            return self._state(latent, self.transformer.observe(_dynamics(memory), latent))
+        # An episode's first frame has none before it but itself.
+        first = ~self.transformer.has_action(_dynamics(memory)).view(-1, 1, 1, 1, 1)
+        recent = torch.where(first, frame.unsqueeze(1), torch.cat([memory["recent"][:, 1:], frame.unsqueeze(1)], 1))
+        before = torch.where(first[:, 0], frame, memory["recent"][:, -1])
+        latent = self.encode(frame, before)
+        known = {**self.transformer.observe(_dynamics(memory), latent), "recent": recent}
+        shown = self._decoded(latent, before) if self.config.view == "frame" else None
+        return State(latent, self._seen(known, before, shown))
 
     def step(self, state: State, action: Tensor, frame: Tensor | None = None, temperature: float = 1.0) -> Step:
         """As the base class has it, by the dynamics' own step, which may be cheaper than its parts."""
-        seen, memory = None if frame is None else self.encode(frame), _without_frame(state.memory)
+        if self.recent:
+            return super().step(state, action, frame, temperature)
+        seen, memory = None if frame is None else self.encode(frame), _dynamics(state.memory)
         state = self._state(*self.transformer.step(memory, state.latent, action, seen, temperature))
         return Step(state, *self.outcome(state))
+
+    def unseen(self, state: State) -> State:
+        """Pictures of pairs are drawn one on the other, also where nobody looks; not where nothing reads them."""
+        if self.config.view == "frame" or self.transformer.context or not self.pairs:
+            return state
+        return State(state.latent, _dynamics(state.memory))
 
     def own(self, memory: Tree) -> Tree:
         return self.transformer.own(memory)
 
     def condense(self, memory: Tree) -> Tree:
-        return self.transformer.condense(memory)
+        return {**self.transformer.condense(_dynamics(memory)), **_pictures(memory)}
 
     def recall(self, condensed: Tree) -> Tree:
-        known = self.transformer.recall(_without_frame(condensed))
-        return {**known, **({"frame": condensed["frame"]} if "frame" in condensed else {})}
+        return {**self.transformer.recall(_dynamics(condensed)), **_pictures(condensed)}
 
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
         """The mean over the three kinds of reward, and P(goes on); 0 and 1 where nothing has been done yet."""
@@ -264,7 +356,7 @@ class TokenWorld(WorldModel):
         return sign.masked_fill(~self.transformer.has_action(state.memory), 0.0)
 
     def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
-        return self.transformer.prior_kl(_without_frame(memory), _without_frame(other))
+        return self.transformer.prior_kl(_dynamics(memory), _dynamics(other))
 
     def features(self, state: State) -> Tensor:
         if self.config.view == "frame":
@@ -279,21 +371,46 @@ class TokenWorld(WorldModel):
                 raise ValueError("a context of several frames needs the actions between them")
             action = torch.zeros(len(frame), 0, dtype=torch.long, device=frame.device)
         begin = past - self.transformer.held(past)
-        tokens = self.encode(frame[:, begin:])
-        return self._state(tokens[:, -1], self.transformer.start(tokens, action[:, begin:past]))
+        if not self.recent:
+            tokens = self.encode(frame[:, begin:])
+            return self._state(tokens[:, -1], self.transformer.start(tokens, action[:, begin:past]))
+        times = torch.arange(begin, past + 1, device=frame.device)
+        tokens = self.encode(frame[:, begin:], frame[:, (times - 1).clamp(min=0)])
+        pictures = self._contexts(frame, times[:-1]) if past > begin else None
+        memory = self.transformer.start(tokens, action[:, begin:past], pictures)
+        ages = torch.arange(1 - self.recent, 1, device=frame.device)
+        before, latent = frame[:, max(past - 1, 0)], tokens[:, -1]
+        shown = self._decoded(latent, before) if self.config.view == "frame" else None
+        return State(latent, self._seen({**memory, "recent": frame[:, (past + ages).clamp(min=0)]}, before, shown))
+
+    def _contexts(self, frame: Tensor, times: Tensor) -> Tensor | None:
+        """Of frames (B, T, C, H, W) what the dynamics read at some times, (B, len(times), context, C, H, W)."""
+        context = self.transformer.context
+        ages = torch.arange(1 - context, 1, device=frame.device)
+        return self._contrast(frame[:, (times.unsqueeze(1) + ages).clamp(min=0)]) if context else None
 
     def _state(self, latent: Tensor, memory: Tree) -> State:
-        return State(latent, self._with_frame(memory, latent))
+        return State(latent, self._with_frame(memory, latent, None))
 
-    def _with_frame(self, memory: Tree, latent: Tensor | None) -> Tree:
+    def _seen(self, memory: Tree, before: Tensor, shown: Tensor | None) -> Tree:
+        """With the frame before, which a pair's picture is drawn on, and the picture where a policy sees it."""
+        memory = {**memory, "before": before} if self.pairs else memory
+        return {**memory, "frame": shown} if self.config.view == "frame" else memory
+
+    def _with_frame(self, memory: Tree, latent: Tensor | None, before: Tensor | None) -> Tree:
         """For a policy that sees frames, the picture of the latent: decoded once, seen and shown."""
         if self.config.view != "frame":
             return memory
-        frame = memory["h"].new_zeros(len(memory["h"]), *self.spec.frame) if latent is None else self._decoded(latent)
-        return {**memory, "frame": frame}
+        nothing = memory["h"].new_zeros(len(memory["h"]), *self.spec.frame) if latent is None else None
+        return {**memory, "frame": self._decoded(latent, before) if latent is not None else nothing}
 
-    def _decoded(self, latent: Tensor) -> Tensor:
-        return self._picture(self.tokenizer.picture(self.tokenizer.embedding(latent))).clamp(0, 1)
+    def _decoded(self, latent: Tensor, before: Tensor | None) -> Tensor:
+        """The picture (B, C, H, W) of tokens (B, N); of a pair's on the frame before."""
+        codes = self.tokenizer.embedding(latent)
+        if isinstance(self.tokenizer, PairTokenizer):
+            assert before is not None
+            return self._picture(self.tokenizer.picture(self._contrast(before), codes)).clamp(0, 1)
+        return self._picture(self.tokenizer.picture(codes)).clamp(0, 1)
 
     # ---- training ----
     def prepare(self, frames: Tensor) -> None:
@@ -311,9 +428,10 @@ class TokenWorld(WorldModel):
         scales |= ({} if network is None else {kind: 1.0}) | dict.fromkeys(book.terms, 1.0)
         scales |= {"commitment": config.commitment_scale} if "commitment" in scales else {}
         scales |= {"edges": config.edge_scale} if config.edge_scale else {}
+        scales |= {"uneven": config.even_scale} if "uneven" in scales else {}
         tokenizer = Objective(
             "tokenizer", tuple(p for p in self.tokenizer.parameters() if p.requires_grad),
-            partial(self._tokenizer_loss, network), scales,
+            partial(self._pair_loss if self.pairs else self._tokenizer_loss, network), scales,
             Optim(lr=config.tokenizer_lr, clip=config.clip, decay=config.tokenizer_decay),
             after=self._follow if isinstance(book, MovingCodebook) else None, metrics=TOKENIZER_METRICS,
         )  # fmt: skip
@@ -326,8 +444,11 @@ class TokenWorld(WorldModel):
             Optim(lr=config.lr, clip=config.clip, weight_decay=config.weight_decay),
             undecayed=_other_than_linear(self.transformer), after=self.reward.note, metrics=TRANSFORMER_METRICS,
         )  # fmt: skip
+        length, segments = 1, config.tokenizer_batch
+        if self.pairs:
+            length, segments = 1 + config.chain, max(1, config.tokenizer_batch // config.chain)
         return (
-            Stage("tokenizer", (tokenizer,), config.tokenizer_batch, 1, config.tokenizer_updates),
+            Stage("tokenizer", (tokenizer,), segments, length, config.tokenizer_updates),
             Stage("world_model", (world_model,), config.batch_size, config.context_frames, config.updates, self._codes),
         )
 
@@ -337,11 +458,50 @@ class TokenWorld(WorldModel):
         With a perceptual network, its likeness and L1 in the networks' range of [-1, 1]; else the pixels of `reverie`:
         squared errors, which a lost ball makes large and a faint noise small, and more the further from the background.
         """
-        target, valid = to_unit(batch.frame), batch.valid.float()
+        assert isinstance(self.tokenizer, VQTokenizer)
+        target = to_unit(batch.frame)
         shown, latent, quantized = self.tokenizer.reconstruct(self._contrast(target))
-        error = self._picture(shown) - target
+        terms, metrics = self._likeness(network, self._picture(shown), target, batch.valid)
+        terms |= quantized.terms
+        real = quantized.tokens[batch.valid].flatten()
+        metrics |= quantizers.usage(real, self.config.codes)
+        learned = (latent.detach().float()[batch.valid].flatten(0, 1), real)
+        return Losses({name: Term(term, "valid") for name, term in terms.items()}, metrics, learned=learned)
+
+    def _pair_loss(self, network: nn.Module | None, batch: Batch) -> Losses:
+        """The same of pairs: segments (B, 1 + chain), of which the first frame is only drawn on.
+
+        The later ones are drawn on the decoder's own pictures, as in a dream, so that it learns to mend what it did.
+        """
+        assert isinstance(self.tokenizer, PairTokenizer)
+        target, tokenizer = to_unit(batch.frame), self.tokenizer
+        seen = self._contrast(target)
+        latent = tokenizer.latent(seen[:, :-1], seen[:, 1:])  # (B, chain, N, D)
+        quantized = tokenizer.embedding.quantize(latent)
+        before, shown = seen[:, 0], []
+        for k in range(self.config.chain):
+            picture = self._picture(tokenizer.picture(before, quantized.codes[:, k]))
+            shown.append(picture)
+            before = self._contrast(picture.detach().clamp(0, 1))
+        arrived = batch.mask("arrived")[:, 1:]
+        terms, metrics = self._likeness(network, torch.stack(shown, 1), target[:, 1:], arrived)
+        terms |= quantized.terms
+        likeness = next(iter(terms))
+        metrics["chained"] = mean_where(terms[likeness][:, -1].detach(), arrived[:, -1].float())
+        real = quantized.tokens[arrived].flatten()
+        metrics |= quantizers.usage(real, self.config.codes)
+        learned = (latent.detach().float()[arrived].flatten(0, 1), real)
+        every = {name: Term(F.pad(term, (1, 0)), "arrived") for name, term in terms.items()}
+        return Losses(every, metrics, learned=learned)
+
+    def _likeness(
+        self, network: nn.Module | None, shown: Tensor, target: Tensor, real: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Terms (B, T) and metrics of pictures (B, T, C, H, W), of which some are real (B, T)."""
+        error, valid = shown - target, real.float()
         l1 = 2 * error.abs().mean((-3, -2, -1))
-        terms, metrics = dict(quantized.terms), {"l1": mean_where(l1.detach(), valid)}
+        terms: dict[str, Tensor] = {}
+        metrics = {"l1": mean_where(l1.detach(), valid)}
         if network is None:
             contrast = (target - self.background).abs().amax(-3, keepdim=True)
             emphasis = 1 + self.config.foreground * contrast
@@ -351,10 +511,7 @@ class TokenWorld(WorldModel):
         if self.config.edge_scale:
             steps = [(error.diff(dim=way) / SIGMA).square().mean((-3, -2, -1)) for way in (-2, -1)]
             terms["edges"] = 0.5 * (steps[0] + steps[1])
-        real = quantized.tokens[batch.valid].flatten()
-        metrics |= quantizers.usage(real, self.config.codes)
-        learned = (latent.detach().float()[batch.valid].flatten(0, 1), real)
-        return Losses({name: Term(term, "valid") for name, term in terms.items()}, metrics, learned=learned)
+        return terms, metrics
 
     def _contrast(self, frame: Tensor) -> Tensor:
         """What the tokenizer reads, whose networks see 2 x - 1."""
@@ -370,8 +527,8 @@ class TokenWorld(WorldModel):
 
     @torch.no_grad()
     def _codes(self, frame: Tensor, action: Tensor) -> Tensor:
-        """What the transformer learns from: frames (T, C, H, W) -> tokens (T, N)."""
-        return self.encode(frame)
+        """What the dynamics learn from: frames (T, C, H, W) -> tokens (T, N)."""
+        return self.encode(frame, torch.cat([frame[:1], frame[:-1]])) if self.pairs else self.encode(frame)
 
     def _transformer_loss(self, batch: Batch) -> Losses:
         """How surprising a frame's tokens were, in nats each (B, T, N), and what the action at t brought (B, T).
@@ -379,7 +536,11 @@ class TokenWorld(WorldModel):
         `batch.code` is (B, T, N) of `_codes`.
         """
         assert batch.code is not None
-        said = self.transformer.foreseen(batch.code.long(), batch.action, self.tokenizer.embedding.weight)
+        pictures = None
+        if self.transformer.context:
+            times = torch.arange(batch.frame.shape[1], device=batch.frame.device)
+            pictures = self._contexts(to_unit(batch.frame), times)
+        said = self.transformer.foreseen(batch.code.long(), batch.action, self.tokenizer.embedding.weight, pictures)
         terms = {
             "tokens": Term(said.nats, "valid"),
             "reward": Term(surprise(said.reward, self.reward.target(batch.reward)), "has_action"),
@@ -388,9 +549,14 @@ class TokenWorld(WorldModel):
         return Losses(terms, said.metrics, learned=batch.reward[batch.has_action])
 
 
-def _without_frame(memory: Tree) -> Tree:
-    """What is the transformer's."""
-    return {name: leaf for name, leaf in memory.items() if name != "frame"}
+def _dynamics(memory: Tree) -> Tree:
+    """What of a memory is the dynamics'."""
+    return {name: leaf for name, leaf in memory.items() if name not in PICTURES}
+
+
+def _pictures(memory: Tree) -> Tree:
+    """What is not."""
+    return {name: leaf for name, leaf in memory.items() if name in PICTURES}
 
 
 def _other_than_linear(model: nn.Module) -> tuple[nn.Parameter, ...]:

@@ -82,14 +82,14 @@ def test_every_token_and_the_action_reach_what_is_told() -> None:
 def test_rollouts_are_its_own_most_likely_tokens(form: dict[str, Any]) -> None:
     tokens, action = segment()
     made = built(**form, teacher_forcing=0.0)
-    shown = made._rolled_out(tokens, action, 3)
+    shown = made.rolled_out(tokens, action, 3, made.config.teacher_forcing)
     assert torch.equal(shown[:, :4], tokens[:, :4]) and torch.equal(shown[:, -1], tokens[:, -1])
     memory = made.start(tokens[:, :4], action[:, :3])
     for t in range(4, T - 1):
         memory = made.advance(memory, shown[:, t - 1], action[:, t - 1])
         assert torch.equal(shown[:, t], made.imagine(memory, 0)[0])
     assert not torch.equal(shown[:, 4], tokens[:, 4])
-    assert torch.equal(built(**form, teacher_forcing=1.0)._rolled_out(tokens, action, 3), tokens)
+    assert torch.equal(built(**form).rolled_out(tokens, action, 3, 1.0), tokens)
 
 
 def test_steps_of_a_rollout_count_less_and_less_and_one_on_average() -> None:

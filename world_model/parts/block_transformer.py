@@ -28,9 +28,18 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from world_model.parts.blocks import Block, Layers, after_attention, attend, drop, to_qkv
-from world_model.parts.heads import draw_tempered, mean_where
+from world_model.parts.heads import draw_tempered
 from world_model.parts.nets import network_dtype
-from world_model.parts.token_dynamics import REWARDS, Foreseen, TokenDynamics, begin, relu_head, surprise
+from world_model.parts.token_dynamics import (
+    REWARDS,
+    Foreseen,
+    TokenDynamics,
+    begin,
+    divergence,
+    judged,
+    relu_head,
+    surprise,
+)
 from world_model.trees import Tree
 
 Attention = Literal["whole", "cached"]
@@ -116,7 +125,7 @@ class BlockTransformer(TokenDynamics):
         """See `TokenDynamics`."""
         return memory["count"] > 0  # type: ignore[no-any-return]
 
-    def start(self, tokens: Tensor, action: Tensor) -> Tree:
+    def start(self, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
         """Step by step."""
         memory = self.initial(len(tokens))
         for t in range(tokens.shape[1] - 1):
@@ -125,16 +134,17 @@ class BlockTransformer(TokenDynamics):
 
     def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
         """The sum over the tokens as the first pass tells them."""
-        p, q = (self._logits(one["out"], one["tokens"]).log_softmax(-1) for one in (memory, other))
-        return (p.exp() * (p - q)).sum((-2, -1))
+        p, q = (self._logits(one["out"], one["tokens"]) for one in (memory, other))
+        return divergence(p, q)
 
-    def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor) -> Foreseen:
-        """See `TokenDynamics`. The first segments of the batch go on from the model's own tokens (`_rolled_out`)."""
+    def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Foreseen:
+        """See `TokenDynamics`. The first segments of the batch go on from the model's own tokens (`rolled_out`)."""
         config, length = self.config, tokens.shape[1]
         shown, weight = tokens, token_weights(tokens, codes, config)  # (B, T - 1, N)
         steps, rows = min(config.rollout_steps, length - 1), round(config.rollout_share * len(tokens))
         if steps > 1 and rows:
-            shown = torch.cat([self._rolled_out(tokens[:rows], action[:rows], steps), tokens[rows:]])
+            own = self.rolled_out(tokens[:rows], action[:rows], steps, config.teacher_forcing)
+            shown = torch.cat([own, tokens[rows:]])
             discount = config.step_discount ** torch.arange(steps, device=tokens.device)
             weight[:rows, -steps:] *= (discount / discount.mean()).unsqueeze(-1)
         out, h = self(shown, action)
@@ -149,11 +159,7 @@ class BlockTransformer(TokenDynamics):
             again = logits + self._refined(out.flatten(0, 1), target.flatten(0, 1), known.flatten(0, 1)).view_as(logits)
             # Of those that are not known alone, whose share is drawn evenly: as many as the first pass tells.
             told = told + surprise(again, target) * weight * ~known * 2
-        right, moved = (logits.detach().argmax(-1) == target).float(), (target != before).float()
-        metrics = {
-            "accuracy": right.mean(), "accuracy_moved": mean_where(right, moved), "still": 1 - moved.mean(),
-            "certainty": (-nats.detach()).exp().mean(),
-        }  # fmt: skip
+        metrics = judged(logits, target, before, nats)
         return Foreseen(F.pad(told, (0, 0, 1, 0)), self.reward(h), self.end(h), metrics)
 
     # ---- the two forms ----
@@ -162,23 +168,6 @@ class BlockTransformer(TokenDynamics):
         """Whole segments (B, T, N), (B, T): what awaits the frame after each, out (B, T, P, D) and h (B, T, D)."""
 
     # ---- parts ----
-    @torch.no_grad()
-    def _rolled_out(self, tokens: Tensor, action: Tensor, steps: int) -> Tensor:
-        """Segments (B, T, N) whose last frames are the model's own, the most likely, so that `steps` in a row are told
-        from them; frames of whole rows are real again with a probability of `teacher_forcing`.
-
-        No gradient flows through a choice of tokens, so that one pass over what came of it learns the same as going
-        step by step.
-        """
-        shown, first = tokens.clone(), tokens.shape[1] - steps
-        known = slice(first - 1 - self.held(first - 1), first)
-        memory = self.start(tokens[:, known], action[:, known])
-        for t in range(first, tokens.shape[1] - 1):
-            memory = self.advance(memory, shown[:, t - 1], action[:, t - 1])
-            forced = torch.rand(len(tokens), 1, device=tokens.device) < self.config.teacher_forcing
-            shown[:, t] = torch.where(forced, tokens[:, t], self._drawn(memory["out"], memory["tokens"], 0))
-        return shown
-
     def _embed(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N) as the places of a frame, where they stand and nothing of when: (B, P, D)."""
         return embedded(self._merged(tokens), self.embedding) + self._where()
@@ -312,7 +301,7 @@ class CachedHistory(BlockTransformer):
         return min(past, (self.config.history - 1) * self.config.layers + 1)
 
     @torch.no_grad()
-    def advance(self, memory: Tree, tokens: Tensor, action: Tensor) -> Tree:
+    def advance(self, memory: Tree, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
         """One pass over the frame and its action."""
         rows, heads, x = len(tokens), self.config.heads, self._frame(tokens, action)
         count = memory["count"]
@@ -391,7 +380,7 @@ class WholeHistory(BlockTransformer):
         return min(past, self.config.history)
 
     @torch.no_grad()
-    def advance(self, memory: Tree, tokens: Tensor, action: Tensor) -> Tree:
+    def advance(self, memory: Tree, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
         """One pass over the whole history."""
         past, count = torch.cat([memory["past"][:, 1:], tokens.unsqueeze(1)], 1), self._one_more(memory)
         out, h = self._pass(past, count, action)

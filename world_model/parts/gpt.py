@@ -126,14 +126,14 @@ class GPT(TokenDynamics):
         return Prediction(self.next_token(ahead), self.reward(has_action), self.end(has_action))
 
     # ---- what a token world asks for ----
-    def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor) -> Foreseen:
+    def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Foreseen:
         """See `TokenDynamics`; nobody predicts a segment's very first token."""
         said = self(tokens, action)
         logits, next_token = said.token.flatten(1, 2)[:, :-1], tokens.flatten(1)[:, 1:]
         nats = F.pad(surprise(logits, next_token), (1, 0)).view_as(tokens)
         return Foreseen(nats, said.reward, said.end, {})
 
-    def advance(self, memory: Tree, tokens: Tensor, action: Tensor) -> Tree:
+    def advance(self, memory: Tree, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
         """A frame is read but for its last token: one pass reads it with the action."""
         return self._with_action(memory, tokens[:, -1], action)[0]
 
@@ -147,8 +147,9 @@ class GPT(TokenDynamics):
         return {**self.append(memory, tokens[:, :-1])[0], "h": memory["h"]}
 
     def step(
-        self, memory: Tree, tokens: Tensor, action: Tensor, seen: Tensor | None = None, temperature: float = 1.0
-    ) -> tuple[Tensor, Tree]:
+        self, memory: Tree, tokens: Tensor, action: Tensor, seen: Tensor | None = None, temperature: float = 1.0,
+        pictures: Tensor | None = None,
+    ) -> tuple[Tensor, Tree]:  # fmt: skip
         """With one copy of the memory instead of two, and as little looked at as there is."""
         memory, end = self._with_action(memory, tokens[:, -1], action)
         if seen is None:
@@ -167,7 +168,7 @@ class GPT(TokenDynamics):
         most, keep = self.config.context_frames - 1, self.config.keep
         return past if past <= most else keep + 1 + (past - most - 1) % (most - keep)
 
-    def start(self, tokens: Tensor, action: Tensor) -> Tree:
+    def start(self, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
         """In one pass."""
         held, row, memory = tokens.shape[1] - 1, tokens[:, -1, :-1], self.initial(len(tokens))
         if held:

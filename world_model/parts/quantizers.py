@@ -30,18 +30,22 @@ class Codebook(nn.Embedding):
 
     terms: tuple[str, ...] = ("codebook", "commitment")
 
-    def __init__(self, codes: int, width: int) -> None:
+    def __init__(self, codes: int, width: int, even: bool = False) -> None:
+        """With `even` there is a term that is 0 where a batch uses all codes alike, against their collapse."""
         super().__init__(codes, width)
+        self.terms = (*self.terms, "uneven") if even else self.terms
         nn.init.uniform_(self.weight, -1 / codes, 1 / codes)
 
     def nearest(self, latent: Tensor) -> Tensor:
         """The token of the nearest code: (..., D) -> (...) int64."""
+        return self.distance(latent).argmin(-1)
+
+    def distance(self, latent: Tensor) -> Tensor:
+        """|z - e|^2 without |z|^2, which is the same for every code: (..., D) -> (..., V)."""
         device = latent.device.type
         with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
             codes = self.weight.float()
-            # |z - e|^2 without |z|^2, which is the same for every code
-            distance = codes.square().sum(-1) - 2 * latent.float() @ codes.T
-            return distance.argmin(-1)
+            return codes.square().sum(-1) - 2 * latent.float() @ codes.T
 
     def quantize(self, latent: Tensor) -> Quantized:
         """Latents (..., N, D), in training."""
@@ -52,6 +56,10 @@ class Codebook(nn.Embedding):
             "codebook": (codes - latent.detach()).square().mean((-2, -1)),
             "commitment": (latent - codes.detach()).square().mean((-2, -1)),
         }
+        if "uneven" in self.terms:  # log V - H of the batch's mean assignment, soft so that a gradient flows
+            share = (-self.distance(latent)).softmax(-1).flatten(0, -2).mean(0)
+            entropy = -torch.special.xlogy(share, share).sum()
+            both["uneven"] = (math.log(len(self.weight)) - entropy).expand(latent.shape[:-2])
         straight = latent + (codes - latent).detach()
         return Quantized(straight, tokens, {name: both[name] for name in self.terms})
 
@@ -159,8 +167,9 @@ Quantizer = Codebook | FiniteScalar
 
 
 def build(
-    kind: str, codes: int, width: int, levels: tuple[int, ...], follow_every: int = 1, reset_every: int = 0
-) -> Quantizer:
+    kind: str, codes: int, width: int, levels: tuple[int, ...], follow_every: int = 1, reset_every: int = 0,
+    even: bool = False,
+) -> Quantizer:  # fmt: skip
     """The quantiser of that kind with V codes; raises ValueError for an unknown kind and numbers that contradict."""
     if kind == "fsq":
         if (count := math.prod(levels)) != codes:
@@ -170,13 +179,13 @@ def build(
         return MovingCodebook(codes, width, follow_every, reset_every)
     if kind != "gradient":
         raise ValueError(f'quantizer is "gradient", "ema" or "fsq", got "{kind}"')
-    return Codebook(codes, width)
+    return Codebook(codes, width, even)
 
 
 @torch.no_grad()
 def usage(tokens: Tensor, codes: int) -> dict[str, Tensor]:
-    """How a batch's tokens (M,) spread over the codes: the share in use, how many are not, and the perplexity."""
+    """How a batch's tokens (M,) spread over the codes: the share in use, how many are not, entropy and perplexity."""
     share = torch.bincount(tokens, minlength=codes).float() / max(1, tokens.numel())
     used = (share > 0).float()
     entropy = -torch.special.xlogy(share, share).sum()
-    return {"codebook_usage": used.mean(), "dead_codes": (1 - used).sum(), "perplexity": entropy.exp()}
+    return {"codebook_usage": used.mean(), "dead_codes": (1 - used).sum(), "code_entropy": entropy, "perplexity": entropy.exp()}

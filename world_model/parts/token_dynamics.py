@@ -1,7 +1,8 @@
 """What a token world needs of its dynamics: what becomes of the tokens of a frame, and what an action brings.
 
-Two are there: IRIS's transformer, token by token (`gpt.py`), and one that tells all tokens of a frame in one pass
-(`block_transformer.py`). Shapes: B batch, T time, N tokens a frame, D width of the output h.
+Four are there: IRIS's transformer, token by token (`gpt.py`), one that tells all tokens of a frame in one pass
+(`block_transformer.py`), a GRU over the places (`position_gru.py`), and convolutions that read the last frames
+themselves (`frame_dynamics.py`). Shapes: B batch, T time, N tokens a frame, V codes, C H W picture, D width of h.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from world_model.parts.heads import mean_where
 from world_model.trees import Tree
 
 REWARDS = (-1, 0, 1)  # the sign of the reward, by class of the reward head
@@ -33,6 +36,7 @@ class TokenDynamics(nn.Module, ABC):
     """
 
     width: int  # of h
+    context: int = 0  # of the pictures that it is given beside the tokens: those of the last frames, oldest first
     reward: nn.Module  # h -> logits of `REWARDS`
     end: nn.Module  # h -> logits: goes on, ends
 
@@ -41,8 +45,11 @@ class TokenDynamics(nn.Module, ABC):
         """Nothing read yet."""
 
     @abstractmethod
-    def advance(self, memory: Tree, tokens: Tensor, action: Tensor) -> Tree:
-        """A frame (B, N) that was imagined or observed, and the action (B,) taken on it: the next one is awaited."""
+    def advance(self, memory: Tree, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
+        """A frame (B, N) that was imagined or observed, and the action (B,) taken on it: the next one is awaited.
+
+        Who reads pictures is given (B, context, C, H, W), the last of which is this frame's.
+        """
 
     @abstractmethod
     def imagine(self, memory: Tree, temperature: float = 1.0) -> tuple[Tensor, Tree]:
@@ -61,12 +68,18 @@ class TokenDynamics(nn.Module, ABC):
         """How many of so many steps of a context `start` needs to know."""
 
     @abstractmethod
-    def start(self, tokens: Tensor, action: Tensor) -> Tree:
-        """Burn-in: frames (B, T, N) and the T - 1 actions between them, T - 1 at most `held` of them."""
+    def start(self, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
+        """Burn-in: frames (B, T, N) and the T - 1 actions between them, T - 1 at most `held` of them.
+
+        Who reads pictures is given (B, T, context, C, H, W).
+        """
 
     @abstractmethod
-    def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor) -> Foreseen:
-        """Whole segments in training: tokens (B, T, N), action (B, T), codes (V, C) of the tokenizer."""
+    def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Foreseen:
+        """Whole segments in training: tokens (B, T, N), action (B, T), codes (V, E) of the tokenizer.
+
+        Who reads pictures is given (B, T, context, C, H, W).
+        """
 
     @abstractmethod
     def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
@@ -74,10 +87,11 @@ class TokenDynamics(nn.Module, ABC):
 
     # ---- what follows from these ----
     def step(
-        self, memory: Tree, tokens: Tensor, action: Tensor, seen: Tensor | None = None, temperature: float = 1.0
-    ) -> tuple[Tensor, Tree]:
+        self, memory: Tree, tokens: Tensor, action: Tensor, seen: Tensor | None = None, temperature: float = 1.0,
+        pictures: Tensor | None = None,
+    ) -> tuple[Tensor, Tree]:  # fmt: skip
         """`advance`, and then what is seen (B, N), or what is imagined."""
-        memory = self.advance(memory, tokens, action)
+        memory = self.advance(memory, tokens, action, pictures)
         return self.imagine(memory, temperature) if seen is None else (seen, self.observe(memory, seen))
 
     def own(self, memory: Tree) -> Tree:
@@ -91,6 +105,40 @@ class TokenDynamics(nn.Module, ABC):
     def recall(self, condensed: Tree) -> Tree:
         """The memory again."""
         return condensed
+
+
+    @torch.no_grad()
+    def rolled_out(self, tokens: Tensor, action: Tensor, steps: int, teacher_forcing: float) -> Tensor:
+        """Segments (B, T, N) whose last frames are its own, the most likely, so that `steps` in a row are told from
+        them; frames of whole rows are real again with a probability of `teacher_forcing`.
+
+        No gradient flows through a choice of tokens, so that one pass over what came of it learns the same as going
+        step by step.
+        """
+        shown, first = tokens.clone(), tokens.shape[1] - steps
+        known = slice(first - 1 - self.held(first - 1), first)
+        memory = self.start(tokens[:, known], action[:, known])
+        for t in range(first, tokens.shape[1] - 1):
+            memory = self.advance(memory, shown[:, t - 1], action[:, t - 1])
+            own, memory = self.imagine(memory, 0)
+            forced = torch.rand(len(tokens), 1, device=tokens.device) < teacher_forcing
+            shown[:, t] = torch.where(forced, tokens[:, t], own)
+        return shown
+
+
+def judged(logits: Tensor, target: Tensor, before: Tensor, nats: Tensor) -> dict[str, Tensor]:
+    """How well tokens (B, T, N) are told by logits (B, T, N, V), beside those of the frame before: scalars."""
+    right, moved = (logits.detach().argmax(-1) == target).float(), (target != before).float()
+    return {
+        "accuracy": right.mean(), "accuracy_moved": mean_where(right, moved), "still": 1 - moved.mean(),
+        "certainty": (-nats.detach()).exp().mean(),
+    }  # fmt: skip
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL in nats of logits (B, N, V), summed over the tokens: (B,)."""
+    p, q = p.log_softmax(-1), q.log_softmax(-1)
+    return (p.exp() * (p - q)).sum((-2, -1))
 
 
 def surprise(logits: Tensor, target: Tensor) -> Tensor:

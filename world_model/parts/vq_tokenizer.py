@@ -44,6 +44,7 @@ class VQTokenizerConfig:
     levels: tuple[int, ...] = (8, 8, 8)  # fsq only: of each dimension of a code; `width` is then of the networks alone
     follow_every: int = 1  # ema only, as the next: updates between two of the codebook
     reset_every: int = 0  # updates between two looks for dead codes; 0: at each, and after a grace of 70
+    even: bool = False  # gradient only: a term for the even use of the codes
 
     def build(self, frame: tuple[int, int, int]) -> VQTokenizer:
         """The tokenizer for frames (C, H, W)."""
@@ -74,8 +75,9 @@ class VQTokenizer(nn.Module):
         encoder, decoder = (_encoder, _decoder) if config.layout == "vqgan" else (_hires_encoder, _hires_decoder)
         self.encoder = encoder(config, colours * config.patch**2)
         self.embedding: Quantizer = quantizers.build(
-            config.quantizer, config.codes, config.width, config.levels, config.follow_every, config.reset_every
-        )
+            config.quantizer, config.codes, config.width, config.levels, config.follow_every, config.reset_every,
+            config.even,
+        )  # fmt: skip
         self.width = self.embedding.weight.shape[1]  # of a code
         self.pre_quant_conv = nn.Conv2d(config.width, self.width, 1)
         self.post_quant_conv = nn.Conv2d(self.width, config.width, 1)

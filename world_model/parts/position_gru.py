@@ -1,0 +1,165 @@
+"""A GRU over the places of a frame tells the code each of them has next: the dynamics of the Ms. Pac-Man latent GRU.
+
+A place's code and the action are embedded and added; two layers run over the places, row by row, and an output layer
+tells each place's next code by itself. What its author wished for besides: memory over time, where the same GRU goes on
+from one frame to the next; attention over the places, without which one knows nothing of those after it; and training
+on the model's own codes.
+Shapes: B batch, T time, N tokens a frame, V codes, D width of the GRU, E of an embedding, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from world_model.parts.blocks import Block, after_attention, attend, to_qkv
+from world_model.parts.heads import draw_tempered
+from world_model.parts.nets import network_dtype
+from world_model.parts.token_dynamics import (
+    REWARDS,
+    Foreseen,
+    TokenDynamics,
+    begin,
+    divergence,
+    judged,
+    relu_head,
+    surprise,
+)
+from world_model.trees import Tree
+
+
+@dataclass(frozen=True)
+class PositionGRUConfig:
+    """The document's numbers; what its author wished for is off."""
+
+    codes: int = 256
+    tokens: int = 35
+    embedding: int = 64
+    width: int = 512
+    layers: int = 2
+    recurrent: bool = False  # it goes on from frame to frame
+    attention: int = 0  # blocks over the places, after the GRU
+    heads: int = 4
+    rollout_steps: int = 0  # frames in a row that are told from the model's own
+    rollout_share: float = 0.5
+    teacher_forcing: float = 0.0
+
+    def build(self, actions: int) -> PositionGRU:
+        """The GRU for a game of that many actions."""
+        return PositionGRU(self, actions)
+
+
+class PositionGRU(TokenDynamics):
+    """Memory of one that awaits a frame: out (B, N, D) and h (B, D), the outputs at the places and the last of them;
+    count (B,), 1 once a frame has been read; where it is recurrent also gru (B, L, D)."""
+
+    def __init__(self, config: PositionGRUConfig, actions: int) -> None:
+        super().__init__()
+        if config.attention and config.width % config.heads:
+            raise ValueError(f"a width of {config.width} cannot be shared evenly among {config.heads} heads")
+        self.config, self.width, self.tokens = config, config.width, config.tokens
+        self.embedding = nn.Embedding(config.codes, config.embedding)
+        self.action = nn.Embedding(actions, config.embedding)
+        self.gru = nn.GRU(config.embedding, config.width, config.layers, batch_first=True)
+        self.place = nn.Parameter(0.02 * torch.randn(config.tokens, config.width)) if config.attention else None
+        self.blocks = nn.ModuleList(Block(config.width) for _ in range(config.attention))
+        self.norm = nn.LayerNorm(config.width)
+        self.next_tokens = nn.Linear(config.width, config.codes)
+        self.reward, self.end = relu_head(config.width, len(REWARDS)), relu_head(config.width, 2)
+        for part in (self.blocks, self.next_tokens, self.reward, self.end):
+            part.apply(begin)
+
+    # ---- what a token world asks for ----
+    def initial(self, batch_size: int) -> Tree:
+        """See `TokenDynamics`."""
+        like, width = self.next_tokens.weight, self.width
+        memory: dict[str, Tensor] = {
+            "out": like.new_zeros(batch_size, self.tokens, width), "h": like.new_zeros(batch_size, width),
+            "count": torch.zeros(batch_size, dtype=torch.long, device=like.device),
+        }  # fmt: skip
+        if self.config.recurrent:
+            memory["gru"] = like.new_zeros(batch_size, self.config.layers, width)
+        return memory
+
+    @torch.no_grad()
+    def advance(self, memory: Tree, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
+        """One pass over the places."""
+        gru = memory["gru"].transpose(0, 1).contiguous() if self.config.recurrent else None
+        out, gru = self.gru(self._embed(tokens, action), gru)
+        out = self._settled(out)
+        new: dict[str, Tensor] = {"out": out, "h": out[:, -1], "count": torch.ones_like(memory["count"])}
+        return {**new, **({"gru": gru.transpose(0, 1).contiguous()} if self.config.recurrent else {})}
+
+    def imagine(self, memory: Tree, temperature: float = 1.0) -> tuple[Tensor, Tree]:
+        """Each place by itself."""
+        return draw_tempered(self._logits(memory["out"]), temperature), memory
+
+    def observe(self, memory: Tree, tokens: Tensor) -> Tree:
+        """Nothing: what is awaited is read with the action that follows."""
+        return memory
+
+    def has_action(self, memory: Tree) -> Tensor:
+        """See `TokenDynamics`."""
+        return memory["count"] > 0  # type: ignore[no-any-return]
+
+    def held(self, past: int) -> int:
+        """All of it, or the frame before alone."""
+        return past if self.config.recurrent else min(past, 1)
+
+    def start(self, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
+        """Step by step."""
+        memory = self.initial(len(tokens))
+        for t in range(tokens.shape[1] - 1):
+            memory = self.advance(memory, tokens[:, t], action[:, t])
+        return memory
+
+    def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
+        """The sum over the places."""
+        return divergence(self._logits(memory["out"]), self._logits(other["out"]))
+
+    def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Foreseen:
+        """See `TokenDynamics`. The first segments of the batch go on from the model's own tokens (`rolled_out`)."""
+        config, shown = self.config, tokens
+        steps, rows = min(config.rollout_steps, tokens.shape[1] - 1), round(config.rollout_share * len(tokens))
+        if steps > 1 and rows:
+            own = self.rolled_out(tokens[:rows], action[:rows], steps, config.teacher_forcing)
+            shown = torch.cat([own, tokens[rows:]])
+        out = self(shown, action)
+        logits, target = self._logits(out[:, :-1]), tokens[:, 1:]
+        nats = surprise(logits, target)
+        h = out[:, :, -1]
+        metrics = judged(logits, target, tokens[:, :-1], nats)
+        return Foreseen(F.pad(nats, (0, 0, 1, 0)), self.reward(h), self.end(h), metrics)
+
+    # ---- parts ----
+    def forward(self, tokens: Tensor, action: Tensor) -> Tensor:
+        """Whole segments (B, T, N), (B, T): what awaits the frame after each, (B, T, N, D)."""
+        batch, length = action.shape
+        x = self._embed(tokens.flatten(0, 1), action.flatten())  # (B T, N, E)
+        if self.config.recurrent:
+            out = self.gru(x.view(batch, length * self.tokens, -1))[0].reshape(batch * length, self.tokens, -1)
+        else:
+            out = self.gru(x)[0]
+        return self._settled(out).unflatten(0, (batch, length))
+
+    def _embed(self, tokens: Tensor, action: Tensor) -> Tensor:
+        """Tokens (B, N) and what is done (B,) -> (B, N, E)."""
+        return self.embedding(tokens) + self.action(action).unsqueeze(1)  # type: ignore[no-any-return]
+
+    def _settled(self, out: Tensor) -> Tensor:
+        """Outputs of the GRU (B, N, D), after what the places make of each other."""
+        rows = len(out)
+        if self.place is not None:
+            x = (out + self.place).flatten(0, 1)
+            for block in self.blocks:
+                layers = block.layers(network_dtype(self.next_tokens.weight))  # type: ignore[operator]
+                q, k, v = to_qkv(x, layers, rows, self.config.heads)
+                x = after_attention(x, attend(q, k, v, q.new_zeros(1, 1, 1)), layers, rows)
+            out = x.view(rows, self.tokens, -1)
+        return self.norm(out.float())  # type: ignore[no-any-return]
+
+    def _logits(self, out: Tensor) -> Tensor:
+        return self.next_tokens(out).float()  # type: ignore[no-any-return]
