@@ -32,8 +32,17 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {  # choices of a recipe that c
         {},
         {"block_attention": "whole", "merge": 1, "refine": 0},
     ),
+    "latent_gru": (
+        {},
+        {"view": "frame", "recurrent": False, "place_attention": 0, "residual": True},
+    ),
+    "latent_action": (
+        {"recurrent": True},
+        {"pair_encoder": "cvivit", "positions": 1, "codes": 4, "quantizer": "gradient", "even_scale": 0.1},
+        {"tokens_of": "frame"},
+    ),
 }
-DISCRETE_ONLY = ("iris", "iris_ac", "spatial")
+DISCRETE_ONLY = ("iris", "iris_ac", "latent_action", "latent_gru", "spatial")
 
 
 @dataclass(frozen=True)

@@ -137,16 +137,20 @@ class TokenWorldConfig:
     )
     # The dynamics; see GPTConfig and BlockTransformerConfig.
     dynamics: Literal["gpt", "block", "gru", "frames"] = setting(
-        "gpt",
-        help="token by token, all tokens of a frame in one pass, a GRU over its places, or from the last frames' pixels",
+        "gpt", help="token by token, all of a frame in one pass, a GRU over its places, or from the last frames' pixels"
     )
     context_frames: int = setting(
         20, 3, 1000, help="frames of a training segment; gpt: of the window, each with its action"
     )
     keep: int = setting(10, 1, 1000, help="gpt: frames, with their actions, that remain when the window is full")
-    history: int = setting(4, 0, 100, help="block, frames: frames that it sees; frames: 0 for the action alone")
+    history: int = setting(
+        4,
+        0,
+        100,
+        help="block, as all that follow up to focal: frames that it sees; frames: also 0, for the action alone",
+    )
     block_attention: Attention = setting(
-        "cached", help="block, as all that follow but for rollouts and recurrent up to focal; cached: a frame sees itself and those before; whole: everything sees everything, anew each step"
+        "cached", help="cached: a frame sees itself and those before; whole: everything sees everything, anew each step"
     )
     merge: int = setting(1, 1, 16, help="tokens, both ways, that are read and told at one place")
     refine: int = setting(0, 0, 16, help="further passes that settle the tokens of a frame, so that they agree")

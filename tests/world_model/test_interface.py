@@ -378,7 +378,7 @@ def test_saved_weights_dream_the_same(toy: Toy, request: pytest.FixtureRequest, 
     torch.save(toy.model.state_dict(), path)
     torch.manual_seed(5)
     by_hand = index >= len(VARIANTS)
-    other = SYSTEMS[KINDS[index]](toy.model.spec) if by_hand else VARIANTS[index].config.model.build(toy.model.spec)
+    other = SYSTEMS[KINDS[index]](toy.model.spec) if by_hand else VARIANTS[index].agent(1).world_model
     dreams = []
     for model in (toy.model, other):
         model.load_state_dict(torch.load(path, weights_only=True))

@@ -150,8 +150,9 @@ class FrameDynamics(TokenDynamics):
         for block in self.blocks:
             x = block(x)
         places = self.norm(x.flatten(2).transpose(1, 2).float())  # (B T, P, D)
-        h = self.pool(places.flatten(1))
-        out = places if self.spread is None else self.spread(F.silu(h)).view(len(h), self.tokens, -1)
+        h = self.pool(places.flatten(1)).float()
+        out = places if self.spread is None else self.spread(F.silu(h)).view(len(h), self.tokens, -1).float()
+        gru = None if gru is None else gru.float()
         return out.unflatten(0, (batch, length)), h.unflatten(0, (batch, length)), gru
 
     def _logits(self, out: Tensor) -> Tensor:

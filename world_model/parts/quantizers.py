@@ -188,4 +188,9 @@ def usage(tokens: Tensor, codes: int) -> dict[str, Tensor]:
     share = torch.bincount(tokens, minlength=codes).float() / max(1, tokens.numel())
     used = (share > 0).float()
     entropy = -torch.special.xlogy(share, share).sum()
-    return {"codebook_usage": used.mean(), "dead_codes": (1 - used).sum(), "code_entropy": entropy, "perplexity": entropy.exp()}
+    return {
+        "codebook_usage": used.mean(),
+        "dead_codes": (1 - used).sum(),
+        "code_entropy": entropy,
+        "perplexity": entropy.exp(),
+    }

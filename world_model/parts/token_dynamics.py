@@ -106,7 +106,6 @@ class TokenDynamics(nn.Module, ABC):
         """The memory again."""
         return condensed
 
-
     @torch.no_grad()
     def rolled_out(self, tokens: Tensor, action: Tensor, steps: int, teacher_forcing: float) -> Tensor:
         """Segments (B, T, N) whose last frames are its own, the most likely, so that `steps` in a row are told from
