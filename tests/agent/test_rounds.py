@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -25,6 +29,7 @@ from world_model.interface import Stage
 
 
 def quick(where: str = "both") -> Config:
+    """A run without pictures, which take most of the time of so short a one."""
     config = world_models("toy")
     return replace(
         config, env="CatchContinuous-v0", workers=0, steps=300, seed=3,
@@ -32,7 +37,7 @@ def quick(where: str = "both") -> Config:
         policy=replace(
             config.policy, where=where, population=4, rollouts=2, real_rollouts=3, generations=3, real_generations=2
         ),
-        train=replace(config.train, prefill=200, steps_per_update=100, log_every=2, save_every=1e9),
+        train=replace(config.train, prefill=200, steps_per_update=100, log_every=2, show_every=10**6, save_every=1e9),
         game=replace(config.game, num=2),
     )  # fmt: skip
 
@@ -50,19 +55,64 @@ class Stopping(Progress):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.fixture(autouse=True)
-def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def one_core() -> Iterator[None]:
     """The real game is played in this process."""
-    monkeypatch.setattr("runs.build.cores", lambda: 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("runs.build.cores", lambda: 1)
+        yield
+
+
+class Whole(NamedTuple):
+    """A run that was never stopped, at its end."""
+
+    session: Loop
+    state: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    saved: list[int]  # the steps at which it was saved
+    folder: Path
+
+
+def trained(config: Config, folder: Path) -> Whole:
+    session = begin(config, run := Run.create(config, folder))
+    saved: list[int] = []
+    save = run.save_checkpoint
+    run.save_checkpoint = lambda state, step: saved.append(step) or save(state, step)  # type: ignore[method-assign,func-returns-value]
+    session.train(config.steps, run, Progress())
+    run.close()
+    return Whole(session, copy.deepcopy(session.state_dict()), run.metrics(), saved, folder)
+
+
+@pytest.fixture(scope="module")
+def whole(one_core: None, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """With pictures after every round, of which those that are compared with it have none: they change nothing."""
+    config = quick()
+    config = replace(config, train=replace(config.train, show_every=1))
+    return trained(config, tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture(scope="module")
+def dreamed(one_core: None, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return trained(quick("dream"), tmp_path_factory.mktemp("dreamed") / "run")
+
+
+@pytest.fixture
+def copied(dreamed: Whole, tmp_path: Path) -> Path:
+    """The folder of a run that learned in dreams alone, to be changed."""
+    return shutil.copytree(dreamed.folder, tmp_path / "run")
+
+
+def loaded(run: Run) -> Loop:
+    session = begin(run.config, run)
+    session.load_state_dict(run.load_checkpoint())
+    return session
 
 
 @pytest.mark.parametrize("part", ["vision", "memory", "dream", "real"])
-def test_a_round_stopped_in_any_part_goes_on_bit_by_bit(part: str, tmp_path: Path) -> None:
+def test_a_round_stopped_in_any_part_goes_on_bit_by_bit(part: str, whole: Whole, tmp_path: Path) -> None:
     config = quick()
-    run = Run.create(config, tmp_path / "whole")
-    whole = begin(config, run)
-    whole.train(config.steps, run, Progress())
-    assert whole.updates == 2  # the first learns from the prefill alone
+    assert whole.session.updates == 2  # the first learns from the prefill alone
+    assert len(list((whole.folder / "videos").glob("dream-*.mp4"))) == 2
 
     stopped = Run.create(config, tmp_path / "stopped")
     session = begin(config, stopped)
@@ -72,28 +122,24 @@ def test_a_round_stopped_in_any_part_goes_on_bit_by_bit(part: str, tmp_path: Pat
     stopped.close()
 
     again = Run.open(tmp_path / "stopped")
-    resumed = begin(again.config, again)
-    resumed.load_state_dict(again.load_checkpoint())
+    resumed = loaded(again)
     again.rewind()
     resumed.train(config.steps, again, Progress())
-    same(whole.state_dict(), resumed.state_dict())
-    assert [line.get("policy/fitness") for line in run.metrics()] == [
+    same(whole.state, resumed.state_dict())
+    assert [line.get("policy/fitness") for line in whole.metrics] == [
         line.get("policy/fitness") for line in again.metrics()
     ]
 
 
-def test_what_a_killed_run_logged_after_its_checkpoint_is_forgotten(tmp_path: Path) -> None:
-    config = quick("dream")
-    run = Run.create(config, tmp_path / "run")
-    session = begin(config, run)
-    session.train(config.steps, run, Progress())
-    before = run.metrics()
-    run.log(session.replay.steps, {"policy/fitness": 1e9})  # at the checkpoint's own step
+def test_what_a_killed_run_logged_after_its_checkpoint_is_forgotten(dreamed: Whole, copied: Path) -> None:
+    run = Run.open(copied)
+    run.log(dreamed.session.replay.steps, {"policy/fitness": 1e9})  # at the checkpoint's own step
     run.close()
-    again = Run.open(tmp_path / "run")
+    again = Run.open(copied)
+    assert again.metrics() != dreamed.metrics
     again.load_checkpoint()
     again.rewind()
-    assert again.metrics() == before
+    assert again.metrics() == dreamed.metrics
 
 
 def test_the_player_burns_in_after_every_long_round_and_after_pretraining(
@@ -114,34 +160,21 @@ def test_the_player_burns_in_after_every_long_round_and_after_pretraining(
     assert rounds == [1] and session.updates > 3, "small steps leave the memory what it is"
 
 
-def test_every_generation_is_logged_and_saved(tmp_path: Path) -> None:
-    config = quick()
-    run = Run.create(config, tmp_path / "run")
-    session = begin(config, run)
-    saved: list[int] = []
-    save = run.save_checkpoint
-    run.save_checkpoint = lambda state, step: saved.append(step) or save(state, step)  # type: ignore[method-assign,func-returns-value]
-    session.train(config.steps, run, Progress())
-    generations = [line for line in run.metrics() if "policy/fitness" in line]
+def test_every_generation_is_logged_and_saved(whole: Whole) -> None:
+    generations = [line for line in whole.metrics if "policy/fitness" in line]
     assert len(generations) == 3 + 3 + 2  # a dream each round, the real game after the last
-    assert len(saved) == len(generations) + 2  # and before the first step, and at the end
+    assert len(whole.saved) == len(generations) + 2  # and before the first step, and at the end
     assert generations[-1]["real/episodes"] == 2 * 4 * 3
     assert generations[-1]["real/steps"] > 0
 
 
-def test_a_dream_learner_never_plays_the_real_game_for_fitness(tmp_path: Path) -> None:
-    config = quick("dream")
-    run = Run.create(config, tmp_path / "run")
-    session = begin(config, run)
-    session.train(config.steps, run, Progress())
-    assert session.real is not None and session.real.episodes == 0
+def test_a_dream_learner_never_plays_the_real_game_for_fitness(dreamed: Whole) -> None:
+    assert dreamed.session.real is not None and dreamed.session.real.episodes == 0
 
 
-def test_one_part_can_be_done_alone_and_stopped(tmp_path: Path) -> None:
+def test_one_part_can_be_done_alone_and_stopped(copied: Path) -> None:
     config = quick("dream")
-    run = Run.create(config, tmp_path / "run")
-    session = begin(config, run)
-    session.train(config.steps, run, Progress())
+    session = loaded(run := Run.open(copied))
     before, rounds = session.replay.steps, session.updates
     frames, generations = session.trainer.updates["vision"], 3
     with pytest.raises(KeyboardInterrupt):
@@ -150,9 +183,8 @@ def test_one_part_can_be_done_alone_and_stopped(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="finish it first"):
         session.train(config.steps, run, Progress(), "dream")
     run.close()
-    again = Run.open(tmp_path / "run")
-    resumed = begin(again.config, again)
-    resumed.load_state_dict(again.load_checkpoint())
+    again = Run.open(copied)
+    resumed = loaded(again)
     resumed.train(config.steps, again, Progress())  # finishes the part
     assert resumed.real is not None and resumed.real.generations == 2
     assert (resumed.replay.steps, resumed.updates, resumed.only, resumed.done) == (before, rounds, "", {})

@@ -23,14 +23,14 @@ from tests.agent.test_rounds import Stopping
 def short() -> Config:
     """Rounds of one update, which four games meet without playing ahead."""
     config = test_loop.quick("Catch-v0", policy=False)
-    config = replace(config, steps=300, game=replace(config.game, num=4))
-    return replace(config, train=replace(config.train, show_every=10**6))
+    return replace(config, steps=300, game=replace(config.game, num=4))
 
 
 def long() -> Config:
     """Rounds of two stages of many updates, and a policy that the real game would judge."""
     config = test_rounds.quick()
-    return replace(config, env="Catch-v0", train=replace(config.train, policy=False, show_every=10**6))
+    game = replace(config.game, size=short().game.size)  # of what is recorded
+    return replace(config, env="Catch-v0", game=game, train=replace(config.train, policy=False))
 
 
 KINDS = pytest.mark.parametrize("config", [short(), long()], ids=["short", "long"])

@@ -32,7 +32,7 @@ def moments(run: Run) -> dict[str, bytes]:
 
 
 def test_a_killed_run_goes_on_with_the_same_frames_and_pictures(tmp_path: Path) -> None:
-    config = quick("Catch-v0")
+    config = quick("Catch-v0", show_every=20)
     run = Run.create(config, tmp_path / "whole")
     loop = begin(config, run)
     loop.train(400, run, Progress())
