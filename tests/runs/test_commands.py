@@ -188,22 +188,24 @@ def mean(size):
 """
 
 
-def test_a_system_from_elsewhere_is_two_files(tmp_path: Path) -> None:
+def test_a_system_from_elsewhere_is_two_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "mean_system.py").write_text(SYSTEM)
     (tmp_path / "mean_recipe.py").write_text(RECIPE_FILE)
     words = ["recipe=mean_recipe:mean", "env=Catch-v0", "size=toy", "threads=1", "episodes=1", "hydra.run.dir=run"]
-    run_it = [sys.executable, str(ROOT / "main.py")]
     told = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([*run_it, *words], cwd=tmp_path, env=told, capture_output=True, text=True)
+    program = [sys.executable, str(ROOT / "main.py"), *words]
+    done = subprocess.run(program, cwd=tmp_path, env=told, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["updates"] >= 10 and "mean/mean" in lines[-1] and "policy/return" in lines[-1]
     assert json.loads((tmp_path / "run/config.json").read_text())["recipe"] == "mean_recipe:mean"
-    more = [*run_it, "evaluate", "run=run", "episodes=2"]
-    assert subprocess.run(more, cwd=tmp_path, env=told, capture_output=True).returncode == 0
-    wrong = [*run_it, "resume", "run=run", "model.lr=3"]
-    done = subprocess.run(wrong, cwd=tmp_path, env=told, capture_output=True, text=True)
-    assert done.returncode == 2 and "model.lr must be above 0 and at most 1" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as PYTHONPATH, without waiting for torch again
+    assert main.main(["evaluate", "run=run", "episodes=2"]) == 0
+    assert main.main(["resume", "run=run", "model.lr=3"]) == 2
+    assert "model.lr must be above 0 and at most 1" in capsys.readouterr().err
 
 
 # ---- keys of older runs ----
