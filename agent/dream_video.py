@@ -101,23 +101,30 @@ def show_dream(
 
 
 def fixed_frames(replay: Replay, seed: int) -> torch.Tensor:
-    """FIXED frames (N, C, H, W) uint8, one of each tenth of the replay; the seed and what was played decide which."""
+    """FIXED frames, each after the one before it (itself, of an episode's first), (N, 2, C, H, W) uint8.
+
+    One of each tenth of the replay; the seed and what was played decide which.
+    """
     episodes = [episode.frame for episode in replay.memory().values()]
     ends = np.cumsum([len(frames) for frames in episodes])
     bounds = np.linspace(0, ends[-1], FIXED + 1)
     chosen = np.random.default_rng(seed).uniform(bounds[:-1], bounds[1:]).astype(int)
     places = np.searchsorted(ends, chosen, side="right")
-    return torch.from_numpy(np.stack([episodes[i][t - ends[i]] for i, t in zip(places, chosen, strict=True)]))
+    now = [(episodes[i], int(t - ends[i] + len(episodes[i]))) for i, t in zip(places, chosen, strict=True)]
+    return torch.from_numpy(np.stack([frames[[max(t - 1, 0), t]] for frames, t in now]))
 
 
 @torch.no_grad()
 def reconstruct(model: WorldModel, frame: torch.Tensor) -> np.ndarray | None:
-    """Frames (N, C, H, W) uint8 and what the model makes of each alone, (N, H, 2 W, 3) uint8: real left, shown right.
+    """Frames (N, C, H, W) uint8 and what the model makes of each, (N, H, 2 W, 3) uint8: real left, shown right.
+
+    Each alone, or as pairs (N, 2, C, H, W) with those before them, which only who encodes pairs looks at.
 
     None for a model without pictures. Leaves the default generators as they were.
     """
     device = next(model.parameters()).device
     real = to_unit(frame.to(device))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        shown = model.decode(model.start(real.unsqueeze(1)))
+        shown = model.reconstruct(real if real.dim() == 5 else real.unsqueeze(1))
+    real = real if real.dim() == 4 else real[:, -1]
     return None if shown is None else np.concatenate([to_pixels(real), to_pixels(shown.float())], 2)

@@ -246,6 +246,10 @@ class WorldModel(nn.Module, ABC):
         """Forgets the rows where mask (B,) is True, which then await an episode's first frame."""
         return trees.where(mask, self.initial(mask.shape[0]), memory)
 
+    def reconstruct(self, frame: Tensor) -> Tensor | None:
+        """Of frames in a row (B, T, C, H, W) in [0, 1], what it makes of the last, known alone; see `decode`."""
+        return self.decode(self.start(frame[:, -1:]))
+
     def picture(self, state: State) -> Tensor:
         """`decode`, for those who cannot do without. Raises ValueError for a model without pictures."""
         decoded = self.decode(state)

@@ -347,6 +347,13 @@ class TokenWorld(WorldModel):
     def recall(self, condensed: Tree) -> Tree:
         return {**self.transformer.recall(_dynamics(condensed)), **_pictures(condensed)}
 
+    def reconstruct(self, frame: Tensor) -> Tensor | None:
+        """Of pairs, known with the frame before."""
+        if not self.pairs:
+            return super().reconstruct(frame)
+        before = frame[:, max(frame.shape[1] - 2, 0)]
+        return self._decoded(self.encode(frame[:, -1], before), before)
+
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
         """The mean over the three kinds of reward, and P(goes on); 0 and 1 where nothing has been done yet."""
         h, begun = state.memory["h"], self.transformer.has_action(state.memory)

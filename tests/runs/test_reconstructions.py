@@ -58,13 +58,16 @@ def test_a_killed_run_goes_on_with_the_same_frames_and_pictures(tmp_path: Path) 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_looking_moves_no_random_numbers(variant: Variant, tmp_path: Path) -> None:
     model = variant.agent().world_model
-    frames = torch.randint(256, (FIXED, *variant.spec.frame), dtype=torch.uint8)
+    frames = torch.randint(256, (FIXED, 2, *variant.spec.frame), dtype=torch.uint8)
     before = torch.get_rng_state()
     pairs = reconstruct(model, frames)
     assert torch.equal(torch.get_rng_state(), before)
     height, width = variant.spec.frame[1:]
     assert pairs is not None and pairs.shape == (FIXED, height, 2 * width, 3) and pairs.dtype == np.uint8
-    assert np.array_equal(pairs[:, :, :width, 0], frames[:, 0].numpy())
+    assert np.array_equal(pairs[:, :, :width, 0], frames[:, 1, 0].numpy())
+    alone = reconstruct(model, frames[:, 1])
+    # Only who encodes pairs looks at the frame before.
+    assert np.array_equal(alone, pairs) == (getattr(variant.config.model, "tokens_of", "frame") == "frame")
 
 
 def test_choosing_frames_moves_no_random_numbers(tmp_path: Path) -> None:
@@ -88,8 +91,10 @@ def test_the_frames_are_spread_over_the_replay_by_the_seed() -> None:
         action = np.zeros(count - 1, np.int64)
         replay.add_episode(Episode(frame.copy(), action, none.astype(np.float32), done, none, score=0.0, seed=0))
     chosen = fixed_frames(replay, seed=5)
-    assert chosen.shape == (FIXED, 1, 8, 8) and chosen.dtype == torch.uint8
-    assert (chosen[:, 0, 0, 0] // 10).tolist() == list(range(10))
+    assert chosen.shape == (FIXED, 2, 1, 8, 8) and chosen.dtype == torch.uint8
+    before, now = chosen[:, :, 0, 0, 0].int().T
+    assert (now // 10).tolist() == list(range(10))
+    assert torch.equal(before, torch.where((now == 0) | (now == 31), now, now - 1)), "the two episodes' first frames"
     assert torch.equal(chosen, fixed_frames(replay, seed=5)) and not torch.equal(chosen, fixed_frames(replay, seed=6))
 
 
