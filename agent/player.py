@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.interface import Learner
+from policies.planner import Planner
 from world_model import trees
 from world_model.interface import State, WorldModel, to_unit
 from world_model.trees import Tree
@@ -33,8 +34,9 @@ class Agent(nn.Module):
 class Player:
     """Plays N games at once; sees in the real game exactly what the policy saw in the dream."""
 
-    def __init__(self, agent: Agent, *, greedy: bool = False) -> None:
-        self.agent, self.greedy = agent, greedy
+    def __init__(self, agent: Agent, *, greedy: bool = False, planner: Planner | None = None) -> None:
+        """With a planner that one chooses, and the policy only goes on remembering."""
+        self.agent, self.greedy, self.planner = agent, greedy, planner
         self.state: State | None = None
         self.action: Tensor | None = None
         self.policy_memory: Tree = ()
@@ -44,6 +46,9 @@ class Player:
         """Frames (N, C, H, W) uint8; is_first (N,) bool: an episode begins -> actions (N,) int64 or (N, A) float32."""
         features = self._see(frames, is_first)
         self.action, self.policy_memory = self.agent.learner.policy.act(features, self.policy_memory, self.greedy)
+        if self.planner is not None:
+            assert self.state is not None
+            self.action = self.planner.act(self.state)
         return self.action.cpu().numpy()
 
     def took(self, actions: np.ndarray) -> None:

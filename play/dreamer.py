@@ -14,6 +14,7 @@ from torch import Tensor
 from envs.controls import Action
 from envs.games import Transition
 from play.snapshot import Estimate, Parts, Snapshot, View
+from policies.planner import Planner, PlannerConfig
 from world_model.dream.batch import Dream, DreamBatch
 from world_model.interface import State, to_unit
 from world_model.trees import Tree
@@ -52,6 +53,11 @@ class Dreamer(DreamBatch):
         """The agent's choice."""
         action, memory = self.policy.act(view, memory)
         return self._plain(action), memory
+
+    def plan(self, state: State, temperature: float) -> Action:
+        """A planner's choice."""
+        value = self.parts.learner.value
+        return self._plain(Planner(self.model, value, PlannerConfig(), temperature).act(state))
 
     def at_random(self) -> Action:
         """Any action."""

@@ -227,6 +227,10 @@ class GameSession:
             chosen = self.parts.world.controls.action(held)
         elif self.player == "random":
             chosen = self.dreamer.at_random()
+        elif self.player == "planner":
+            side = self.now.real or self.now.dream
+            assert side is not None
+            chosen = self.dreamer.plan(side.state, self.temperature)
         return chosen, memory
 
     def _look(self, real: View | None, dream: View | None) -> tuple[Tensor, Estimate]:

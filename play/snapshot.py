@@ -19,8 +19,8 @@ from world_model.interface import State
 from world_model.trees import Tree
 
 MODES = ("dream", "real", "both")
-PLAYERS = ("human", "agent", "random")
-WITHOUT_AGENT = ("human", "random")  # of a world model alone
+PLAYERS = ("human", "agent", "planner", "random")
+WITHOUT_AGENT = ("human", "random", "planner")  # of a world model alone
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const NAMES = { " ": "space", arrowleft: "left", arrowright: "right", arrowup: "up", arrowdown: "down", "+": "=" };
 const ARROWS = { left: "←", right: "→", up: "↑", down: "↓" };
-const LABELS = { dream: "Dream", real: "Real game", both: "Both", human: "You", agent: "Agent", random: "Chance" };
+const LABELS = { dream: "Dream", real: "Real game", both: "Both", human: "You", agent: "Agent", planner: "Planner", random: "Chance" };
 const CAPTIONS = { real: "Real game", dream: "Dream", difference: "Difference" };
 const NOTHING = "false"; // no key, and not back: what the server takes for granted
 const ZOOMS = [1, 1.35, 0.7];

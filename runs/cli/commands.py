@@ -16,6 +16,7 @@ from envs.errors import UserError
 from envs.games import Games
 from envs.make import make_games
 from envs.settings import setting
+from policies.planner import PlannerConfig
 from runs.cli import compose
 from runs.config import Config, recordings, resumable
 from runs.config_types import keys
@@ -40,6 +41,8 @@ class EvaluateConfig:
     """What `python main.py evaluate` takes beside some keys of the run."""
 
     run: str = setting("", required=True, help="a run's folder or name")
+    player: str = setting("agent", choices=("agent", "planner"), help="who plays; a planner needs no policy")
+    planner: PlannerConfig = PlannerConfig()
 
 
 def opened(command: str, words: Sequence[str]) -> tuple[Any, ...]:
@@ -60,7 +63,11 @@ def opened(command: str, words: Sequence[str]) -> tuple[Any, ...]:
         here = {key: getattr(run.config, key) for key in OF_THE_MACHINE}
         run.change(replace(config, **here))  # what a run was asked for last is what it goes on with
     run.config = config
-    return (run, asked.only) if isinstance(asked, ResumeConfig) and asked.only else (run,)
+    if isinstance(asked, ResumeConfig):
+        return (run, asked.only) if asked.only else (run,)
+    if asked.player != "planner" and any(word.startswith("planner.") for word in mine):
+        raise UserError("planner.* says how a planner plays: add player=planner.")
+    return (run, asked.planner) if asked.player == "planner" else (run,)
 
 
 def train(config: Config, folder: Path, command: str | None = None) -> Path:
@@ -86,16 +93,16 @@ def resume(run: Run, only: str = "") -> None:
     _work(run, device, threads, resumed=True, only=only)
 
 
-def evaluate(run: Run) -> dict[str, dict[str, Any]]:
-    """Plays whole episodes with the newest checkpoint, sampled and greedy; returns both results.
+def evaluate(run: Run, plan: PlannerConfig | None = None) -> dict[str, dict[str, Any]]:
+    """Plays whole episodes with the newest checkpoint, sampled and greedy, or planned; returns the results.
 
     Of a world model alone the fidelity is measured instead; raises UserError when there is no suite of its game.
     """
     device, _ = _prepare(run.config)
     from runs.measure import evaluation, fidelity
 
-    if run.config.train.policy:
-        return evaluation.measure(run, device)
+    if run.config.train.policy or plan is not None:
+        return evaluation.measure(run, device, plan)
     print(f"{run.folder} has no policy that could play: its world model is measured.", flush=True)
     return {"fidelity": fidelity.command(fidelity.FidelityConfig(run=str(run.folder), device=device))}
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from agent.evaluate import Acting, Evaluation, watch
 from agent.player import Player
 from envs.games import Games
 from envs.make import make_games
+from policies.planner import Planner, PlannerConfig
 from runs import build
 from runs.folder.run import Run
 from runs.measure.scores import human_normalised
@@ -23,8 +25,11 @@ HEARTBEAT = 12.0  # seconds between two lines where there is no terminal
 ROWS = 32  # games side by side: acting for many at once costs little more than for one
 
 
-def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
-    """Evaluates the newest checkpoint; writes and returns results/evaluation-sampled.json and -greedy.json."""
+def measure(run: Run, device: str, plan: PlannerConfig | None = None) -> dict[str, dict[str, Any]]:
+    """Evaluates the newest checkpoint; writes and returns results/evaluation-sampled.json and -greedy.json.
+
+    With a planner in the policy's place results/evaluation-planner.json, which also says how it planned.
+    """
     config = run.config
     games = make_games(config.env, config.game, min(ROWS, config.episodes))
     try:
@@ -33,19 +38,24 @@ def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
         agent.load_state_dict(state["agent"])
         # What a population was judged by is no experience of the world model, and not among the run's steps.
         about = {"judged_in_real_game": state["real"]} if state.get("real") else {}
-        return judge(run, games, lambda greedy: Player(agent, greedy=greedy), about)
+        if plan is None:
+            return judge(run, games, lambda greedy: Player(agent, greedy=greedy), about)
+        planner = Planner(agent.world_model, agent.learner.value, plan, config.policy.temperature)
+        about |= {"planner": asdict(plan)}
+        return judge(run, games, lambda greedy: Player(agent, planner=planner), about, modes=("planner",))
     finally:
         games.close()
 
 
 def judge(
-    run: Run, games: Games, player: Callable[[bool], Acting], about: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Whole episodes of whoever `player(greedy)` is; writes and returns the two results, with what is said `about`."""
+    run: Run, games: Games, player: Callable[[bool], Acting], about: Mapping[str, Any],
+    modes: Sequence[str] = ("sampled", "greedy"),
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Whole episodes of whoever `player(greedy)` is; writes and returns the results, with what is said `about`."""
     console = Console(highlight=False)
     results = {}
     try:
-        for mode in ("sampled", "greedy"):
+        for mode in modes:
             began = time.monotonic()
             found = _play(player(mode == "greedy"), games, run, mode, console)
             summary: dict[str, Any] = dict(found.summary())
@@ -76,7 +86,7 @@ def _play(player: Acting, games: Games, run: Run, mode: str, console: Console) -
                 console.print(f"{time.strftime('%H:%M:%S')}  {text}, {done} of {run.config.episodes} episodes")
                 said = time.monotonic()
 
-        return watch(player, games, run.config.episodes, seed=run.config.seed, film=mode == "sampled", tell=tell)
+        return watch(player, games, run.config.episodes, seed=run.config.seed, film=mode != "greedy", tell=tell)
 
 
 def _table(run: Run, results: dict[str, dict[str, Any]]) -> Table:

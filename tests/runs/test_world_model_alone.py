@@ -35,7 +35,7 @@ def test_random_and_human_play_become_a_judged_world_model(
     loaded = load_parts(at_random)
     asked = play.PlayConfig(run=str(at_random), mode="real")
     made = play.session(asked, loaded)
-    assert made.parts.players == ("human", "random")
+    assert made.parts.players == ("human", "random", "planner")
     recorder = Recorder(made, tmp_path, play.episodes_folder(loaded))
     recorder.start()
     for _ in range(40):

@@ -1,0 +1,83 @@
+"""A planner finds what only several steps ahead brings a reward, and trusts a critic beyond its horizon."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from envs.spec import Spec
+from policies.planner import Planner, PlannerConfig
+from world_model.interface import Stage, State, WorldModel
+from world_model.trees import Tree
+
+FAR = 3.0
+
+
+class Line(WorldModel):
+    """A place on a line. At its right end each step brings 1; at its left end one brings 2, and the game is over."""
+
+    latent_shape, feature_size = (1,), 1
+
+    def __init__(self, *, discrete: bool) -> None:
+        super().__init__()
+        self.spec = Spec((1, 8, 8), 3 if discrete else 1, discrete)
+        self.zero = torch.nn.Parameter(torch.zeros(1))
+
+    def initial(self, batch_size: int) -> Tree:
+        return {"place": self.zero.new_zeros(batch_size, 1)}
+
+    def advance(self, state: State, action: Tensor) -> Tree:
+        by = (action - 1).unsqueeze(1).float() if self.spec.discrete else action
+        return {"place": (state.latent + by).clamp(-FAR, FAR)}
+
+    def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
+        return State(memory["place"], memory)
+
+    def observe(self, memory: Tree, frame: Tensor) -> State:
+        return State(memory["place"], memory)
+
+    def outcome(self, state: State) -> tuple[Tensor, Tensor]:
+        place = state.latent[:, 0]
+        left = (place <= -FAR).float()
+        return (place >= FAR).float() + 2 * left, 1 - left
+
+    def features(self, state: State) -> Tensor:
+        return state.latent
+
+    def decode(self, state: State) -> None:
+        return None
+
+    def stages(self) -> tuple[Stage, ...]:
+        return ()
+
+
+def chosen(model: Line, places: list[float], value: Tensor | None = None, **settings: object) -> list[float]:
+    """What a planner does at each place, in steps to the right."""
+    torch.manual_seed(0)
+    config = PlannerConfig(**{"candidates": 96, "horizon": 8, "iterations": 8, **settings})  # type: ignore[arg-type]
+    planner = Planner(model, lambda view: None if value is None else view[:, 0] * value, config, temperature=0)
+    place = torch.tensor(places).unsqueeze(1)
+    with torch.no_grad():
+        action = planner.act(State(place, {"place": place}))
+    return [float(each) for each in (action - 1 if model.spec.discrete else action[:, 0])]
+
+
+@pytest.mark.parametrize("method", ["shooting", "cem"])
+@pytest.mark.parametrize("discrete", [True, False])
+def test_goes_where_the_dream_pays(method: str, discrete: bool) -> None:
+    found = chosen(Line(discrete=discrete), [0.0, 2.0], method=method)
+    # Five rewards of 1 before the plan ends are more than one of 2, which ends the game.
+    assert all(step > 0 for step in found), found
+    assert chosen(Line(discrete=discrete), [-2.0], method=method, horizon=2)[0] < 0, "but not within two steps"
+
+
+def test_a_critic_values_the_end_of_a_plan() -> None:
+    one = Line(discrete=True)
+    assert chosen(one, [0.0], torch.tensor(1.0), horizon=1) == [1.0]
+    assert chosen(one, [0.0], torch.tensor(-1.0), horizon=1) == [-1.0]
+
+
+def test_games_are_planned_by_themselves() -> None:
+    one = Line(discrete=True)
+    assert chosen(one, [-2.0, 2.0], horizon=2) == [-1.0, 1.0]
