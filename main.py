@@ -30,6 +30,8 @@ COMMANDS = {
                      "runs.measure.suite:command", "runs.measure.suite:SuiteConfig", "run=NAME"),
     "fidelity": Command("how far ahead a world model sees, on the frozen episodes of its game",
                         "runs.measure.fidelity:command", "runs.measure.fidelity:FidelityConfig", "run=NAME"),
+    "probe": Command("what the codes of frame pairs tell: actions, places, the score",
+                     "runs.measure.probe:command", "runs.measure.probe:ProbeConfig", "run=NAME"),
     "objects": Command("how often the reconstruction keeps Pong's ball", "runs.measure.objects:command",
                        "runs.measure.objects:ObjectsConfig", "run=NAME"),
     "long_rollout": Command("ten minutes of dream without a reset, minute by minute",

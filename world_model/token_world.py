@@ -415,6 +415,10 @@ class TokenWorld(WorldModel):
         nothing = memory["h"].new_zeros(len(memory["h"]), *self.spec.frame) if latent is None else None
         return {**memory, "frame": self._decoded(latent, before) if latent is not None else nothing}
 
+    def drawn(self, latent: Tensor, before: Tensor) -> Tensor:
+        """Of pairs: what tokens (B, N) make of frames (B, C, H, W) in [0, 1]."""
+        return self._decoded(latent, before)
+
     def _decoded(self, latent: Tensor, before: Tensor | None) -> Tensor:
         """The picture (B, C, H, W) of tokens (B, N); of a pair's on the frame before."""
         codes = self.tokenizer.embedding(latent)

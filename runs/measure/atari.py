@@ -137,6 +137,18 @@ def find_pong_ball(frame: np.ndarray) -> list[np.ndarray]:
     return [to_console(place + corner, frame) for place in spots(white, BALL * scale(frame).prod() * LEAST)]
 
 
+PADDLE, FLIGHT = 4 * 16, 16  # of the console's pixels, and how far it flies in a frame
+
+
+def find_pong_paddle(frame: np.ndarray) -> list[np.ndarray]:
+    """The agent's, along the columns that are its own; where it flies, green over floor is as green as at rest."""
+    pixels, corner = cutout(frame, 34, 194, 136, 148)
+    green = ((pixels[..., 1] - FLOOR[1]) / (PADDLES[1] - FLOOR)[1]).clip(0, 1)
+    tall = 2 * int((16 + FLIGHT) * scale(frame)[1] // 2) + 1
+    found = spots(green, PADDLE * scale(frame).prod() * LEAST, (2 * (pixels.shape[1] // 2) + 1, tall))
+    return [to_console(place + corner, frame) for place in found]
+
+
 # ---- Breakout ----
 def _red(pixels: np.ndarray) -> np.ndarray:
     """1 for ball, paddle and the upper bricks (200, 72, 72), 0 for the black ground and the gray walls."""
@@ -187,7 +199,10 @@ def find_black_boxer(frame: np.ndarray) -> list[np.ndarray]:
 
 ANYWHERE = (0.0, float(WIDTH), 0.0, float(HEIGHT))
 THINGS: dict[str, dict[str, Thing]] = {  # by the console's name of the game
-    "pong": {"ball": Thing((49, 54), (-48.5, -12.5), (1, 158, 36, 192), find_pong_ball)},
+    "pong": {
+        "ball": Thing((49, 54), (-48.5, -12.5), (1, 158, 36, 192), find_pong_ball),
+        "paddle": Thing((46, 51), (-46.5, -6.0), (0, 255, 42, 184), find_pong_paddle),
+    },
     "breakout": {
         "ball": Thing((99, 101), (-48.5, 10.5), (10, 150, 97, 186), find_breakout_ball),
         "paddle": Thing((72, None), (-39.5, 191), (16, 143, 191, 191), find_breakout_paddle),

@@ -1,0 +1,383 @@
+"""The command `probe`: what the codes of frame pairs tell (`latent_gru`, `latent_action`).
+
+On the frozen episodes of the game (`suite.py`), of which four fifths teach the probes and a fifth judges them:
+
+accuracy       tokens right after 1, 2, 3, 5, 10 and 20 dreamed steps under the real actions, on episodes that the run
+               learned from and on the frozen ones, beside "the same tokens again"
+action         a linear probe that reads the action off the code, beside a network that reads it off the two frames and
+               was taught with every action (an inverse model), and beside the most frequent action
+exchange       how much worse the fourth picture in a row is with codes of other moments (Bruce et al. 2024, "Genie")
+leak           bits by which the code tells where each thing goes, beyond where it was and what was done
+transplant     in how many of other moments the code of a move moves the player the same way
+score          how often the pixels that only a reward changes do so in a dream without one
+
+Writes results/probe.json in the run's folder. Shapes: M transitions, N tokens, D width of a code, S dreams.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from agent.batch import cut
+from envs.episode import CorruptEpisode, Episode
+from envs.errors import UserError
+from envs.settings import setting
+from runs.dreams import Loaded, load_parts
+from runs.folder.run import keep
+from runs.measure.atari import places as places_of
+from runs.measure.atari import things
+from runs.measure.fidelity import begin, psnr
+from runs.measure.suite import CONTEXT, Suite, episodes, find_suite, game
+from world_model.interface import Batch, to_unit
+from world_model.token_world import TokenWorld
+
+AHEAD = (1, 2, 3, 5, 10, 20)  # steps
+PART, CONTEXTS = 64, 512  # side by side, and in all
+LEAST = 2.0  # console pixels that a thing has moved
+CHAIN = 4  # frames drawn in a row
+DREAMS, STEPS = 32, 200  # of the score
+CHANGED = 0.15  # of the brightness
+PLAYER = {"pong": "paddle", "breakout": "paddle", "boxing": "white"}
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """What `python main.py probe` takes."""
+
+    run: str | None = setting(None, required=True, help="a run's folder or name")
+    steps: int = setting(8_000, 500, 10**6, help="transitions of the frozen episodes, at most")
+    device: str = setting("auto", help="auto, cpu or cuda")
+
+
+class Transitions(NamedTuple):
+    """M of them in order, from several episodes."""
+
+    episode: Tensor  # (M,) whose
+    before: Tensor  # (M, C, H, W) uint8
+    frame: Tensor  # (M, C, H, W) uint8, what followed
+    action: Tensor  # (M,) between them
+    reward: Tensor  # (M,)
+    code: Tensor  # (M, N)
+    place: dict[str, Tensor]  # of each thing before, at the frame and one earlier: (M, 3, 2), NaN where not to be seen
+
+
+@torch.inference_mode()
+def gather(loaded: Loaded, suite: Suite, most: int) -> Transitions:
+    """The transitions of the suite's episodes, as many of each as there is room for."""
+    model, config = loaded.agent.world_model, loaded.config.game
+    assert isinstance(model, TokenWorld)
+    named, parts, each = things(suite.env, model.spec.frame[0]), [], max(1, most // len(suite.seed))
+    for number, episode in episodes(suite, config):
+        end = min(len(episode), each)
+        frame = torch.from_numpy(episode.frame[: end + 1])
+        place = places_of(suite.env, game(suite, config), episode.seed, episode.action[:end], episode.frame[: end + 1])
+        at = {name: torch.from_numpy(place[name]).float() for name in named}
+        unit = to_unit(frame.to(loaded.agent.device))
+        code = torch.cat([model.encode(unit[t + 1 : t + 1 + PART], unit[t : t + PART][: end - t])
+                          for t in range(0, end, PART)]).cpu()  # fmt: skip
+        older = {name: torch.cat([one[:1], one[:-1]]) for name, one in at.items()}
+        parts.append(Transitions(
+            torch.full((end,), number), frame[:-1], frame[1:], torch.from_numpy(episode.action[:end]),
+            torch.from_numpy(episode.reward[:end]), code,
+            {name: torch.stack([at[name][:-1], at[name][1:], older[name][:-1]], 1) for name in named},
+        ))  # fmt: skip
+    whole = {
+        name: torch.cat([getattr(part, name) for part in parts]) for name in Transitions._fields if name != "place"
+    }
+    return Transitions(**whole, place={name: torch.cat([part.place[name] for part in parts]) for name in named})
+
+
+# ---- accuracy ----
+@torch.inference_mode()
+def open_loop(loaded: Loaded, found: Sequence[Episode]) -> dict[int, dict[str, float]]:
+    """By steps ahead: share of the tokens that are right, of those that differ from the last seen, and the latter's."""
+    model, rng = loaded.agent.world_model, np.random.default_rng(0)
+    long = [one for one in found if len(one) > CONTEXT + max(AHEAD)]
+    sums = {ahead: torch.zeros(4) for ahead in AHEAD}
+    for _ in range(0, CONTEXTS if long else 0, PART):
+        chosen = [long[int(rng.integers(len(long)))] for _ in range(PART)]
+        starts = [int(rng.integers(len(one) - CONTEXT - max(AHEAD))) for one in chosen]
+        batch = cut(chosen, starts, CONTEXT + max(AHEAD), spec=model.spec).to(loaded.agent.device)
+        for ahead, (right, moved) in _dreamt(loaded, batch).items():
+            sums[ahead] += torch.stack([right.sum(), (right * moved).sum(), moved.sum(), torch.tensor(right.numel())])
+    return {
+        ahead: {
+            "accuracy": round(float(right / count), 4), "accuracy_changed": round(float(changed / moved), 4),
+            "still": round(float(1 - moved / count), 4),
+        }
+        for ahead, (right, changed, moved, count) in sums.items() if count and moved
+    }  # fmt: skip
+
+
+def _dreamt(loaded: Loaded, batch: Batch) -> dict[int, tuple[Tensor, Tensor]]:
+    model = loaded.agent.world_model
+    state = followed = begin(model, batch)
+    seen, told = state.latent, {}
+    for ahead in range(1, max(AHEAD) + 1):
+        now = CONTEXT - 1 + ahead
+        state = model.step(state, batch.action[:, now - 1], temperature=0).state
+        followed = model.step(followed, batch.action[:, now - 1], to_unit(batch.frame[:, now])).state
+        if ahead in AHEAD:
+            told[ahead] = ((state.latent == followed.latent).float().cpu(), (followed.latent != seen).float().cpu())
+    return told
+
+
+# ---- action ----
+def taught(
+    network: nn.Module, given: Tensor, target: Tensor, judged: Tensor, *, updates: int, size: int, lr: float
+) -> nn.Module:
+    """A classifier of `given` (M, ...), taught on the rows that do not judge (M,) bool."""
+    rows, generator = (~judged).nonzero().flatten(), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-2)
+    for update in range(updates):
+        chosen = rows[torch.randint(len(rows), (size,), generator=generator)]
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (1 - update / updates)
+        loss = F.cross_entropy(network(given[chosen]), target[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network
+
+
+@torch.no_grad()
+def judge(network: nn.Module, given: Tensor, target: Tensor, judged: Tensor) -> tuple[float, float]:
+    """Share of the rows that judge which are right, and their surprise in bits."""
+    logits = torch.cat([network(part) for part in given[judged].split(256)])
+    right = (logits.argmax(-1) == target[judged]).float().mean()
+    return float(right), float(F.cross_entropy(logits, target[judged])) / float(np.log(2))
+
+
+class Inverse(nn.Module):
+    """Two frames -> the action between them."""
+
+    def __init__(self, frame: tuple[int, int, int], actions: int) -> None:
+        super().__init__()
+        channels = [2 * frame[0], 32, 64, 64, 64]
+        parts: list[nn.Module] = []
+        for narrow, wide in zip(channels, channels[1:], strict=False):
+            parts += [nn.Conv2d(narrow, wide, 4, 2, 1), nn.ReLU()]
+        places = (frame[1] >> 4) * (frame[2] >> 4)
+        self.layers = nn.Sequential(
+            *parts, nn.Flatten(), nn.Linear(64 * places, 256), nn.ReLU(), nn.Linear(256, actions)
+        )
+
+    def forward(self, pair: Tensor) -> Tensor:
+        return self.layers(pair.float() / 127.5 - 1)  # type: ignore[no-any-return]
+
+
+def actions_told(loaded: Loaded, data: Transitions, judged: Tensor) -> dict[str, float]:
+    """Accuracy of the linear probe, of the inverse model, and of the most frequent action."""
+    model = loaded.agent.world_model
+    assert isinstance(model, TokenWorld)
+    count = model.spec.action_size
+    code = model.tokenizer.embedding(data.code.to(loaded.agent.device)).flatten(1).float().cpu().detach()
+    code = (code - code.mean(0)) / (code.std(0) + 1e-3)
+    torch.manual_seed(0)
+    probe = taught(nn.Linear(code.shape[1], count), code, data.action, judged, updates=3_000, size=256, lr=1e-3)
+    pair = torch.cat([data.before, data.frame], 1)
+    inverse = taught(Inverse(model.spec.frame, count), pair, data.action, judged, updates=800, size=64, lr=1e-3)
+    often = int(data.action[~judged].bincount(minlength=count).argmax())
+    return {
+        "linear_probe": round(judge(probe, code, data.action, judged)[0], 4),
+        "inverse_model": round(judge(inverse, pair, data.action, judged)[0], 4),
+        "most_frequent": round(float((data.action[judged] == often).float().mean()), 4),
+    }
+
+
+# ---- what a code does ----
+@torch.inference_mode()
+def exchanged(loaded: Loaded, data: Transitions) -> dict[str, float]:
+    """PSNR of the fourth picture in a row, drawn with its own codes and with those of other moments."""
+    model = loaded.agent.world_model
+    assert isinstance(model, TokenWorld)
+    ends = [t for t in range(0, len(data.action) - CHAIN, CHAIN) if data.episode[t] == data.episode[t + CHAIN - 1]]
+    chosen = torch.tensor(ends)[torch.randperm(len(ends), generator=torch.Generator().manual_seed(0))[:CONTEXTS]]
+    others = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(1))]
+    errors = {"own": 0.0, "other": 0.0}
+    for rows, strange in zip(chosen.split(PART), others.split(PART), strict=True):
+        real = to_unit(data.frame[rows + CHAIN - 1])
+        for name, source in (("own", rows), ("other", strange)):
+            picture = to_unit(data.before[rows]).to(loaded.agent.device)
+            for k in range(CHAIN):
+                picture = model.drawn(data.code[source + k].to(loaded.agent.device), picture)
+            errors[name] += float((picture.cpu() - real).square().mean((1, 2, 3)).sum())
+    own, other = (psnr(torch.tensor(errors[name] / len(chosen))) for name in ("own", "other"))
+    return {"psnr_own": own, "psnr_other": other, "delta_psnr": round(own - other, 2)}
+
+
+def leaks(loaded: Loaded, data: Transitions, judged: Tensor) -> dict[str, float]:
+    """Bits that the code tells of where each thing goes, beyond where it was, how it moved, and the action.
+
+    The way of one step is told as one of 9 x 9 cells of 2 console pixels, by a small network with and without the code.
+    """
+    model = loaded.agent.world_model
+    assert isinstance(model, TokenWorld)
+    code = model.tokenizer.embedding(data.code.to(loaded.agent.device)).flatten(1).float().cpu().detach()
+    code, found = (code - code.mean(0)) / (code.std(0) + 1e-3), {}
+    action = F.one_hot(data.action, model.spec.action_size).float()
+    for name, place in data.place.items():
+        seen = ~place.isnan().flatten(1).any(1)
+        if int((seen & judged).sum()) < 100:
+            continue
+        now, then, older = place[seen].unbind(1)
+        cell = ((then - now) / 2).round().clamp(-4, 4).long() + 4
+        target = cell[:, 0] * 9 + cell[:, 1]
+        known = torch.cat([now / 100 - 1, (now - older) / 8, action[seen]], 1)
+        bits = []
+        for given in (known, torch.cat([known, code[seen]], 1)):
+            torch.manual_seed(0)
+            network = nn.Sequential(nn.Linear(given.shape[1], 128), nn.ReLU(), nn.Linear(128, 81))
+            network = taught(network, given, target, judged[seen], updates=3_000, size=256, lr=2e-3)  # type: ignore[assignment]
+            bits.append(judge(network, given, target, judged[seen])[1])
+        found[name] = round(bits[0] - bits[1], 3)
+    return found
+
+
+@torch.inference_mode()
+def transplanted(loaded: Loaded, suite: Suite, data: Transitions) -> dict[str, float]:
+    """The code of a move of the player, drawn on frames of other moments: in how many it moves the same way there.
+
+    Where the player could move that way, judged by where the finder sees him before and after.
+    """
+    model, named = loaded.agent.world_model, things(suite.env, loaded.agent.world_model.spec.frame[0])
+    assert isinstance(model, TokenWorld)
+    thing = next((named[name] for name in PLAYER.values() if name in named), None)
+    name = next((name for name in PLAYER.values() if name in named), "")
+    if thing is None:
+        return {}
+    place = data.place[name]
+    way = place[:, 1] - place[:, 0]
+    axis = int(way.nan_to_num().abs().sum(0).argmax())
+    moves = ((way[:, axis].abs() >= LEAST) & ~place.isnan().flatten(1).any(1)).nonzero().flatten()
+    still = ((way.abs().amax(1) < 1) & ~place.isnan().flatten(1).any(1)).nonzero().flatten()
+    if len(moves) < 20 or len(still) < 20:
+        return {}
+    rng = torch.Generator().manual_seed(0)
+    donors = moves[torch.randint(len(moves), (CONTEXTS,), generator=rng)]
+    hosts = still[torch.randint(len(still), (CONTEXTS,), generator=rng)]
+    right = count = 0
+    for donor, host in zip(donors.split(PART), hosts.split(PART), strict=True):
+        picture = model.drawn(
+            data.code[donor].to(loaded.agent.device), to_unit(data.before[host].to(loaded.agent.device))
+        )
+        for shown, before, step in zip(picture.cpu(), data.before[host], way[donor, axis], strict=True):
+            was, now = thing.find(before.numpy()), thing.find((shown * 255).numpy())
+            if not was:
+                continue
+            count += 1
+            right += bool(now) and bool(np.sign(now[0][axis] - was[0][axis]) == np.sign(float(step)))
+    return {"transplant": round(right / max(count, 1), 4), "transplants": count}
+
+
+@torch.inference_mode()
+def score_changes(loaded: Loaded, data: Transitions) -> dict[str, float]:
+    """In dreams of random play, steps that change a pixel of the score without a reward, and rewards that change none.
+
+    Of the score are the pixels that change with at least three tenths of the real rewards and with at most two in a
+    thousand of the other steps. Shares of all steps and of all rewards; {} where there are no such pixels.
+    """
+    change = ((data.frame.int() - data.before.int()).abs().amax(1) > 255 * CHANGED).float()  # (M, H, W)
+    paid = data.reward != 0
+    if int(paid.sum()) < 5:
+        return {}
+    mask = (change[paid].mean(0) >= 0.3) & (change[~paid].mean(0) <= 2e-3)
+    if not mask.any():
+        return {}
+    model = loaded.agent.world_model
+    frame, action = loaded.starts
+    chosen = torch.randint(len(frame), (DREAMS,), generator=torch.Generator().manual_seed(0))
+    state = model.start(to_unit(frame[chosen].to(loaded.agent.device)), action[chosen].to(loaded.agent.device))
+    picture, counts = model.picture(state), torch.zeros(4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for _ in range(STEPS):
+            taken = torch.randint(model.spec.action_size, (DREAMS,), device=loaded.agent.device)
+            step = model.step(state, taken, temperature=loaded.temperature(None))
+            state, before, picture = step.state, picture, model.picture(step.state)
+            moved = ((picture - before).abs().amax(1) > CHANGED)[:, mask.to(picture.device)].any(1).cpu()
+            got = step.reward.abs().cpu() > 0.5
+            counts += torch.stack([moved & ~got, got & ~moved, got, torch.ones_like(got)]).float().sum(1)
+    false, silent, got, steps = counts.tolist()
+    return {
+        "score_pixels": int(mask.sum()), "changed_without_reward": round(false / steps, 5),
+        "rewards": int(got), "rewards_without_change": round(silent / max(got, 1), 4),
+    }  # fmt: skip
+
+
+def measure(loaded: Loaded, suite: Suite, steps: int, console: Console) -> dict[str, Any]:
+    """All of it, of one model."""
+    began = time.monotonic()
+
+    def tell(what: str) -> None:
+        console.print(f"{time.monotonic() - began:4.0f} s  {what}")
+
+    tell("plays the frozen episodes")
+    data = gather(loaded, suite, steps)
+    # Every fifth episode judges, of each kind of play.
+    judged = data.episode % 5 == 4
+    result: dict[str, Any] = {"suite": suite.path.stem, "transitions": len(data.action), "judging": int(judged.sum())}
+    share = data.code.flatten().bincount(minlength=loaded.agent.world_model.config.codes) / data.code.numel()  # type: ignore[union-attr, operator, arg-type]
+    entropy = -torch.special.xlogy(share, share).sum()
+    result |= {"perplexity": round(float(entropy.exp()), 2), "codes_used": int((share > 0).sum())}
+    tell("dreams")
+    frozen = open_loop(loaded, [episode for _, episode in episodes(suite, loaded.config.game)])
+    learned = open_loop(loaded, _own_episodes(loaded))
+    result["ahead"] = [
+        {"steps_ahead": ahead, **{f"frozen_{key}": value for key, value in frozen[ahead].items()},
+         **{f"trained_{key}": value for key, value in learned.get(ahead, {}).items()}}
+        for ahead in frozen
+    ]  # fmt: skip
+    tell("reads actions")
+    result |= actions_told(loaded, data, judged)
+    tell("exchanges codes")
+    result |= exchanged(loaded, data)
+    result["leak_bits"] = leaks(loaded, data, judged)
+    result |= transplanted(loaded, suite, data)
+    tell("watches the score")
+    return result | score_changes(loaded, data) | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def _own_episodes(loaded: Loaded) -> list[Episode]:
+    """What the run learned from, as far as it is still there."""
+    found = []
+    for path in sorted(loaded.run.episodes_folder.glob("*.npz"))[-200:] if loaded.run is not None else ():
+        try:
+            found.append(Episode.load(path))
+        except CorruptEpisode:
+            continue
+    return found
+
+
+def command(asked: ProbeConfig) -> dict[str, Any]:
+    """Measures a run, prints what was found and returns it."""
+    loaded, console = load_parts(asked.run, asked.device), Console(highlight=False)
+    if not isinstance(loaded.agent.world_model, TokenWorld) or not loaded.agent.world_model.pairs:
+        raise UserError(f"{asked.run} has no codes of frame pairs: probe judges latent_gru and latent_action.")
+    suite = find_suite(loaded.config.env, loaded.config.game)
+    found = measure(loaded, suite, asked.steps, console)
+    path = keep(loaded.run, "probe", found)
+    table = Table(title=f"{loaded.config.recipe} on {loaded.config.env}, step {loaded.step:,}")
+    for name in ("what", "value"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    for name, value in found.items():
+        if name != "ahead" and not isinstance(value, dict):
+            table.add_row(name.replace("_", " "), str(value))
+    for name, value in found["leak_bits"].items():
+        table.add_row(f"leak of the {name}, bits", str(value))
+    for row in found["ahead"]:
+        shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row.items() if name != "steps_ahead")
+        table.add_row(f"{row['steps_ahead']} ahead", shown)
+    console.print(table)
+    console.print(f"written to {path}", soft_wrap=True)
+    return found
