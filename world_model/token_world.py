@@ -52,6 +52,7 @@ from world_model.parts.vq_tokenizer import Layout, QuantizerKind, VQTokenizer, V
 from world_model.trees import Tree
 
 SIGMA = 0.15  # as `reverie`'s: the error of a pixel that costs half a nat
+STILL = 8  # one segment of so many begins as an episode does
 PICTURES = ("recent", "before", "frame")  # of a memory
 
 
@@ -69,6 +70,7 @@ TOKENIZER_METRICS = {
     "code_entropy": Metric("entropy of their use, nats"),
     "perplexity": Metric("its exponential"),
     "uneven": Metric("log of how many there are, less the entropy of their mean use: 0 where all are used alike"),
+    "label": Metric("pairs: cross-entropy of the known actions, read off the codes, nats"),
     "chained": Metric("pairs: loss of the picture that was drawn after the most others of its own"),
 }
 TRANSFORMER_METRICS = {
@@ -102,7 +104,10 @@ class TokenWorldConfig:
     pair_layers: int = setting(4, 1, 100, help="cvivit: layers of attention")
     positions: int = setting(0, 0, 64, help="codes that tell a whole transition; 0: one for each place of the grid")
     residual: bool = setting(False, help="the decoder draws what changes, not the whole frame")
+    decoder_frames: int = setting(1, 1, 100, help="last frames that the decoder draws on")
     decoder_channels: int = setting(0, 0, 4096, help="of the decoder; 0: as many as the encoder's")
+    labels: float = setting(1.0, 0, 1, help="share of the transitions whose action is known, to tokenizer and dynamics")
+    label_scale: float = setting(0.0, 0, 1000, help="of reading the known actions off the codes, in the tokenizer")
     chain: int = setting(1, 1, 100, help="frames in a row that the decoder draws, each on its own last one")
     layout: Layout = setting("vqgan", help="of the tokenizer's networks: IRIS's, or that of the Atari world model v2.1")
     codes: int = setting(512, 2, 65_536, help="of the tokenizer's codebook")
@@ -190,9 +195,9 @@ class TokenWorldConfig:
         if self.tokens_of == "pair":
             return PairTokenizerConfig(
                 encoder=self.pair_encoder, codes=self.codes, width=self.code_width, channels=self.channels,
-                decoder_channels=self.decoder_channels or self.channels, halvings=self.halvings,
-                layers=self.pair_layers, positions=self.positions, residual=self.residual, quantizer=self.quantizer,
-                levels=self.levels, follow_every=self.follow_every, reset_every=self.reset_every,
+                decoder_channels=self.decoder_channels or self.channels, context=self.decoder_frames,
+                halvings=self.halvings, layers=self.pair_layers, positions=self.positions, residual=self.residual,
+                quantizer=self.quantizer, levels=self.levels, follow_every=self.follow_every, reset_every=self.reset_every,
                 even=self.even_scale > 0,
             )  # fmt: skip
         return VQTokenizerConfig(
@@ -242,7 +247,7 @@ class TokenWorld(WorldModel):
     """See the module's text. Latent: tokens (N,) int64. Memory: the transformer's, awaiting a frame.
 
     Pairs and dynamics that read pictures also remember the recent frames, real where they were seen and dreamed where
-    they were dreamed: recent (B, n, C, H, W), and of pairs the frame before the present one, before (B, C, H, W).
+    they were dreamed: recent (B, n, C, H, W), and of pairs those before the present one, before (B, n, C, H, W).
     Features: the decoded frame, flat (C H W,), or the codes of its tokens and the memory's output, as `view` says.
     """
 
@@ -257,8 +262,11 @@ class TokenWorld(WorldModel):
         self.transformer: TokenDynamics = config.transformer(self.tokenizer.grid, spec.frame).build(spec.action_size)
         self.pairs = isinstance(self.tokenizer, PairTokenizer)
         # Pictures in the memory: the newest frames, real or dreamed, as far as the pair and the dynamics read them.
-        self.recent = max(int(self.pairs), self.transformer.context)
+        self.drawn_on = config.decoder_frames if self.pairs else 0
+        self.recent = max(self.drawn_on, self.transformer.context)
         self.reward = SignedReward()
+        size = self.tokenizer.tokens * self.tokenizer.width
+        self.label = nn.Linear(size, spec.action_size) if self.pairs and config.label_scale else None
         tokens = self.tokenizer.tokens
         self.latent_shape = (tokens,)
         flat = spec.frame[0] * spec.frame[1] * spec.frame[2]
@@ -289,9 +297,8 @@ class TokenWorld(WorldModel):
         memory = self._with_frame(self.transformer.initial(batch_size), None, None)
         if not self.recent:
             return memory
-        nothing = self.background.expand(batch_size, *self.spec.frame)
-        recent = nothing.unsqueeze(1).expand(-1, self.recent, -1, -1, -1).contiguous()
-        return {**memory, "recent": recent, **({"before": nothing.contiguous()} if self.pairs else {})}
+        recent = self.background.repeat(batch_size, self.recent, 1, 1, 1)
+        return {**memory, "recent": recent, **({"before": recent[:, -self.drawn_on :]} if self.pairs else {})}
 
     def advance(self, state: State, action: Tensor) -> Tree:
         pictures = None
@@ -306,7 +313,7 @@ class TokenWorld(WorldModel):
         if "recent" not in memory:
             return self._state(latent, known)
         recent = memory["recent"]
-        before = recent[:, -1]
+        before = recent[:, -max(self.drawn_on, 1) :]
         picture = self._decoded(latent, before)
         known = {**known, "recent": torch.cat([recent[:, 1:], picture.unsqueeze(1)], 1)}
         return State(latent, self._seen(known, before, picture))
@@ -318,8 +325,8 @@ class TokenWorld(WorldModel):
         # An episode's first frame has none before it but itself.
         first = ~self.transformer.has_action(_dynamics(memory)).view(-1, 1, 1, 1, 1)
         recent = torch.where(first, frame.unsqueeze(1), torch.cat([memory["recent"][:, 1:], frame.unsqueeze(1)], 1))
-        before = torch.where(first[:, 0], frame, memory["recent"][:, -1])
-        latent = self.encode(frame, before)
+        before = torch.where(first, frame.unsqueeze(1), memory["recent"])[:, -max(self.drawn_on, 1) :]
+        latent = self.encode(frame, before[:, -1])
         known = {**self.transformer.observe(_dynamics(memory), latent), "recent": recent}
         shown = self._decoded(latent, before) if self.config.view == "frame" else None
         return State(latent, self._seen(known, before, shown))
@@ -351,8 +358,8 @@ class TokenWorld(WorldModel):
         """Of pairs, known with the frame before."""
         if not self.pairs:
             return super().reconstruct(frame)
-        before = frame[:, max(frame.shape[1] - 2, 0)]
-        return self._decoded(self.encode(frame[:, -1], before), before)
+        before = self._last(frame[:, : max(frame.shape[1] - 1, 1)])
+        return self._decoded(self.encode(frame[:, -1], before[:, -1]), before)
 
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
         """The mean over the three kinds of reward, and P(goes on); 0 and 1 where nothing has been done yet."""
@@ -389,10 +396,14 @@ class TokenWorld(WorldModel):
         tokens = self.encode(frame[:, begin:], frame[:, (times - 1).clamp(min=0)])
         pictures = self._contexts(frame, times[:-1]) if past > begin else None
         memory = self.transformer.start(tokens, action[:, begin:past], pictures)
-        ages = torch.arange(1 - self.recent, 1, device=frame.device)
-        before, latent = frame[:, max(past - 1, 0)], tokens[:, -1]
+        before, latent = self._last(frame[:, : max(past, 1)]), tokens[:, -1]
         shown = self._decoded(latent, before) if self.config.view == "frame" else None
-        return State(latent, self._seen({**memory, "recent": frame[:, (past + ages).clamp(min=0)]}, before, shown))
+        return State(latent, self._seen({**memory, "recent": self._last(frame, self.recent)}, before, shown))
+
+    def _last(self, frame: Tensor, count: int = 0) -> Tensor:
+        """The last of frames (B, T, C, H, W), as many as the decoder draws on; the first again where they are fewer."""
+        ages = torch.arange(1 - (count or max(self.drawn_on, 1)), 1, device=frame.device)
+        return frame[:, (frame.shape[1] - 1 + ages).clamp(min=0)]
 
     def _contexts(self, frame: Tensor, times: Tensor) -> Tensor | None:
         """Of frames (B, T, C, H, W) what the dynamics read at some times, (B, len(times), context, C, H, W)."""
@@ -404,7 +415,7 @@ class TokenWorld(WorldModel):
         return State(latent, self._with_frame(memory, latent, None))
 
     def _seen(self, memory: Tree, before: Tensor, shown: Tensor | None) -> Tree:
-        """With the frame before, which a pair's picture is drawn on, and the picture where a policy sees it."""
+        """With the frames before, which a pair's picture is drawn on, and the picture where a policy sees it."""
         memory = {**memory, "before": before} if self.pairs else memory
         return {**memory, "frame": shown} if self.config.view == "frame" else memory
 
@@ -416,11 +427,11 @@ class TokenWorld(WorldModel):
         return {**memory, "frame": self._decoded(latent, before) if latent is not None else nothing}
 
     def drawn(self, latent: Tensor, before: Tensor) -> Tensor:
-        """Of pairs: what tokens (B, N) make of frames (B, C, H, W) in [0, 1]."""
-        return self._decoded(latent, before)
+        """Of pairs: what tokens (B, N) make of the frames before (B, T, C, H, W) in [0, 1]."""
+        return self._decoded(latent, self._last(before))
 
     def _decoded(self, latent: Tensor, before: Tensor | None) -> Tensor:
-        """The picture (B, C, H, W) of tokens (B, N); of a pair's on the frame before."""
+        """The picture (B, C, H, W) of tokens (B, N); of a pair's on the frames before (B, n, C, H, W)."""
         codes = self.tokenizer.embedding(latent)
         if isinstance(self.tokenizer, PairTokenizer):
             assert before is not None
@@ -444,8 +455,11 @@ class TokenWorld(WorldModel):
         scales |= {"commitment": config.commitment_scale} if "commitment" in scales else {}
         scales |= {"edges": config.edge_scale} if config.edge_scale else {}
         scales |= {"uneven": config.even_scale} if "uneven" in scales else {}
+        seeing: list[nn.Module] = [self.tokenizer]
+        if self.label is not None:
+            scales["label"], seeing = config.label_scale, [self.tokenizer, self.label]
         tokenizer = Objective(
-            "tokenizer", tuple(p for p in self.tokenizer.parameters() if p.requires_grad),
+            "tokenizer", tuple(p for part in seeing for p in part.parameters() if p.requires_grad),
             partial(self._pair_loss if self.pairs else self._tokenizer_loss, network), scales,
             Optim(lr=config.tokenizer_lr, clip=config.clip, decay=config.tokenizer_decay),
             after=self._follow if isinstance(book, MovingCodebook) else None, metrics=TOKENIZER_METRICS,
@@ -461,7 +475,7 @@ class TokenWorld(WorldModel):
         )  # fmt: skip
         length, segments = 1, config.tokenizer_batch
         if self.pairs:
-            length, segments = 1 + config.chain, max(1, config.tokenizer_batch // config.chain)
+            length, segments = self.drawn_on + config.chain, max(1, config.tokenizer_batch // config.chain)
         return (
             Stage("tokenizer", (tokenizer,), segments, length, config.tokenizer_updates),
             Stage("world_model", (world_model,), config.batch_size, config.context_frames, config.updates, self._codes),
@@ -484,30 +498,41 @@ class TokenWorld(WorldModel):
         return Losses({name: Term(term, "valid") for name, term in terms.items()}, metrics, learned=learned)
 
     def _pair_loss(self, network: nn.Module | None, batch: Batch) -> Losses:
-        """The same of pairs: segments (B, 1 + chain), of which the first frame is only drawn on.
+        """The same of pairs: segments (B, n + chain), of which the first n frames are only drawn on.
 
         The later ones are drawn on the decoder's own pictures, as in a dream, so that it learns to mend what it did.
+        In some, the first frames stand still, as at the beginning of an episode.
         """
         assert isinstance(self.tokenizer, PairTokenizer)
         target, tokenizer = to_unit(batch.frame), self.tokenizer
-        seen = self._contrast(target)
-        latent = tokenizer.latent(seen[:, :-1], seen[:, 1:])  # (B, chain, N, D)
+        seen, count = self._contrast(target), self.drawn_on
+        latent = tokenizer.latent(seen[:, count - 1 : -1], seen[:, count:])  # (B, chain, N, D)
         quantized = tokenizer.embedding.quantize(latent)
-        before, shown = seen[:, 0], []
+        before, shown = seen[:, :count].clone(), []
+        before[: len(before) // STILL] = before[: len(before) // STILL, -1:]
         for k in range(self.config.chain):
             picture = self._picture(tokenizer.picture(before, quantized.codes[:, k]))
             shown.append(picture)
-            before = self._contrast(picture.detach().clamp(0, 1))
-        arrived = batch.mask("arrived")[:, 1:]
-        terms, metrics = self._likeness(network, torch.stack(shown, 1), target[:, 1:], arrived)
+            before = torch.cat([before[:, 1:], self._contrast(picture.detach().clamp(0, 1)).unsqueeze(1)], 1)
+        arrived = batch.mask("arrived")[:, count:]
+        terms, metrics = self._likeness(network, torch.stack(shown, 1), target[:, count:], arrived)
         terms |= quantized.terms
         likeness = next(iter(terms))
         metrics["chained"] = mean_where(terms[likeness][:, -1].detach(), arrived[:, -1].float())
+        if self.label is not None:
+            known = self._known(batch.frame)[:, count - 1 : -1] / max(self.config.labels, 1e-9)
+            told = self.label(quantized.codes.flatten(2))
+            terms["label"] = surprise(told, batch.action[:, count - 1 : -1]) * known
         real = quantized.tokens[arrived].flatten()
         metrics |= quantizers.usage(real, self.config.codes)
         learned = (latent.detach().float()[arrived].flatten(0, 1), real)
-        every = {name: Term(F.pad(term, (1, 0)), "arrived") for name, term in terms.items()}
+        every = {name: Term(F.pad(term, (count, 0)), "arrived") for name, term in terms.items()}
         return Losses(every, metrics, learned=learned)
+
+    def _known(self, frame: Tensor) -> Tensor:
+        """Where the action at a frame (B, T, C, H, W) uint8 is known, (B, T) float; the frame's pixels decide."""
+        mixed = frame.flatten(2).long().sum(-1) * 2_654_435_761 % 2**32
+        return (mixed < self.config.labels * 2**32).float()
 
     def _likeness(
         self, network: nn.Module | None, shown: Tensor, target: Tensor, real: Tensor
@@ -556,11 +581,16 @@ class TokenWorld(WorldModel):
             times = torch.arange(batch.frame.shape[1], device=batch.frame.device)
             pictures = self._contexts(to_unit(batch.frame), times)
         said = self.transformer.foreseen(batch.code.long(), batch.action, self.tokenizer.embedding.weight, pictures)
-        terms = {
-            "tokens": Term(said.nats, "valid"),
-            "reward": Term(surprise(said.reward, self.reward.target(batch.reward)), "has_action"),
-            "end": Term(surprise(said.end, batch.terminated.long()), "has_action"),
+        nats = {
+            "tokens": said.nats,
+            "reward": surprise(said.reward, self.reward.target(batch.reward)),
+            "end": surprise(said.end, batch.terminated.long()),
         }
+        if self.config.labels < 1:  # what follows an action is learned where the action is known
+            known = self._known(batch.frame) / max(self.config.labels, 1e-9)
+            nats = {name: each * known for name, each in nats.items() if name != "tokens"}
+            nats["tokens"] = said.nats * F.pad(known[:, :-1], (1, 0)).unsqueeze(-1)
+        terms = {name: Term(each, "valid" if name == "tokens" else "has_action") for name, each in nats.items()}
         return Losses(terms, said.metrics, learned=batch.reward[batch.has_action])
 
 

@@ -44,6 +44,7 @@ from world_model.token_world import TokenWorld
 AHEAD = (1, 2, 3, 5, 10, 20)  # steps
 PART, CONTEXTS = 64, 512  # side by side, and in all
 LEAST = 2.0  # console pixels that a thing has moved
+HISTORY = 4  # frames before each transition that are kept
 CHAIN = 4  # frames drawn in a row
 DREAMS, STEPS = 32, 200  # of the score
 CHANGED = 0.15  # of the brightness
@@ -63,7 +64,7 @@ class Transitions(NamedTuple):
     """M of them in order, from several episodes."""
 
     episode: Tensor  # (M,) whose
-    before: Tensor  # (M, C, H, W) uint8
+    before: Tensor  # (M, HISTORY, C, H, W) uint8, newest last
     frame: Tensor  # (M, C, H, W) uint8, what followed
     action: Tensor  # (M,) between them
     reward: Tensor  # (M,)
@@ -82,12 +83,14 @@ def gather(loaded: Loaded, suite: Suite, most: int) -> Transitions:
         frame = torch.from_numpy(episode.frame[: end + 1])
         place = places_of(suite.env, game(suite, config), episode.seed, episode.action[:end], episode.frame[: end + 1])
         at = {name: torch.from_numpy(place[name]).float() for name in named}
+        ages = torch.arange(1 - HISTORY, 1)
+        before = frame[(torch.arange(end).unsqueeze(1) + ages).clamp(min=0)]
         unit = to_unit(frame.to(loaded.agent.device))
         code = torch.cat([model.encode(unit[t + 1 : t + 1 + PART], unit[t : t + PART][: end - t])
                           for t in range(0, end, PART)]).cpu()  # fmt: skip
         older = {name: torch.cat([one[:1], one[:-1]]) for name, one in at.items()}
         parts.append(Transitions(
-            torch.full((end,), number), frame[:-1], frame[1:], torch.from_numpy(episode.action[:end]),
+            torch.full((end,), number), before, frame[1:], torch.from_numpy(episode.action[:end]),
             torch.from_numpy(episode.reward[:end]), code,
             {name: torch.stack([at[name][:-1], at[name][1:], older[name][:-1]], 1) for name in named},
         ))  # fmt: skip
@@ -185,7 +188,7 @@ def actions_told(loaded: Loaded, data: Transitions, judged: Tensor) -> dict[str,
     code = (code - code.mean(0)) / (code.std(0) + 1e-3)
     torch.manual_seed(0)
     probe = taught(nn.Linear(code.shape[1], count), code, data.action, judged, updates=3_000, size=256, lr=1e-3)
-    pair = torch.cat([data.before, data.frame], 1)
+    pair = torch.cat([data.before[:, -1], data.frame], 1)
     inverse = taught(Inverse(model.spec.frame, count), pair, data.action, judged, updates=800, size=64, lr=1e-3)
     often = int(data.action[~judged].bincount(minlength=count).argmax())
     return {
@@ -208,9 +211,10 @@ def exchanged(loaded: Loaded, data: Transitions) -> dict[str, float]:
     for rows, strange in zip(chosen.split(PART), others.split(PART), strict=True):
         real = to_unit(data.frame[rows + CHAIN - 1])
         for name, source in (("own", rows), ("other", strange)):
-            picture = to_unit(data.before[rows]).to(loaded.agent.device)
+            seen = to_unit(data.before[rows]).to(loaded.agent.device)
             for k in range(CHAIN):
-                picture = model.drawn(data.code[source + k].to(loaded.agent.device), picture)
+                picture = model.drawn(data.code[source + k].to(loaded.agent.device), seen)
+                seen = torch.cat([seen[:, 1:], picture.unsqueeze(1)], 1)
             errors[name] += float((picture.cpu() - real).square().mean((1, 2, 3)).sum())
     own, other = (psnr(torch.tensor(errors[name] / len(chosen))) for name in ("own", "other"))
     return {"psnr_own": own, "psnr_other": other, "delta_psnr": round(own - other, 2)}
@@ -271,7 +275,7 @@ def transplanted(loaded: Loaded, suite: Suite, data: Transitions) -> dict[str, f
         picture = model.drawn(
             data.code[donor].to(loaded.agent.device), to_unit(data.before[host].to(loaded.agent.device))
         )
-        for shown, before, step in zip(picture.cpu(), data.before[host], way[donor, axis], strict=True):
+        for shown, before, step in zip(picture.cpu(), data.before[host, -1], way[donor, axis], strict=True):
             was, now = thing.find(before.numpy()), thing.find((shown * 255).numpy())
             if not was:
                 continue
@@ -287,7 +291,7 @@ def score_changes(loaded: Loaded, data: Transitions) -> dict[str, float]:
     Of the score are the pixels that change with at least three tenths of the real rewards and with at most two in a
     thousand of the other steps. Shares of all steps and of all rewards; {} where there are no such pixels.
     """
-    change = ((data.frame.int() - data.before.int()).abs().amax(1) > 255 * CHANGED).float()  # (M, H, W)
+    change = ((data.frame.int() - data.before[:, -1].int()).abs().amax(1) > 255 * CHANGED).float()  # (M, H, W)
     paid = data.reward != 0
     if int(paid.sum()) < 5:
         return {}

@@ -34,9 +34,10 @@ QUANTIZERS: dict[str, dict[str, Any]] = {
     "ema, now and then": {"quantizer": "ema", "follow_every": 10, "reset_every": 500},
 }  # fmt: skip
 PAIRS: dict[str, dict[str, Any]] = {
-    "pair": {"tokens_of": "pair", "chain": 2}, "pair, residual": {"tokens_of": "pair", "residual": True},
+    "pair": {"tokens_of": "pair", "chain": 2, "decoder_frames": 2},
+    "pair, residual": {"tokens_of": "pair", "residual": True},
     "pair, cvivit": {"tokens_of": "pair", "pair_encoder": "cvivit", "pair_layers": 1},
-    "pair, few codes": {"tokens_of": "pair", "positions": 2, "contrast": True},
+    "pair, few codes": {"tokens_of": "pair", "positions": 2, "contrast": True, "labels": 0.9, "label_scale": 1.0},
 }  # fmt: skip
 DYNAMICS: dict[str, dict[str, Any]] = {
     "gpt": {}, "block": {"dynamics": "block"}, "whole": {"dynamics": "block", "block_attention": "whole"},

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from world_model.parts import quantizers
 from world_model.parts.nets import ChannelNorm, pad, padded
-from world_model.parts.quantizers import Quantized, Quantizer
+from world_model.parts.quantizers import Quantizer
 from world_model.parts.vq_tokenizer import QuantizerKind
 
 PairEncoder = Literal["conv", "cvivit"]
@@ -36,6 +36,7 @@ class PairTokenizerConfig:
     width: int = 128  # of a code
     channels: int = 16  # of the encoder at half the size, doubled with each halving up to 4 times
     decoder_channels: int = 16  # the decoder's
+    context: int = 1  # frames that the decoder draws on: with few codes it must know by itself how things were moving
     halvings: int = 4  # of the picture's sides: 112x80 pixels to 7x5 places
     layers: int = 4  # cvivit: of attention, of 4 heads
     positions: int = 0  # codes of a pair; 0: one for each place
@@ -56,8 +57,8 @@ class PairTokenizer(nn.Module):
 
     def __init__(self, config: PairTokenizerConfig, frame: tuple[int, int, int]) -> None:
         super().__init__()
-        if config.halvings < 1:
-            raise ValueError("a pair tokenizer halves its frames at least once")
+        if config.halvings < 1 or config.context < 1:
+            raise ValueError("a pair tokenizer halves its frames at least once, and draws on at least one")
         self.config, self.frame = config, frame
         times = 2**config.halvings
         self.padded = padded(*frame[1:], times)
@@ -91,23 +92,18 @@ class PairTokenizer(nn.Module):
         z = self.to_codes(z.flatten(1) if self.config.positions else z)
         return z.reshape(*lead, self.tokens, self.width)  # type: ignore[no-any-return]
 
-    def reconstruct(self, before: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Quantized]:
-        """In training: the second frames again (not clamped), the latents (..., N, D) and what became of them."""
-        latent = self.latent(before, frame)
-        quantized = self.embedding.quantize(latent)
-        return self.picture(before, quantized.codes), latent, quantized
-
     def picture(self, before: Tensor, codes: Tensor) -> Tensor:
-        """A frame (..., C, H, W) and the codes (..., N, D) of what follows -> the next one, not clamped."""
+        """Frames (..., context, C, H, W) and the codes (..., N, D) of what follows -> the next one, not clamped."""
         lead = codes.shape[:-2]
         told = self.from_codes(codes.reshape(-1, self.tokens * self.width) if self.config.positions else
                                codes.reshape(-1, self.tokens, self.width))  # fmt: skip
         told = rearrange(
             told.reshape(len(told), self.places[0] * self.places[1], -1), "b (h w) d -> b d h w", h=self.places[0]
         )
-        pixels = F.pixel_shuffle(self.decoder(self._shrunk(before), told), FIRST)
+        seen = self._shrunk(before).unflatten(0, (-1, self.config.context)).flatten(1, 2)
+        pixels = F.pixel_shuffle(self.decoder(seen, told), FIRST)
         pixels = pixels[..., : self.frame[1], : self.frame[2]].reshape(*lead, *self.frame)
-        return before + pixels if self.config.residual else (pixels + 1) / 2
+        return before[..., -1, :, :, :] + pixels if self.config.residual else (pixels + 1) / 2
 
     def _shrunk(self, frame: Tensor) -> Tensor:
         """(..., C, H, W) -> (B, 4 C, H' / 2, W' / 2) in [-1, 1]."""
@@ -172,13 +168,13 @@ class _CrossAttention(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Down from the frame before, where the codes join it, and up again with what each size had seen."""
+    """Down from the frames before, where the codes join it, and up again with what each size had seen."""
 
     def __init__(self, config: PairTokenizerConfig, colours: int) -> None:
         super().__init__()
         widths = _widths(config.decoder_channels, config.halvings)
         self.deepest = widths[-1]
-        self.first = nn.Conv2d(colours, widths[0], 3, padding=1)
+        self.first = nn.Conv2d(config.context * colours, widths[0], 3, padding=1)
         self.down = nn.ModuleList(nn.Sequential(*_halve(*both)) for both in pairwise(widths))
         self.join = nn.Sequential(ChannelNorm(self.deepest), nn.SiLU(), nn.Conv2d(self.deepest, self.deepest, 3, 1, 1))
         self.up = nn.ModuleList(
@@ -192,7 +188,7 @@ class _Decoder(nn.Module):
         self.last = nn.Conv2d(widths[0], colours, 3, padding=1)
 
     def forward(self, before: Tensor, told: Tensor) -> Tensor:
-        """(B, 4 C, H / 2, W / 2), (B, deepest, h, w) -> (B, 4 C, H / 2, W / 2)."""
+        """(B, 4 C context, H / 2, W / 2), (B, deepest, h, w) -> (B, 4 C, H / 2, W / 2)."""
         seen = [self.first(before)]
         for halve in self.down:
             seen.append(halve(seen[-1]))
