@@ -197,8 +197,8 @@ class TokenWorldConfig:
                 encoder=self.pair_encoder, codes=self.codes, width=self.code_width, channels=self.channels,
                 decoder_channels=self.decoder_channels or self.channels, context=self.decoder_frames,
                 halvings=self.halvings, layers=self.pair_layers, positions=self.positions, residual=self.residual,
-                quantizer=self.quantizer, levels=self.levels, follow_every=self.follow_every, reset_every=self.reset_every,
-                even=self.even_scale > 0,
+                quantizer=self.quantizer, levels=self.levels, follow_every=self.follow_every,
+                reset_every=self.reset_every, even=self.even_scale > 0,
             )  # fmt: skip
         return VQTokenizerConfig(
             layout=self.layout, codes=self.codes, width=self.code_width, channels=self.channels,
