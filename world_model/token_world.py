@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from envs.settings import setting
 from envs.spec import Spec
+from world_model import trees
 from world_model.interface import (
     Batch,
     Losses,
@@ -109,6 +110,9 @@ class TokenWorldConfig:
     labels: float = setting(1.0, 0, 1, help="share of the transitions whose action is known, to tokenizer and dynamics")
     label_scale: float = setting(0.0, 0, 1000, help="of reading the known actions off the codes, in the tokenizer")
     chain: int = setting(1, 1, 100, help="frames in a row that the decoder draws, each on its own last one")
+    mend: bool = setting(
+        False, help="the codes of such a row lead from what was drawn to what came, so that they mend it; for frames"
+    )
     layout: Layout = setting("vqgan", help="of the tokenizer's networks: IRIS's, or that of the Atari world model v2.1")
     codes: int = setting(512, 2, 65_536, help="of the tokenizer's codebook")
     code_width: int = setting(512, 1, 16_384, help="numbers of a code")
@@ -163,7 +167,9 @@ class TokenWorldConfig:
     copy_above: float = setting(
         1.0, 0, 1, resumable=True, help="dreamed tokens likelier than this to stay as they are do; 1: none for that"
     )
-    rollout_steps: int = setting(5, 1, 100, help="block, gru: frames in a row that are told from the model's own")
+    rollout_steps: int = setting(
+        5, 1, 100, help="block, gru, frames: frames in a row that are told from the model's own"
+    )
     rollout_share: float = setting(0.5, 0, 1, help="of a batch's segments that end with such a row")
     teacher_forcing: float = setting(0.1, 0, 1, help="probability of a real frame in it")
     step_discount: float = setting(0.7, above=0, high=1, help="of the loss, a step of it; 1 on average")
@@ -506,14 +512,17 @@ class TokenWorld(WorldModel):
         assert isinstance(self.tokenizer, PairTokenizer)
         target, tokenizer = to_unit(batch.frame), self.tokenizer
         seen, count = self._contrast(target), self.drawn_on
-        latent = tokenizer.latent(seen[:, count - 1 : -1], seen[:, count:])  # (B, chain, N, D)
-        quantized = tokenizer.embedding.quantize(latent)
-        before, shown = seen[:, :count].clone(), []
+        before, shown, told = seen[:, :count].clone(), [], []
         before[: len(before) // STILL] = before[: len(before) // STILL, -1:]
-        for k in range(self.config.chain):
-            picture = self._picture(tokenizer.picture(before, quantized.codes[:, k]))
+        latents = tokenizer.latent(seen[:, count - 1 : -1], seen[:, count:]).unbind(1)  # chain times (B, N, D)
+        for k, of_pair in enumerate(latents):
+            latent = tokenizer.latent(before[:, -1], seen[:, count + k]) if self.config.mend and k else of_pair
+            told.append((latent, tokenizer.embedding.quantize(latent)))
+            picture = self._picture(tokenizer.picture(before, told[-1][1].codes))
             shown.append(picture)
             before = torch.cat([before[:, 1:], self._contrast(picture.detach().clamp(0, 1)).unsqueeze(1)], 1)
+        latent = torch.stack([each for each, _ in told], 1)
+        quantized = trees.map(lambda *parts: torch.stack(parts, 1), *(each for _, each in told))
         arrived = batch.mask("arrived")[:, count:]
         terms, metrics = self._likeness(network, torch.stack(shown, 1), target[:, count:], arrived)
         terms |= quantized.terms
@@ -528,6 +537,21 @@ class TokenWorld(WorldModel):
         learned = (latent.detach().float()[arrived].flatten(0, 1), real)
         every = {name: Term(F.pad(term, (count, 0)), "arrived") for name, term in terms.items()}
         return Losses(every, metrics, learned=learned)
+
+    @torch.no_grad()
+    def _own_pictures(self, frame: Tensor, action: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Segments (B, T, C, H, W), (B, T), (B, T, N) for dynamics that read pictures: the last frames of the first
+        segments are those that it dreams, and of pairs the tokens lead from there to what really came."""
+        steps, rows = min(self.config.rollout_steps, frame.shape[1] - 1), round(self.config.rollout_share * len(frame))
+        if steps < 2 or not rows:
+            return frame, tokens
+        frame, tokens, first = frame.clone(), tokens.clone(), frame.shape[1] - steps
+        real, state = frame[:rows].clone(), self.start(frame[:rows, :first], action[:rows])
+        for t in range(first, frame.shape[1]):
+            tokens[:rows, t] = self.encode(real[:, t], frame[:rows, t - 1])
+            state = self.imagine(self.advance(state, action[:rows, t - 1]), 0)
+            frame[:rows, t] = state.memory["recent"][:, -1]
+        return frame, tokens
 
     def _known(self, frame: Tensor) -> Tensor:
         """Where the action at a frame (B, T, C, H, W) uint8 is known, (B, T) float; the frame's pixels decide."""
@@ -576,11 +600,11 @@ class TokenWorld(WorldModel):
         `batch.code` is (B, T, N) of `_codes`.
         """
         assert batch.code is not None
-        pictures = None
+        pictures, tokens = None, batch.code.long()
         if self.transformer.context:
-            times = torch.arange(batch.frame.shape[1], device=batch.frame.device)
-            pictures = self._contexts(to_unit(batch.frame), times)
-        said = self.transformer.foreseen(batch.code.long(), batch.action, self.tokenizer.embedding.weight, pictures)
+            frame, tokens = self._own_pictures(to_unit(batch.frame), batch.action, tokens)
+            pictures = self._contexts(frame, torch.arange(frame.shape[1], device=frame.device))
+        said = self.transformer.foreseen(tokens, batch.action, self.tokenizer.embedding.weight, pictures)
         nats = {
             "tokens": said.nats,
             "reward": surprise(said.reward, self.reward.target(batch.reward)),
