@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,10 @@ from runs.config import Config
 from runs.folder.run import Run, newest
 from runs.folder.system import choose_device
 from runs.recipes import from_recorded
+from world_model.code_world import CodeWorld, meanings
 from world_model.dream.envs import DreamEnv, DreamVectorEnv, Starts, World
+from world_model.interface import to_unit
+from world_model.token_world import TokenWorld
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "pong.safetensors"
 LATEST = 16  # episodes of an older run that starts are taken from
@@ -151,6 +155,34 @@ def load_parts(run: str | Path | None = None, device: str = "auto") -> Loaded:
             loaded = _from_run(Run.open(run), device)
     loaded.agent.eval().requires_grad_(False)
     return loaded
+
+
+def by_codes(loaded: Loaded) -> Loaded:
+    """The same world, played by the codes of its transitions instead of actions; without a policy or a real game.
+
+    A code is named by the action that most often stood behind it in the starts, and how often.
+
+    Raises:
+        UserError: a world whose transitions are not told by one code each.
+    """
+    world = loaded.agent.world_model
+    if not isinstance(world, TokenWorld) or not world.pairs or world.tokenizer.tokens != 1:
+        raise UserError("actions=codes needs a run of latent_action whose transitions are one code each, trained with "
+                        "model.positions=1 (and few codes, as model.codes=6).")  # fmt: skip
+    frame, action = (part.to(loaded.agent.device) for part in loaded.starts)
+    counts = meanings(world, to_unit(frame), action)
+    best, used = counts.argmax(1), counts.sum(1)
+    names = tuple(
+        f"code {code + 1}: {loaded.controls.names[int(best[code])]} {float(counts[code].max() / used[code]):.0%}"
+        if used[code] else f"code {code + 1}: never"
+        for code in range(len(counts))
+    )  # fmt: skip
+    keys: dict[tuple[str, ...], int] = {(): int(used.argmax())}
+    keys |= {(str(code + 1),): code for code in range(min(9, len(names)))}
+    made = CodeWorld(world, best)
+    agent = Agent(made, build.no_policy(made.spec)).to(loaded.agent.device).eval()
+    config = replace(loaded.config, train=replace(loaded.config.train, policy=False))
+    return loaded._replace(agent=agent, controls=Controls(names, tuple(keys.items())), config=config)
 
 
 def _from_run(run: Run, device: str) -> Loaded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from envs.make import make_games
 from runs import build
@@ -22,9 +23,10 @@ def small(env: str, recipe: str = "reverie") -> Config:
     return replace(config, env=env, game=replace(config.game, num=2), seed=7)
 
 
-def make(folder: Path, recipe: str = "reverie") -> Path:
-    """The folder of a new run of Catch with a checkpoint and an evaluation."""
+def make(folder: Path, recipe: str = "reverie", **model: Any) -> Path:
+    """The folder of a new run of Catch with a checkpoint and an evaluation; `model`: settings of the world model."""
     config = small("Catch-v0", recipe)
+    config = replace(config, model=replace(config.model, **model))
     run = Run.create(config, folder)
     games = make_games(config.env, config.game)
     loop = build.loop(config, games, run.episodes_folder)

@@ -315,7 +315,14 @@ class TokenWorld(WorldModel):
         return {**self._with_frame(memory, None, None), **kept}
 
     def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
-        latent, known = self.transformer.imagine(_dynamics(memory), temperature)
+        return self._arrived(*self.transformer.imagine(_dynamics(memory), temperature), memory)
+
+    def arrived(self, memory: Tree, latent: Tensor) -> State:
+        """As `imagine`, where somebody has decided what comes: tokens (B, N)."""
+        return self._arrived(latent, self.transformer.observe(_dynamics(memory), latent), memory)
+
+    def _arrived(self, latent: Tensor, known: Tree, memory: Tree) -> State:
+        """After tokens that nobody has seen: their picture, where one is needed, is the newest frame."""
         if "recent" not in memory:
             return self._state(latent, known)
         recent = memory["recent"]

@@ -20,9 +20,10 @@ from envs.make import make_games
 from envs.settings import setting
 from play.session import HOTTEST, MOST_FPS, GameSession
 from play.snapshot import MODES, PLAYERS, WITHOUT_AGENT, Parts
-from runs.dreams import Loaded, load_parts
+from runs.dreams import Loaded, by_codes, load_parts
 from runs.folder.run import OUT
 from runs.folder.system import cores, keep_freed_memory
+from world_model.code_world import CodeWorld
 
 EXTRA = 'install it with pip install -e ".[play]"'
 
@@ -32,6 +33,9 @@ class PlayConfig:
     """What `python main.py play` takes."""
 
     run: str | None = setting(None, help="a run's folder or name; the Pong that ships when not given")
+    actions: str = setting(
+        "game", choices=("game", "codes"), help="what keys mean: the game's actions, or the codes of latent_action"
+    )
     mode: str = setting("dream", choices=MODES, help="what is played")
     player: str | None = setting(
         None, choices=PLAYERS, help="who plays; human when not given, on film the agent (random without a policy)"
@@ -57,6 +61,8 @@ class PlayConfig:
         """Raises UserError for what does not go together."""
         if self.record is not None and not self.record.endswith(".mp4"):
             raise UserError(f"record={self.record} must name a video that ends in .mp4.")
+        if self.actions == "codes" and self.mode != "dream":
+            raise UserError("Only the dream knows codes: actions=codes needs mode=dream.")
         if self.record is not None and self.window:
             raise UserError("record=... needs no window: choose one of the two.")
 
@@ -71,6 +77,8 @@ def play(asked: PlayConfig) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)  # see ServerState
     loaded = load_parts(asked.run, asked.device)
+    if asked.actions == "codes":
+        loaded = by_codes(loaded)
     threads = threads_for(loaded, asked.threads)
     if asked.record is not None or asked.window:
         torch.set_num_threads(threads)
@@ -138,6 +146,8 @@ def about(loaded: Loaded) -> dict[str, str]:
 
 
 def _game(loaded: Loaded) -> Games:
+    if isinstance(loaded.agent.world_model, CodeWorld):
+        raise UserError("The real game knows no codes: it is played with actions=game.")
     return make_games(loaded.config.env, loaded.config.game, 1)
 
 
