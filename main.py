@@ -32,6 +32,8 @@ COMMANDS = {
                         "runs.measure.fidelity:command", "runs.measure.fidelity:FidelityConfig", "run=NAME"),
     "probe": Command("what the codes of frame pairs tell: actions, places, the score",
                      "runs.measure.probe:command", "runs.measure.probe:ProbeConfig", "run=NAME"),
+    "clock": Command("what becomes of the time that a game shows while it is dreamed", "runs.measure.clock:command",
+                     "runs.measure.clock:ClockConfig", "run=NAME"),
     "objects": Command("how often the reconstruction keeps Pong's ball", "runs.measure.objects:command",
                        "runs.measure.objects:ObjectsConfig", "run=NAME"),
     "long_rollout": Command("ten minutes of dream without a reset, minute by minute",
