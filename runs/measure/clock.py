@@ -85,7 +85,7 @@ class Reader(nn.Module):
         optimizer = torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=1e-2)
         for _ in range(1_500):
             chosen = torch.randint(len(frame), (128,))
-            logits = self(frame[chosen])
+            logits = self._told(seen[chosen])
             loss = sum(F.cross_entropy(logits[:, k], digit[chosen, k]) for k in range(digit.shape[1]))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[union-attr]
@@ -94,7 +94,10 @@ class Reader(nn.Module):
 
     def forward(self, frame: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, K, 10)."""
-        seen = (frame.flatten(1)[:, self.pixels] - self.mean) / self.spread
+        return self._told(frame.flatten(1)[:, self.pixels])
+
+    def _told(self, seen: Tensor) -> Tensor:
+        seen = (seen - self.mean) / self.spread
         return torch.stack([head(seen) for head in self.heads], 1)
 
 
