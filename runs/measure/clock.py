@@ -64,7 +64,7 @@ class ClockConfig:
 class Reader(nn.Module):
     """Reads digits off the pixels (P,) that change with them."""
 
-    def __init__(self, frame: Tensor, digit: Tensor) -> None:
+    def __init__(self, frame: Tensor, digit: Tensor, updates: int = 1_500) -> None:
         """Taught on frames (T, C, H, W) in [0, 1] whose digits (T, K) are known."""
         super().__init__()
         flat = frame.flatten(1)
@@ -83,7 +83,7 @@ class Reader(nn.Module):
             nn.Sequential(nn.Linear(len(self.pixels), 64), nn.ReLU(), nn.Linear(64, 10)) for _ in digit.T
         )
         optimizer = torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=1e-2)
-        for _ in range(1_500):
+        for _ in range(updates):
             chosen = torch.randint(len(frame), (128,))
             logits = self._told(seen[chosen])
             loss = sum(F.cross_entropy(logits[:, k], digit[chosen, k]) for k in range(digit.shape[1]))
