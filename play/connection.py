@@ -66,6 +66,7 @@ class Connection:
 
     COMMANDS = (
         "pause", "step", "save", "load", "reset", "sync", "record", "mode", "player", "temperature", "fps", "rewind",
+        "component",
     )  # fmt: skip
 
     def __init__(self, socket: WebSocket, server_state: ServerState) -> None:
@@ -258,7 +259,8 @@ class Connection:
         parts, controls = self.server_state.parts, self.server_state.parts.world.controls
         return {
             "about": self.server_state.about, "name": parts.name, "modes": MODES, "players": parts.players,
-            "actions": controls.names, "discrete": controls.discrete, "starts": len(parts.world.starts.frame),
+            "components": parts.world.model.components, "actions": controls.names, "discrete": controls.discrete,
+            "starts": len(parts.world.starts.frame),
             "game_keys": keys.spoken(controls), "pad": keys.pad(controls),
             "keys": [key._asdict() for key in keys.free(controls)], "most_fps": MOST_FPS, "hottest": HOTTEST,
         }  # fmt: skip

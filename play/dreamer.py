@@ -5,7 +5,7 @@ Shapes: C H W picture, F features; B is 1 everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import torch
@@ -45,9 +45,15 @@ class Dreamer(DreamBatch):
         score, frame = float(brought.score), brought.frame
         return View(state, _shown(frame), frame, score, before.total + score, float(cont), bool(brought.done))
 
-    def dream(self, before: View, action: Action, temperature: float) -> View:
-        """The dream one step on; once it has ended it stays so, however long it is dreamed on."""
-        return _view(self.step(before.state, self._tensor(action), temperature), before.total, before.done)
+    def dream(self, before: View, action: Action, temperature: float, off: Collection[int] = ()) -> View:
+        """The dream one step on; once it has ended it stays so, however long it is dreamed on.
+
+        `off`: components of the mixture that are drawn from no more, where there is one.
+        """
+        state = before.state
+        if self.model.components:
+            state = State(state.latent, self.model.without(state.memory, off))
+        return _view(self.step(state, self._tensor(action), temperature), before.total, before.done)
 
     def act(self, view: Tensor, memory: Tree) -> tuple[Action, Tree]:
         """The agent's choice."""

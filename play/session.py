@@ -39,6 +39,7 @@ class GameSession:
     def __init__(self, parts: Parts, *, seed: int = 0, temperature: float = 1.0, fps: float = 15) -> None:
         self.parts, self.dreamer = parts, Dreamer(parts, seed)
         self.player, self.temperature, self.fps = "human", temperature, fps
+        self.off: frozenset[int] = frozenset()  # components of the mixture that are switched off
         self.paused = self.recording = False
         self.episodes: list[Episode] = []
         self._piece: Recording | None = None
@@ -71,7 +72,9 @@ class GameSession:
         played = time.perf_counter()
         with self.dreamer.rng_scope():
             real = self.dreamer.follow(now.real, action, brought) if now.real is not None and brought else None
-            dream = self.dreamer.dream(now.dream, action, self.temperature) if now.dream is not None else None
+            dream = None
+            if now.dream is not None:
+                dream = self.dreamer.dream(now.dream, action, self.temperature, self.off)
             view, estimate = self._look(real, dream)
         self._times.append(1e3 * (time.perf_counter() - played + thought - began))
         if brought is not None and now.real is not None:
@@ -158,6 +161,18 @@ class GameSession:
         """Of the latents that are dreamed: 0 takes the most likely ones, 1 is what the model believes."""
         self.temperature = _within("temperature", value, 0, HOTTEST)
 
+    def set_component(self, number: int) -> None:
+        """Switches a component of the mixture off or on again, the first one being 1; one stays on."""
+        count = self.parts.world.model.components
+        if not count:
+            raise UserError("This model draws from no mixture: that of world_models does.")
+        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= count:
+            raise UserError(f"component takes a whole number from 1 to {count}.")
+        off = self.off ^ {number - 1}
+        if len(off) == count:
+            raise UserError("One component must stay on.")
+        self.off = off
+
     def set_fps(self, value: float) -> None:
         """The frame-rate limit, in steps a second."""
         self.fps = _within("fps", value, 1, MOST_FPS)
@@ -186,7 +201,7 @@ class GameSession:
             "mode": now.mode, "player": self.player, "paused": self.paused, "recording": self.recording,
             "temperature": self.temperature, "fps": self.fps, "seed": now.seed, "start": now.start, "step": now.step,
             "horizon": now.horizon, "action": action, "value": number(now.estimate.value),
-            "probabilities": probabilities,
+            "probabilities": probabilities, "off": [str(one + 1) for one in sorted(self.off)],
             "views": {name: side.to_dict() for name, side in (("real", now.real), ("dream", now.dream)) if side},
             "model_ms": [number(value, 2) for value in times], "back": len(self._past), "kept": self._kept is not None,
         }  # fmt: skip

@@ -7,7 +7,7 @@ The timeline is the one of `envs/episode.py`: frame[t], then action[t], which br
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -190,6 +190,18 @@ class WorldModel(nn.Module, ABC):
     @abstractmethod
     def features(self, state: State) -> Tensor:
         """What a policy sees: (B, F)."""
+
+    @property
+    def components(self) -> int:
+        """How many components of a mixture `imagine` draws from, each of which can be left out; 0: there are none."""
+        return 0
+
+    def without(self, memory: Tree, components: Collection[int]) -> Tree:
+        """The memory in which these components (from 0), and only these, are drawn from no more.
+
+        What is dreamed from it inherits that; so it is seen what each component stands for (Ellefsen et al. 2019).
+        """
+        raise ValueError("this world model draws from no mixture")
 
     @abstractmethod
     def decode(self, state: State) -> Tensor | None:

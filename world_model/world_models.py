@@ -7,6 +7,7 @@ Shapes: B batch, T time, Z latent dimensions, K mixture components, H LSTM width
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,11 +214,31 @@ class WorldModels(WorldModel):
         return self.lstm.initial(batch_size)
 
     def advance(self, state: State, action: Tensor) -> Tree:
-        return self.lstm.step(state.memory, self.inputs(state.latent, action))
+        known = self.lstm.step(state.memory, self.inputs(state.latent, action))
+        return {**known, **({"off": state.memory["off"]} if "off" in state.memory else {})}
 
     def mixture(self, memory: Tree) -> Mixture:
         """What is expected of the next latent, (..., Z, K)."""
-        return split(self.expect(memory["h"]), self.config.mixtures)
+        said = split(self.expect(memory["h"]), self.config.mixtures)
+        if "off" not in memory:
+            return said
+        left = said.log_weights.masked_fill(memory["off"].unsqueeze(-2), float("-inf"))
+        return said._replace(log_weights=left.log_softmax(-1))
+
+    @property
+    def components(self) -> int:
+        return self.config.mixtures
+
+    def without(self, memory: Tree, components: Collection[int]) -> Tree:
+        """Raises ValueError for one that does not exist, or when none would be left."""
+        if not set(components) <= set(range(self.components)) or len(set(components)) == self.components:
+            raise ValueError(f"{sorted(components)} of the {self.components} components cannot be left out")
+        rest = {name: leaf for name, leaf in memory.items() if name != "off"}
+        if not components:
+            return rest
+        off = torch.zeros(self.components, dtype=torch.bool, device=memory["h"].device)
+        off[list(components)] = True
+        return {**rest, "off": off.expand(len(memory["h"]), -1).contiguous()}
 
     def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
         return State(self.mixture(memory).sample(temperature), memory)

@@ -61,6 +61,8 @@ function greet(hello) {
   $("about").textContent = Object.entries(hello.about).map(([key, value]) => `${key} ${value}`).join(" · ");
   choice($("mode"), "mode", hello.modes);
   choice($("player"), "player", hello.players);
+  $("components").hidden = !hello.components;
+  choice($("component"), "component", Array.from({ length: hello.components }, (_, i) => i + 1));
   list($("game_keys"), hello.game_keys.map(({ keys, words }) => [keys, words]));
   list($("play_keys"), hello.keys.map(({ key, words }) => [key, words]));
   $("temperature").max = hello.hottest;
@@ -160,6 +162,11 @@ function refresh(now) {
       button.classList.toggle("on", button.dataset.value === state[key]);
       button.setAttribute("aria-pressed", button.dataset.value === state[key]);
     }
+  }
+  for (const button of $("component").children) {
+    const on = !state.off.includes(button.dataset.value);
+    button.classList.toggle("on", on);
+    button.setAttribute("aria-pressed", on);
   }
   const pause = document.querySelector("[data-do=pause]");
   pause.classList.toggle("on", state.paused);

@@ -144,21 +144,32 @@ def portraits(model: WorldModels, frame: Tensor, action: Tensor) -> Pictures:
     context = min(CONTEXT, length // 2)
     with torch.random.fork_rng([frame.device] if frame.is_cuda else []):
         dreams = {at: dream(model, frame, action, context, at) for at in TEMPERATURES}
+        without, seed = {}, int(torch.randint(2**31, (1,)))
+        alone = model.components == 1  # and cannot be left out
+        for off in ((), *((k,) for k in range(0 if alone else model.components))):
+            torch.manual_seed(seed)
+            without[off] = dream(model, frame, action, context, 1.0, off)
     latent = model.encode(frame)
     memory = model.lstm.scan(model.inputs(latent, action))
     return {
         "mixture": _mixture(dreams[1.0].log_weights, context),
         "latents": _latents(latent[0], model.mixture(memory), dreams[1.0].latent, context),
         "temperatures": _temperatures(model, frame, dreams, context),
+        "components": _components(model, frame, without, context),
     }
 
 
-def dream(model: WorldModels, frame: Tensor, action: Tensor, context: int, temperature: float) -> Dreamed:
-    """What follows `context` frames of a segment (1, T, C, H, W) under its actions (1, T[, A]): T - context steps."""
+def dream(
+    model: WorldModels, frame: Tensor, action: Tensor, context: int, temperature: float, off: Sequence[int] = ()
+) -> Dreamed:
+    """What follows `context` frames of a segment (1, T, C, H, W) under its actions (1, T[, A]): T - context steps.
+
+    `off`: components of the mixtures that are drawn from no more.
+    """
     state = model.start(frame[:, :context], action[:, : context - 1])
     latents, weights = [], []
     for t in range(context, frame.shape[1]):
-        memory = model.advance(state, action[:, t - 1])
+        memory = model.without(model.advance(state, action[:, t - 1]), off)
         expected = model.mixture(memory)
         state = State(expected.sample(temperature), memory)
         latents.append(state.latent)
@@ -239,6 +250,22 @@ def _temperatures(model: WorldModels, frame: Tensor, dreams: Mapping[float, Drea
     for temperature, dreamed in dreams.items():
         latent = torch.cat([model.encode(frame[:, context - 1]), dreamed.latent])
         rows[f"temperature {temperature:g}"] = model.vae.decode(latent[picked])
+    return _rows(rows, [f"frame {time}" for time in times])
+
+
+def _components(
+    model: WorldModels, frame: Tensor, dreams: Mapping[tuple[int, ...], Dreamed], context: int
+) -> np.ndarray:
+    """The same context, actions and random numbers, with one component of each dimension's mixture switched off: what
+    cannot happen without it (Ellefsen, Martin & Torresen 2019). Beside each row, the component's share of the weight.
+    """
+    times = _spread(context - 1, frame.shape[1], COLUMNS)
+    share = dreams[()].log_weights.exp().mean((0, 1))
+    rows = {}
+    for off, dreamed in dreams.items():
+        latent = torch.cat([model.encode(frame[:, context - 1]), dreamed.latent])
+        name = f"without {off[0] + 1} ({float(share[off[0]]):.0%})" if off else "every component"
+        rows[name] = model.vae.decode(latent[[t - context + 1 for t in times]])
     return _rows(rows, [f"frame {time}" for time in times])
 
 

@@ -19,7 +19,15 @@ from runs.folder.ppo import open_run
 from runs.folder.run import RESULTS, Run
 from runs.report import leaderboard
 
-PICTURES = ("dream", "actions", "codebook", "mixture", "latents", "temperatures")  # of which the last is published
+PICTURES = (
+    "dream",
+    "actions",
+    "codebook",
+    "mixture",
+    "latents",
+    "temperatures",
+    "components",
+)  # of which the last is published
 
 
 def publish(run: Run, results: Path = RESULTS, variant: str = "") -> list[Path]:

@@ -222,6 +222,7 @@ def test_starts() -> None:
         lambda made: made.set_temperature(float("nan")), lambda made: made.set_temperature("1"),
         lambda made: made.set_temperature(-1), lambda made: made.set_fps(0), lambda made: made.set_fps(True),
         lambda made: made.reset(3), lambda made: made.load(), lambda made: made.sync(),
+        lambda made: made.set_component(1),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_and_changes_nothing(wrong: Callable[[GameSession], None]) -> None:
@@ -231,6 +232,25 @@ def test_what_is_wrong_is_said_and_changes_nothing(wrong: Callable[[GameSession]
     with pytest.raises(UserError):
         wrong(made)
     assert made.now is before and (made.temperature, made.fps, made.player) == (1.0, 15, "human")
+
+
+def test_a_component_of_the_mixture_is_switched_off_and_on() -> None:
+    made = tables.table(recipe="world_models_ac")
+    count = made.parts.world.model.components
+    for number in range(1, count):
+        made.set_component(number)
+    assert made.to_dict()["off"] == [str(number) for number in range(1, count)]
+    for wrong in (count, 0, count + 1, True, "1"):
+        with pytest.raises(UserError):
+            made.set_component(wrong)  # type: ignore[arg-type]
+    made.step()
+    assert made.now.dream is not None and made.now.dream.state.memory["off"][0].tolist() == [True] * (count - 1) + [
+        False
+    ]
+    for number in range(1, count):
+        made.set_component(number)
+    made.step()
+    assert made.to_dict()["off"] == [] and "off" not in made.now.dream.state.memory
 
 
 def test_without_the_real_game_the_dream_goes_on() -> None:

@@ -40,7 +40,7 @@ from world_model.world_models import WorldModels, WorldModelsConfig
 
 SPECS = [Spec((3, 64, 64), 2, False), Spec((1, 64, 64), 4, True)]
 CELL = 64 * SCALE + GAP
-NAMES = {"mixture", "latents", "temperatures"}
+NAMES = {"mixture", "latents", "temperatures", "components"}
 ACTIONS = ("LEFT", "NOOP", "RIGHT", "FIRE")
 
 
@@ -89,6 +89,23 @@ def test_a_dream_follows_the_actions() -> None:
     for t, latent in enumerate(dreamed.latent, 3):
         state = model.step(state, action[:, t - 1], temperature=0.0).state
         torch.testing.assert_close(state.latent[0], latent)
+
+
+def test_a_component_that_is_off_is_drawn_no_more() -> None:
+    model, (frame, action) = build(SPECS[0], mixtures=3), segment(SPECS[0], 7)
+    state = model.start(frame[:, :3], action[:, :2])
+    off = State(state.latent, model.without(state.memory, [1]))
+    for t in range(3, 6):
+        off = model.step(off, action[:, t - 1]).state
+        weights = model.mixture(off.memory).log_weights.exp()
+        assert (weights[..., 1] == 0).all() and torch.allclose(weights.sum(-1), torch.ones(()))
+    every = State(off.latent, model.without(off.memory, []))
+    assert (model.mixture(every.memory).log_weights.exp() > 0).all(), "and it can be switched on again"
+    alone = dream(model, frame, action, context=3, temperature=0.0, off=(0, 2))
+    assert (alone.log_weights[..., 1] == 0).all(), "all of the weight"
+    for wrong in ([3], [0, 1, 2]):
+        with pytest.raises(ValueError, match="cannot be left out"):
+            model.without(state.memory, wrong)
 
 
 def test_padding_is_not_shown(tmp_path: Path) -> None:
