@@ -129,6 +129,12 @@ class TokenWorldConfig:
         0, 0, help="ema: updates between two looks for dead codes; 0: at each, and after a grace of 70"
     )
     even_scale: float = setting(0.0, 0, 100, help="gradient: of the codes' even use, against their collapse")
+    rate: float = setting(
+        0.0,
+        0,
+        1,
+        help="ema: nats of a code's rarity, in squared distances of codes, by which a frequent one is preferred",
+    )
     commitment_scale: float = setting(1.0, 0, 100, help="of what pulls the latents to the codes")
     edge_scale: float = setting(0.0, 0, 100, help="of the error of the picture's edges, beside that of its pixels")
     contrast: bool = setting(
@@ -204,13 +210,13 @@ class TokenWorldConfig:
                 decoder_channels=self.decoder_channels or self.channels, context=self.decoder_frames,
                 halvings=self.halvings, layers=self.pair_layers, positions=self.positions, residual=self.residual,
                 quantizer=self.quantizer, levels=self.levels, follow_every=self.follow_every,
-                reset_every=self.reset_every, even=self.even_scale > 0,
+                reset_every=self.reset_every, rate=self.rate, even=self.even_scale > 0,
             )  # fmt: skip
         return VQTokenizerConfig(
             layout=self.layout, codes=self.codes, width=self.code_width, channels=self.channels,
             halvings=self.halvings, blocks=self.blocks, attention=self.attention, patch=self.patch, local=self.local,
             contrast=self.contrast, quantizer=self.quantizer, levels=self.levels, follow_every=self.follow_every,
-            reset_every=self.reset_every, even=self.even_scale > 0,
+            reset_every=self.reset_every, rate=self.rate, even=self.even_scale > 0,
         )  # fmt: skip
 
     def transformer(

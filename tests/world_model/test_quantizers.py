@@ -85,6 +85,23 @@ def test_a_code_that_nobody_uses_begins_anew_and_the_others_stay() -> None:
     assert_close(book.weight[2], torch.tensor([2.0]))
 
 
+def test_a_rare_code_must_be_nearer() -> None:
+    book = MovingCodebook(3, 1, rate=0.05)
+    book.weight.copy_(torch.tensor([[0.0], [3.0], [30.0]]))
+    book.count.copy_(torch.tensor([98.0, 2.0, 0.0]))
+    # Codes' squared distances from each other are 2 x 182 on average: log(98 / 2) nats of rarity cost 0.05 x 364 each.
+    unit = 2 * float(torch.tensor([0.0, 3.0, 30.0]).var(unbiased=False))
+    middle = 1.5 + 0.05 * unit * float(torch.tensor(49.0).log()) / 6  # where z^2 + cost = (z - 3)^2
+    z = torch.tensor([[middle - 0.1], [middle + 0.1], [1.4]])
+    assert book.nearest(z).tolist() == [0, 1, 0]
+    book.rate = 0.0
+    assert book.nearest(torch.tensor([[1.4], [1.6]])).tolist() == [0, 1]
+    never = float(book.distance(torch.tensor([[30.0]]))[0, 2])
+    book.rate = 0.05
+    rarest = 0.05 * unit * float(torch.tensor(30.0).log())
+    assert float(book.distance(torch.tensor([[30.0]]))[0, 2]) - never == pytest.approx(rarest, rel=1e-4), "at most"
+
+
 # ---- finite scalars ----
 @pytest.mark.parametrize("levels", [(3,), (8,), (8, 8, 8), (5, 4, 3), (8, 5, 5, 5)], ids=str)
 def test_every_code_is_reached_and_told_by_its_token(levels: tuple[int, ...]) -> None:

@@ -45,6 +45,7 @@ class PairTokenizerConfig:
     levels: tuple[int, ...] = (8, 8, 4)
     follow_every: int = 1
     reset_every: int = 0
+    rate: float = 0.0  # ema: how much nearer a rare code must be
     even: bool = False  # gradient: a term for the even use of the codes
 
     def build(self, frame: tuple[int, int, int]) -> PairTokenizer:
@@ -68,7 +69,7 @@ class PairTokenizer(nn.Module):
         self.tokens = self.grid[0] * self.grid[1]
         self.embedding: Quantizer = quantizers.build(
             config.quantizer, config.codes, config.width, config.levels, config.follow_every, config.reset_every,
-            config.even,
+            config.even, config.rate,
         )  # fmt: skip
         self.width = self.embedding.weight.shape[1]
         colours, count = frame[0] * FIRST**2, self.places[0] * self.places[1]

@@ -70,24 +70,38 @@ class MovingCodebook(Codebook):
     Nothing is in use at first, so the codes begin as latents of the first batch. Two schedules: at every update, where
     a code that stands for hardly any latent has a grace of 70 updates; or every few updates, with a look for dead codes
     now and then, which are those that stand for less than 1 % of their even share (Atari world model v2.1).
+
+    With a `rate` a rare code must be nearer than a frequent one to be taken (entropy-constrained vector quantisation,
+    Chou, Lookabaugh & Gray 1989): squared distances, in units of the codes' mean one from each other, plus rate x nats.
+    What the decoder does not need to know is then not told, and the rest is easier to foresee.
     """
 
     terms = ("commitment",)
     DECAY = 0.99
     DEAD, ANEW = 0.05, 0.1  # latents an update, as a moving mean: a new code has 70 updates to find some
     DEAD_SHARE = 0.01  # of the latents of an average code
+    RAREST = 0.1  # of an even share: no code costs more than one that is as rare
 
     count: Tensor
     total: Tensor
     updates: Tensor
 
-    def __init__(self, codes: int, width: int, follow_every: int = 1, reset_every: int = 0) -> None:
+    def __init__(self, codes: int, width: int, follow_every: int = 1, reset_every: int = 0, rate: float = 0.0) -> None:
         super().__init__(codes, width)
-        self.follow_every, self.reset_every = follow_every, reset_every
+        self.follow_every, self.reset_every, self.rate = follow_every, reset_every, rate
         self.weight.requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("count", torch.zeros(codes))  # latents a code stands for
         self.register_buffer("total", torch.zeros(codes, width))  # and their sum
+
+    def distance(self, latent: Tensor) -> Tensor:
+        """As a codebook's, and what a code costs by its rarity."""
+        apart = super().distance(latent)
+        if not self.rate:
+            return apart
+        share = (self.count / self.count.sum().clamp(min=1e-6)).clamp(min=self.RAREST / self.num_embeddings)
+        unit = 2 * self.weight.float().var(0, unbiased=False).sum()
+        return apart - self.rate * unit * share.log()
 
     @torch.no_grad()
     def follow(self, latent: Tensor, tokens: Tensor) -> None:
@@ -168,7 +182,7 @@ Quantizer = Codebook | FiniteScalar
 
 def build(
     kind: str, codes: int, width: int, levels: tuple[int, ...], follow_every: int = 1, reset_every: int = 0,
-    even: bool = False,
+    even: bool = False, rate: float = 0.0,
 ) -> Quantizer:  # fmt: skip
     """The quantiser of that kind with V codes; raises ValueError for an unknown kind and numbers that contradict."""
     if kind == "fsq":
@@ -176,7 +190,7 @@ def build(
             raise ValueError(f"the levels {list(levels)} make {count} codes, not {codes}")
         return FiniteScalar(levels)
     if kind == "ema":
-        return MovingCodebook(codes, width, follow_every, reset_every)
+        return MovingCodebook(codes, width, follow_every, reset_every, rate)
     if kind != "gradient":
         raise ValueError(f'quantizer is "gradient", "ema" or "fsq", got "{kind}"')
     return Codebook(codes, width, even)
