@@ -88,10 +88,10 @@ def test_a_code_that_nobody_uses_begins_anew_and_the_others_stay() -> None:
 def test_a_rare_code_must_be_nearer() -> None:
     book = MovingCodebook(3, 1, rate=0.05)
     book.weight.copy_(torch.tensor([[0.0], [3.0], [30.0]]))
-    book.count.copy_(torch.tensor([98.0, 2.0, 0.0]))
-    # Codes' squared distances from each other are 2 x 182 on average: log(98 / 2) nats of rarity cost 0.05 x 364 each.
+    book.count.copy_(torch.tensor([90.0, 10.0, 0.0]))
+    # Codes' squared distances from each other are 2 x 182 on average: log(90 / 10) nats of rarity cost 0.05 x 364 each.
     unit = 2 * float(torch.tensor([0.0, 3.0, 30.0]).var(unbiased=False))
-    middle = 1.5 + 0.05 * unit * float(torch.tensor(49.0).log()) / 6  # where z^2 + cost = (z - 3)^2
+    middle = 1.5 + 0.05 * unit * float(torch.tensor(9.0).log()) / 6  # where z^2 + cost = (z - 3)^2
     z = torch.tensor([[middle - 0.1], [middle + 0.1], [1.4]])
     assert book.nearest(z).tolist() == [0, 1, 0]
     book.rate = 0.0
