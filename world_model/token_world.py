@@ -1,6 +1,7 @@
-"""Token worlds: a tokenizer turns each frame into a grid of codes, and a transformer dreams the codes of the next one.
+"""Token worlds: a tokenizer turns each frame, or each pair of frames, into codes, and the dynamics dream the next ones.
 
-One system with parts that exchange (`layout` and `quantizer` of the tokenizer, `dynamics`), and two recipes:
+One system with parts that exchange (`tokens_of`, `layout` and `quantizer` of the tokenizer, `dynamics`), and four
+recipes:
 
 `iris` (Micheli et al. 2023, "Transformers are Sample-Efficient World Models"): 16 tokens a frame, dreamed one by one.
 What differs: a full window slides and keeps half of what it saw, where theirs forgets everything; without a perceptual
@@ -10,7 +11,11 @@ network, pixels count more the further they stand from the background (as in `re
 learned with rollouts of its own tokens and weights of single ones. What the document leaves out, reward and ending, are
 told by the output at the action, as in `iris`.
 
-Shapes: B batch, T time, C H W picture, N tokens a frame, V codes, D width of the transformer.
+`latent_gru` (Ms. Pac-Man latent GRU) and `latent_action` (neural Atari): the codes are those of what happens from one
+frame to the next, whose picture is drawn on the one before. The timeline: tokens[t] are those of (frame[t - 1],
+frame[t]), of an episode's first frame those of (frame, frame); action[t] leads to tokens[t + 1].
+
+Shapes: B batch, T time, C H W picture, N tokens a frame, V codes, D width of the dynamics.
 """
 
 from __future__ import annotations
@@ -256,7 +261,7 @@ class TokenWorldConfig:
 
 
 class TokenWorld(WorldModel):
-    """See the module's text. Latent: tokens (N,) int64. Memory: the transformer's, awaiting a frame.
+    """See the module's text. Latent: tokens (N,) int64. Memory: that of the dynamics, awaiting a frame.
 
     Pairs and dynamics that read pictures also remember the recent frames, real where they were seen and dreamed where
     they were dreamed: recent (B, n, C, H, W), and of pairs those before the present one, before (B, n, C, H, W).

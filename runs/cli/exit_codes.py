@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import threading
@@ -23,6 +24,10 @@ def guarded(work: Callable[[], object]) -> int:
             signal.signal(sign, _interrupt)
     try:
         work()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads, `head` for one, has seen enough: what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except UserError as problem:
         return _say(str(problem))
     except OSError as problem:

@@ -267,3 +267,10 @@ def test_values_from_python_are_read_as_they_are() -> None:
     given = {"env": "ALE/Pong-v5", "game": {"sticky": None}, "model": {"levels": (8, 4)}, "a": True, "b": 'x "y"'}
     words = [f"{key}={dreamloop._quoted(value)}" for key, value in dreamloop._flat(given)]
     assert words == ["env=ALE/Pong-v5", "game.sticky=null", "model.levels=[8,4]", "a=true", 'b="x \\"y\\""']
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
+    work = "from runs.cli.exit_codes import guarded; import sys; sys.exit(guarded(lambda: print('line\\n' * 100_000)))"
+    words = f'{sys.executable} -c "{work}" | head -1; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["line", "0"] and not done.stderr
