@@ -48,6 +48,7 @@ HISTORY = 4  # frames before each transition that are kept
 CHAIN = 4  # frames drawn in a row
 DREAMS, STEPS = 32, 200  # of the score
 CHANGED = 0.15  # of the brightness
+TEACHING, INVERSE = 3_000, 800  # updates of a probe, and of the inverse model
 PLAYER = {"pong": "paddle", "breakout": "paddle", "boxing": "white"}
 
 
@@ -187,9 +188,9 @@ def actions_told(loaded: Loaded, data: Transitions, judged: Tensor) -> dict[str,
     code = model.tokenizer.embedding(data.code.to(loaded.agent.device)).flatten(1).float().cpu().detach()
     code = (code - code.mean(0)) / (code.std(0) + 1e-3)
     torch.manual_seed(0)
-    probe = taught(nn.Linear(code.shape[1], count), code, data.action, judged, updates=3_000, size=256, lr=1e-3)
+    probe = taught(nn.Linear(code.shape[1], count), code, data.action, judged, updates=TEACHING, size=256, lr=1e-3)
     pair = torch.cat([data.before[:, -1], data.frame], 1)
-    inverse = taught(Inverse(model.spec.frame, count), pair, data.action, judged, updates=800, size=64, lr=1e-3)
+    inverse = taught(Inverse(model.spec.frame, count), pair, data.action, judged, updates=INVERSE, size=64, lr=1e-3)
     often = int(data.action[~judged].bincount(minlength=count).argmax())
     return {
         "linear_probe": round(judge(probe, code, data.action, judged)[0], 4),
@@ -242,7 +243,7 @@ def leaks(loaded: Loaded, data: Transitions, judged: Tensor) -> dict[str, float]
         for given in (known, torch.cat([known, code[seen]], 1)):
             torch.manual_seed(0)
             network = nn.Sequential(nn.Linear(given.shape[1], 128), nn.ReLU(), nn.Linear(128, 81))
-            network = taught(network, given, target, judged[seen], updates=3_000, size=256, lr=2e-3)  # type: ignore[assignment]
+            network = taught(network, given, target, judged[seen], updates=TEACHING, size=256, lr=2e-3)  # type: ignore[assignment]
             bits.append(judge(network, given, target, judged[seen])[1])
         found[name] = round(bits[0] - bits[1], 3)
     return found

@@ -1,0 +1,74 @@
+"""Probes tell what is in the codes, and nothing where there is nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from envs.errors import UserError
+from runs.dreams import Loaded, load_parts
+from runs.measure import probe
+from runs.measure.probe import Transitions
+from tests import trained
+from world_model.token_world import TokenWorld
+
+COUNT = 1_500
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    folder = tmp_path_factory.mktemp("probe") / "run"
+    return load_parts(trained.make(folder, "latent_action", codes=8, positions=2), "cpu")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "TEACHING", 600)
+    monkeypatch.setattr(probe, "INVERSE", 60)
+    monkeypatch.setattr(probe, "CONTEXTS", 64)
+
+
+def data(loaded: Loaded, code: torch.Tensor, action: torch.Tensor, way: torch.Tensor) -> Transitions:
+    """Transitions whose frames tell nothing."""
+    torch.manual_seed(0)
+    frame = loaded.agent.world_model.spec.frame
+    now = 100 + 20 * torch.randn(COUNT, 2)
+    place = torch.stack([now, now + 4 * way, now], 1)
+    noise = torch.randint(256, (COUNT, *frame), dtype=torch.uint8)
+    before = torch.randint(256, (COUNT, probe.HISTORY, *frame), dtype=torch.uint8)
+    episode = torch.arange(COUNT) // 100
+    return Transitions(episode, before, noise, action, torch.zeros(COUNT), code, {"ball": place})
+
+
+def test_what_is_in_a_code_is_read_off_it(loaded: Loaded) -> None:
+    torch.manual_seed(1)
+    assert isinstance(loaded.agent.world_model, TokenWorld)
+    action = torch.randint(3, (COUNT,))
+    judged = torch.arange(COUNT) // 100 % 5 == 4
+    way = torch.randint(-1, 2, (COUNT, 2)).float()
+    knowing = torch.stack([action, (way[:, 0] + 1).long() + 3], 1)
+    guessing = torch.randint(8, (COUNT, 2))
+
+    told = probe.actions_told(loaded, data(loaded, knowing, action, way), judged)
+    assert told["linear_probe"] > 0.95 and told["inverse_model"] < 0.6 and told["most_frequent"] < 0.45
+    assert probe.actions_told(loaded, data(loaded, guessing, action, way), judged)["linear_probe"] < 0.5
+    # One of three ways, sideways, is log2(3) bits.
+    assert probe.leaks(loaded, data(loaded, knowing, action, way), judged)["ball"] == pytest.approx(1.58, abs=0.3)
+    assert probe.leaks(loaded, data(loaded, guessing, action, way), judged)["ball"] < 0.1
+
+
+def test_dreams_and_pictures_are_compared_as_far_as_there_is_something(loaded: Loaded) -> None:
+    code = torch.randint(8, (COUNT, 2))
+    made = data(loaded, code, torch.zeros(COUNT, dtype=torch.long), torch.zeros(COUNT, 2))
+    told = probe.exchanged(loaded, made)
+    assert told["delta_psnr"] == pytest.approx(told["psnr_own"] - told["psnr_other"], abs=0.02)
+    assert probe.score_changes(loaded, made) == {}, "no reward, no score"
+    ahead = probe.open_loop(loaded, probe._own_episodes(loaded))
+    assert set(ahead) <= set(probe.AHEAD) and all(0 <= row["accuracy"] <= 1 for row in ahead.values())
+
+
+def test_other_worlds_have_nothing_to_probe(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no codes of frame pairs"):
+        probe.command(probe.ProbeConfig(run=str(trained.make(tmp_path / "run", "iris_ac")), device="cpu"))
