@@ -135,10 +135,7 @@ class TokenWorldConfig:
     )
     even_scale: float = setting(0.0, 0, 100, help="gradient: of the codes' even use, against their collapse")
     rate: float = setting(
-        0.0,
-        0,
-        1,
-        help="ema: nats of a code's rarity, in squared distances of codes, by which a frequent one is preferred",
+        0.0, 0, 100, help="ema: what a nat of a code's rarity costs as one is chosen, in mean squared errors of a code"
     )
     commitment_scale: float = setting(1.0, 0, 100, help="of what pulls the latents to the codes")
     edge_scale: float = setting(0.0, 0, 100, help="of the error of the picture's edges, beside that of its pixels")

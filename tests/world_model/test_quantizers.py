@@ -86,20 +86,28 @@ def test_a_code_that_nobody_uses_begins_anew_and_the_others_stay() -> None:
 
 
 def test_a_rare_code_must_be_nearer() -> None:
-    book = MovingCodebook(3, 1, rate=0.05)
+    book = MovingCodebook(3, 1, rate=2.0)
     book.weight.copy_(torch.tensor([[0.0], [3.0], [30.0]]))
     book.count.copy_(torch.tensor([90.0, 10.0, 0.0]))
-    # Codes' squared distances from each other are 2 x 182 on average: log(90 / 10) nats of rarity cost 0.05 x 364 each.
-    unit = 2 * float(torch.tensor([0.0, 3.0, 30.0]).var(unbiased=False))
-    middle = 1.5 + 0.05 * unit * float(torch.tensor(9.0).log()) / 6  # where z^2 + cost = (z - 3)^2
+    book.error.fill_(0.5)
+    # A nat costs 1: log(90 / 10) of them are the difference of z^2 and (z - 3)^2 where both codes are as dear.
+    middle = 1.5 + float(torch.tensor(9.0).log()) / 6
     z = torch.tensor([[middle - 0.1], [middle + 0.1], [1.4]])
     assert book.nearest(z).tolist() == [0, 1, 0]
-    book.rate = 0.0
-    assert book.nearest(torch.tensor([[1.4], [1.6]])).tolist() == [0, 1]
-    never = float(book.distance(torch.tensor([[30.0]]))[0, 2])
-    book.rate = 0.05
-    rarest = 0.05 * unit * float(torch.tensor(30.0).log())
-    assert float(book.distance(torch.tensor([[30.0]]))[0, 2]) - never == pytest.approx(rarest, rel=1e-4), "at most"
+    assert book.quantize(z).tokens.tolist() == [1, 1, 0], "but not in training"
+    # One that nobody uses costs no more than a tenth of an even share: log(0.1 / 0.033) nats more than the second.
+    middle = 16.5 + float(torch.tensor(3.0).log()) / 54
+    assert book.nearest(torch.tensor([[middle - 0.01], [middle + 0.01]])).tolist() == [1, 2]
+
+
+def test_the_error_of_a_code_is_a_moving_mean() -> None:
+    book = MovingCodebook(2, 2)
+    book.updates.fill_(1)
+    book.count.fill_(5.0)
+    book.weight.copy_(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
+    book.total.copy_(5 * book.weight)
+    book.follow(torch.tensor([[1.0, 1.0], [3.0, 2.0]]), torch.tensor([0, 1]))
+    assert_close(book.error, torch.tensor(0.01 * 2.5))
 
 
 # ---- finite scalars ----

@@ -45,7 +45,7 @@ class PairTokenizerConfig:
     levels: tuple[int, ...] = (8, 8, 4)
     follow_every: int = 1
     reset_every: int = 0
-    rate: float = 0.0  # ema: how much nearer a rare code must be
+    rate: float = 0.0  # ema: how much nearer a rare code must be to be chosen
     even: bool = False  # gradient: a term for the even use of the codes
 
     def build(self, frame: tuple[int, int, int]) -> PairTokenizer:

@@ -50,7 +50,7 @@ class Codebook(nn.Embedding):
     def quantize(self, latent: Tensor) -> Quantized:
         """Latents (..., N, D), in training."""
         latent = latent.float()
-        tokens = self.nearest(latent)
+        tokens = self.distance(latent).argmin(-1)
         codes = self(tokens)
         both = {
             "codebook": (codes - latent.detach()).square().mean((-2, -1)),
@@ -71,9 +71,10 @@ class MovingCodebook(Codebook):
     a code that stands for hardly any latent has a grace of 70 updates; or every few updates, with a look for dead codes
     now and then, which are those that stand for less than 1 % of their even share (Atari world model v2.1).
 
-    With a `rate` a rare code must be nearer than a frequent one to be taken (entropy-constrained vector quantisation,
-    Chou, Lookabaugh & Gray 1989): squared distances, in units of the codes' mean one from each other, plus rate x nats.
-    What the decoder does not need to know is then not told, and the rest is easier to foresee.
+    With a `rate` a rare code must be nearer than a frequent one to be a latent's token (entropy-constrained vector
+    quantisation, Chou, Lookabaugh & Gray 1989): squared distance, in units of the mean one between a latent and its
+    code, plus rate x nats. What the decoder hardly needs is then not told, and the rest is easier to foresee. Codes are
+    learned without it: in Pong those of the ball, which is rare, would otherwise never come to be.
     """
 
     terms = ("commitment",)
@@ -83,6 +84,7 @@ class MovingCodebook(Codebook):
     RAREST = 0.1  # of an even share: no code costs more than one that is as rare
 
     count: Tensor
+    error: Tensor
     total: Tensor
     updates: Tensor
 
@@ -91,17 +93,16 @@ class MovingCodebook(Codebook):
         self.follow_every, self.reset_every, self.rate = follow_every, reset_every, rate
         self.weight.requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self.register_buffer("error", torch.zeros(()))  # mean squared distance of a latent from its code
         self.register_buffer("count", torch.zeros(codes))  # latents a code stands for
         self.register_buffer("total", torch.zeros(codes, width))  # and their sum
 
-    def distance(self, latent: Tensor) -> Tensor:
-        """As a codebook's, and what a code costs by its rarity."""
-        apart = super().distance(latent)
+    def nearest(self, latent: Tensor) -> Tensor:
+        """The token, by distance and by what a code costs: (..., D) -> (...) int64."""
         if not self.rate:
-            return apart
+            return super().nearest(latent)
         share = (self.count / self.count.sum().clamp(min=1e-6)).clamp(min=self.RAREST / self.num_embeddings)
-        unit = 2 * self.weight.float().var(0, unbiased=False).sum()
-        return apart - self.rate * unit * share.log()
+        return (self.distance(latent) - self.rate * self.error * share.log()).argmin(-1)
 
     @torch.no_grad()
     def follow(self, latent: Tensor, tokens: Tensor) -> None:
@@ -114,6 +115,7 @@ class MovingCodebook(Codebook):
         self.updates += 1
         one_hot = F.one_hot(tokens, self.num_embeddings).to(latent.dtype)  # (M, V)
         weight = (1 - self.DECAY) * due
+        self.error.lerp_((latent - self.weight[tokens]).square().sum(-1).mean(), weight)
         self.count.lerp_(one_hot.sum(0), weight)
         self.total.lerp_(one_hot.T @ latent, weight)
         anew = latent[torch.randint(len(latent), (self.num_embeddings,), device=latent.device)]
@@ -122,8 +124,9 @@ class MovingCodebook(Codebook):
         self.weight.copy_(self.total / self.count.clamp(min=1e-6).unsqueeze(-1))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Checkpoints from before the updates were counted lack the number, which their schedule does not need."""
-        state_dict.setdefault(prefix + "updates", self.updates)
+        """Checkpoints from before these were kept lack them; their schedule, and no rate, does without."""
+        for name in ("updates", "error"):
+            state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

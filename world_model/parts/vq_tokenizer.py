@@ -44,7 +44,7 @@ class VQTokenizerConfig:
     levels: tuple[int, ...] = (8, 8, 8)  # fsq only: of each dimension of a code; `width` is then of the networks alone
     follow_every: int = 1  # ema only, as the next: updates between two of the codebook
     reset_every: int = 0  # updates between two looks for dead codes; 0: at each, and after a grace of 70
-    rate: float = 0.0  # ema only: how much nearer a rare code must be
+    rate: float = 0.0  # ema only: how much nearer a rare code must be to be chosen
     even: bool = False  # gradient only: a term for the even use of the codes
 
     def build(self, frame: tuple[int, int, int]) -> VQTokenizer:
