@@ -237,8 +237,8 @@ def at_once(model: WorldModel, state: State, batch: Batch, actions: list[str], t
             dreamt.append(model.decode(model.imagine(memory, temperature)))
         if dreamt[0] is not None and dreamt[1] is not None:
             found["left_right_pixels"] = (dreamt[0] - dreamt[1]).abs().flatten(1).mean(1) * 255
-    now = to_unit(batch.frame[:, CONTEXT - 1 : CONTEXT])
-    upright, mirrored = model.decode(model.start(now)), model.decode(model.start(now.flip(-1)))
+    two = to_unit(batch.frame[:, CONTEXT - 2 : CONTEXT])  # a pair where one is encoded; else the frame alone
+    now, upright, mirrored = two[:, 1:], model.reconstruct(two), model.reconstruct(two.flip(-1))
     if upright is not None and mirrored is not None:
         pairs = (("upright_psnr", upright), ("mirror_psnr", mirrored.flip(-1)))
         found |= {name: (shown - now[:, 0]).square().flatten(1).mean(1) for name, shown in pairs}

@@ -27,6 +27,7 @@ from runs.folder.run import Run
 from runs.folder.system import choose_device
 from runs.measure.pong import Mirror, Truth, find_ball
 from world_model.interface import WorldModel, to_unit
+from world_model.token_world import TokenWorld
 
 FRAMES, EPISODES = 1_000, 8
 NEAR = 2.0  # pixels of the 64x64 picture
@@ -60,6 +61,10 @@ def measure(run: Run, *, frames: int = FRAMES, device: str = "cpu") -> dict[str,
     try:
         agent = build.agent(config, games.spec, device)
         agent.load_state_dict(run.load_checkpoint(device)["agent"])
+        if isinstance(agent.world_model, TokenWorld) and agent.world_model.pairs:
+            raise UserError(
+                "objects judges frames that are seen alone; this run encodes pairs: see fidelity's ball_seen instead."
+            )
         sample = play(agent, games, frames, seed=config.seed)
     finally:
         games.close()
