@@ -35,7 +35,7 @@ class Player:
     """Plays N games at once; sees in the real game exactly what the policy saw in the dream."""
 
     def __init__(self, agent: Agent, *, greedy: bool = False, planner: Planner | None = None) -> None:
-        """With a planner that one chooses, and the policy only goes on remembering."""
+        """With a planner that one chooses, whatever the policy would do."""
         self.agent, self.greedy, self.planner = agent, greedy, planner
         self.state: State | None = None
         self.action: Tensor | None = None
@@ -45,8 +45,10 @@ class Player:
     def act(self, frames: np.ndarray, is_first: np.ndarray) -> np.ndarray:
         """Frames (N, C, H, W) uint8; is_first (N,) bool: an episode begins -> actions (N,) int64 or (N, A) float32."""
         features = self._see(frames, is_first)
-        self.action, self.policy_memory = self.agent.learner.policy.act(features, self.policy_memory, self.greedy)
-        if self.planner is not None:
+        policy = self.agent.learner.policy
+        if self.planner is None:
+            self.action, self.policy_memory = policy.act(features, self.policy_memory, self.greedy)
+        else:
             assert self.state is not None
             self.action = self.planner.act(self.state)
         return self.action.cpu().numpy()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class Planner:
     def act(self, state: State) -> Tensor:
         """States (B, ...) -> actions (B,) int64 or (B, A) in [-1, 1]. Uses the default generator."""
         count, rows = self.config.candidates, len(state.latent)
-        state = self.model.unseen(State(state.latent, self.model.own(state.memory)))
+        state = self.model.unseen(state)
         many = trees.map(lambda leaf: leaf.repeat_interleave(count, 0), state)
         if self.config.method == "shooting":
             plans = self._drawn(rows)
@@ -74,13 +74,15 @@ class Planner:
 
         spec, config, device = self.model.spec, self.config, many.latent.device
         size = (config.horizon, spec.action_size)
-        seeds = torch.randint(1, 2**31 - 1, (rows,)).tolist()
-        options = {"popsize": config.candidates, "verbose": -9}
-        bounds = {} if spec.discrete else {"bounds": [-1, 1]}
-        dimensions = config.horizon * spec.action_size
-        searches = [
-            CMAEvolutionStrategy(dimensions * [0.0], 0.5, {**options, **bounds, "seed": seed}) for seed in seeds
-        ]
+        # The package would draw from numpy's global generator, which is not ours to seed.
+        options: dict[str, Any] = {"popsize": config.candidates, "verbose": -9, "seed": np.nan}
+        options |= {} if spec.discrete else {"bounds": [-1, 1]}
+        start = config.horizon * spec.action_size * [0.0]
+        searches = []
+        for seed in torch.randint(2**31 - 1, (rows,)).tolist():
+            generator = np.random.default_rng(seed)
+            randn = lambda *size, generator=generator: generator.standard_normal(size)  # noqa: E731
+            searches.append(CMAEvolutionStrategy(start, 0.5, {**options, "randn": randn}))
         for _ in range(config.iterations):
             asked = [search.ask() for search in searches]
             numbers = torch.tensor(np.array(asked), dtype=torch.float32, device=device).view(-1, *size)
@@ -94,6 +96,7 @@ class Planner:
 
     def _returns(self, state: State, plans: Tensor) -> Tensor:
         """What each plan brings in the dream, (B N,)."""
+        state = State(state.latent, self.model.own(state.memory))  # which steps may overwrite; `many` stays
         total, alive = torch.zeros(len(plans), device=plans.device), torch.ones(len(plans), device=plans.device)
         for t in range(self.config.horizon):
             step = self.model.step(state, plans[:, t], temperature=self.temperature)

@@ -63,6 +63,21 @@ class CodeWorld(WorldModel):
         code = self.world.encode(frame[:, 1:], frame[:, :-1]).squeeze(-1)
         return self._around(self.world.start(frame, self.action_of[code]), code[:, -1])
 
+    def reward_sign(self, state: State) -> Tensor:
+        return self.world.reward_sign(self._within(state))
+
+    def unseen(self, state: State) -> State:
+        return self._around(self.world.unseen(self._within(state)), state.memory["code"])
+
+    def own(self, memory: Tree) -> Tree:
+        return self._with(self.world.own(memory["world"]), memory["code"])
+
+    def condense(self, memory: Tree) -> Tree:
+        return self._with(self.world.condense(memory["world"]), memory["code"])
+
+    def recall(self, condensed: Tree) -> Tree:
+        return self._with(self.world.recall(condensed["world"]), condensed["code"])
+
     def stages(self) -> tuple[Stage, ...]:
         """None: it is trained as the world within."""
         return ()

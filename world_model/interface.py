@@ -205,7 +205,7 @@ class WorldModel(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, state: State) -> Tensor | None:
-        """The picture of a state, (B, C, H, W) in [0, 1]; None for a model without pictures, whatever the state."""
+        """The picture of a state, (B, C, H, W) in [0, 1]; None without pictures, as of an `unseen` state."""
 
     def tokenize(self, frame: Tensor) -> Tokens | None:
         """Frames (B, C, H, W) in [0, 1] as grids of codes; None for a system that has none."""

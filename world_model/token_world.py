@@ -271,6 +271,10 @@ class TokenWorld(WorldModel):
         super().__init__()
         if not spec.discrete:
             raise ValueError("it reads an action as one of a few tokens, and this game's actions are continuous")
+        if config.labels < 1 and (config.dynamics not in ("gru", "frames") or config.recurrent):
+            raise ValueError("labels below 1 need dynamics that look at one action alone: gru or frames, not recurrent")
+        if config.label_scale and config.tokens_of != "pair":
+            raise ValueError("label_scale reads actions off the codes of pairs: set tokens_of=pair")
         self.config, self.spec = config, spec
         self.tokenizer: VQTokenizer | PairTokenizer = config.tokenizer.build(spec.frame)
         self.transformer: TokenDynamics = config.transformer(self.tokenizer.grid, spec.frame).build(spec.action_size)
@@ -385,6 +389,8 @@ class TokenWorld(WorldModel):
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
         """The mean over the three kinds of reward, and P(goes on); 0 and 1 where nothing has been done yet."""
         h, begun = state.memory["h"], self.transformer.has_action(state.memory)
+        if not self.config.labels:  # nobody has ever told it what follows an action
+            return torch.zeros_like(h[..., 0]), torch.ones_like(h[..., 0])
         reward = self.reward.mean(self.transformer.reward(h))
         cont = self.transformer.end(h).float().softmax(-1)[..., 0]
         return reward.masked_fill(~begun, 0.0), cont.masked_fill(~begun, 1.0)
@@ -558,7 +564,7 @@ class TokenWorld(WorldModel):
         """Segments (B, T, C, H, W), (B, T), (B, T, N) for dynamics that read pictures: the last frames of the first
         segments are those that it dreams, and of pairs the tokens lead from there to what really came."""
         steps, rows = min(self.config.rollout_steps, frame.shape[1] - 1), round(self.config.rollout_share * len(frame))
-        if steps < 2 or not rows:
+        if steps < 2 or not rows or self.config.labels < 1:  # it is told actions there
             return frame, tokens
         frame, tokens, first = frame.clone(), tokens.clone(), frame.shape[1] - steps
         real, state = frame[:rows].clone(), self.start(frame[:rows, :first], action[:rows])
@@ -569,8 +575,11 @@ class TokenWorld(WorldModel):
         return frame, tokens
 
     def _known(self, frame: Tensor) -> Tensor:
-        """Where the action at a frame (B, T, C, H, W) uint8 is known, (B, T) float; the frame's pixels decide."""
-        mixed = frame.flatten(2).long().sum(-1) * 2_654_435_761 % 2**32
+        """Where the action at a frame (B, T, C, H, W) uint8 is known, (B, T) float.
+
+        The sum of the frame's pixels decides, so that it is the same in every batch; equal frames are known alike.
+        """
+        mixed = frame.flatten(2).sum(-1, dtype=torch.long) * 2_654_435_761 % 2**32
         return (mixed < self.config.labels * 2**32).float()
 
     def _likeness(

@@ -25,9 +25,13 @@ def guarded(work: Callable[[], object]) -> int:
     try:
         work()
         sys.stdout.flush()
-    except BrokenPipeError:  # who reads, `head` for one, has seen enough: what is left goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        try:
+            print(flush=True)
+        except BrokenPipeError:  # who reads, `head` for one, has seen enough: as the shell counts it, and no traceback
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        raise
     except UserError as problem:
         return _say(str(problem))
     except OSError as problem:

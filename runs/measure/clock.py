@@ -215,6 +215,8 @@ def picture(seconds: Tensor, legible: Tensor, rate: float, title: str) -> bytes:
 def command(asked: ClockConfig) -> dict[str, Any]:
     """Measures a run, prints what was found and returns it."""
     loaded, console = load_parts(asked.run, asked.device), Console(highlight=False)
+    if loaded.agent.world_model.spec.frame[0] != 3:
+        raise UserError(f"{asked.run} sees gray frames: its clock is read in colour ones (game.gray=false).")
     found, seconds, legible, rate = measure(loaded, asked, console)
     path = keep(loaded.run, "clock", found)
     title = f"{loaded.config.recipe} on {loaded.config.env}: the clock of {DREAMS} dreams"

@@ -71,7 +71,7 @@ def measure(
     done = 0
     device = loaded.agent.device
     # A GPU plays and trains in bfloat16, and multiplies several times as fast in it.
-    half = device.type == "cuda" and mixed_precision(device)
+    half = device.type == "cuda" and mixed_precision(device, loaded.config.train.precision)
     with torch.random.fork_rng(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
         torch.manual_seed(0)
         for part in parts(suite, loaded, chosen, named):

@@ -44,6 +44,7 @@ from world_model.token_world import TokenWorld
 AHEAD = (1, 2, 3, 5, 10, 20)  # steps
 PART, CONTEXTS = 64, 512  # side by side, and in all
 LEAST = 2.0  # console pixels that a thing has moved
+OWN = 16  # of the run's episodes, evenly over its life
 HISTORY = 4  # frames before each transition that are kept
 CHAIN = 4  # frames drawn in a row
 DREAMS, STEPS = 32, 200  # of the score
@@ -82,7 +83,10 @@ def gather(loaded: Loaded, suite: Suite, most: int) -> Transitions:
     for number, episode in episodes(suite, config):
         end = min(len(episode), each)
         frame = torch.from_numpy(episode.frame[: end + 1])
-        place = places_of(suite.env, game(suite, config), episode.seed, episode.action[:end], episode.frame[: end + 1])
+        place = {}
+        if named:
+            seed, taken = episode.seed, episode.action[:end]
+            place = places_of(suite.env, game(suite, config), seed, taken, episode.frame[: end + 1])
         at = {name: torch.from_numpy(place[name]).float() for name in named}
         ages = torch.arange(1 - HISTORY, 1)
         before = frame[(torch.arange(end).unsqueeze(1) + ages).clamp(min=0)]
@@ -292,7 +296,9 @@ def score_changes(loaded: Loaded, data: Transitions) -> dict[str, float]:
     Of the score are the pixels that change with at least three tenths of the real rewards and with at most two in a
     thousand of the other steps. Shares of all steps and of all rewards; {} where there are no such pixels.
     """
-    change = ((data.frame.int() - data.before[:, -1].int()).abs().amax(1) > 255 * CHANGED).float()  # (M, H, W)
+    parts = zip(data.frame.split(512), data.before[:, -1].split(512), strict=True)
+    steps = [(now.int() - before.int()).abs().amax(1) > 255 * CHANGED for now, before in parts]
+    change = torch.cat(steps).float()  # (M, H, W)
     paid = data.reward != 0
     if int(paid.sum()) < 5:
         return {}
@@ -310,8 +316,9 @@ def score_changes(loaded: Loaded, data: Transitions) -> dict[str, float]:
             taken = torch.randint(model.spec.action_size, (DREAMS,), device=loaded.agent.device)
             step = model.step(state, taken, temperature=loaded.temperature(None))
             state, before, picture = step.state, picture, model.picture(step.state)
+            told = model.reward_sign(step.state).abs().cpu()
             moved = ((picture - before).abs().amax(1) > CHANGED)[:, mask.to(picture.device)].any(1).cpu()
-            got = step.reward.abs().cpu() > 0.5
+            got = told > 0.5
             counts += torch.stack([moved & ~got, got & ~moved, got, torch.ones_like(got)]).float().sum(1)
     false, silent, got, steps = counts.tolist()
     return {
@@ -331,6 +338,8 @@ def measure(loaded: Loaded, suite: Suite, steps: int, console: Console) -> dict[
     data = gather(loaded, suite, steps)
     # Every fifth episode judges, of each kind of play.
     judged = data.episode % 5 == 4
+    if not judged.any():
+        raise UserError(f"{suite.path.stem} has {len(suite.seed)} episodes; probe needs 5, a fifth of which judges.")
     result: dict[str, Any] = {"suite": suite.path.stem, "transitions": len(data.action), "judging": int(judged.sum())}
     share = data.code.flatten().bincount(minlength=loaded.agent.world_model.config.codes) / data.code.numel()  # type: ignore[union-attr, operator, arg-type]
     entropy = -torch.special.xlogy(share, share).sum()
@@ -356,11 +365,14 @@ def measure(loaded: Loaded, suite: Suite, steps: int, console: Console) -> dict[
 def _own_episodes(loaded: Loaded) -> list[Episode]:
     """What the run learned from, as far as it is still there."""
     found = []
-    for path in sorted(loaded.run.episodes_folder.glob("*.npz"))[-200:] if loaded.run is not None else ():
+    paths = sorted(loaded.run.episodes_folder.glob("*.npz")) if loaded.run is not None else []
+    for path in paths[:: max(1, len(paths) // OWN)]:
         try:
-            found.append(Episode.load(path))
+            episode = Episode.load(path)
         except CorruptEpisode:
             continue
+        if not episode.problem(loaded.agent.world_model.spec):
+            found.append(episode)
     return found
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from envs.spec import Spec
 from policies.planner import Planner, PlannerConfig
+from runs.recipes.reverie import reverie
+from world_model import trees
 from world_model.interface import Stage, State, WorldModel
 from world_model.trees import Tree
 
@@ -66,7 +71,7 @@ def chosen(model: Line, places: list[float], value: Tensor | None = None, **sett
 @pytest.mark.parametrize("method", ["shooting", "cem"])
 @pytest.mark.parametrize("discrete", [True, False])
 def test_goes_where_the_dream_pays(method: str, discrete: bool) -> None:
-    found = chosen(Line(discrete=discrete), [0.0, 2.0], method=method)
+    found = chosen(Line(discrete=discrete), [1.0, 2.0], method=method)
     # Five rewards of 1 before the plan ends are more than one of 2, which ends the game.
     assert all(step > 0 for step in found), found
     assert chosen(Line(discrete=discrete), [-2.0], method=method, horizon=2)[0] < 0, "but not within two steps"
@@ -81,3 +86,23 @@ def test_a_critic_values_the_end_of_a_plan() -> None:
 def test_games_are_planned_by_themselves() -> None:
     one = Line(discrete=True)
     assert chosen(one, [-2.0, 2.0], horizon=2) == [-1.0, 1.0]
+
+
+def test_plans_are_judged_from_a_memory_that_stays() -> None:
+    """Of a transformer whose window is full, a step overwrites the memory that it owns."""
+    config = replace(reverie("toy").model, dynamics="transformer", window=5)
+    torch.manual_seed(0)
+    model = config.build(Spec((1, 16, 16), 3, True))
+    frame = torch.rand(1, 8, 1, 16, 16)
+    planner = Planner(model, lambda view: None, PlannerConfig(candidates=6, horizon=4), temperature=0)
+    with torch.no_grad():
+        state = model.start(frame, torch.zeros(1, 7, dtype=torch.long))
+        many = trees.map(lambda leaf: leaf.repeat_interleave(6, 0), state)
+        plans = torch.randint(3, (6, 4))
+        assert torch.equal(planner._returns(many, plans), planner._returns(many, plans))
+
+
+def test_planning_moves_no_other_generator() -> None:
+    before = np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    chosen(Line(discrete=True), [0.0, 1.0], method="cem")
+    assert np.random.get_state()[1].tolist() == before  # type: ignore[index, union-attr]

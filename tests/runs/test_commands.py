@@ -273,4 +273,4 @@ def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
     work = "from runs.cli.exit_codes import guarded; import sys; sys.exit(guarded(lambda: print('line\\n' * 100_000)))"
     words = f'{sys.executable} -c "{work}" | head -1; echo ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.split() == ["line", "0"] and not done.stderr
+    assert done.stdout.split() == ["line", "141"] and not done.stderr

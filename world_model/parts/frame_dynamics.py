@@ -55,6 +55,8 @@ class FrameDynamics(TokenDynamics):
 
     def __init__(self, config: FrameDynamicsConfig, actions: int) -> None:
         super().__init__()
+        if config.halvings < 1 or config.width < 4:
+            raise ValueError("dynamics that read frames need halvings of at least 1 and a width of at least 4")
         self.config, self.width, self.tokens, self.context = config, config.width, config.tokens, config.context
         width, times = config.width, 2**config.halvings
         self.padded = padded(*config.frame[1:], times)

@@ -130,6 +130,10 @@ class _CrossEncoder(nn.Module):
 
     def __init__(self, config: PairTokenizerConfig, colours: int, places: int) -> None:
         super().__init__()
+        if config.width % _CrossAttention.HEADS:
+            raise ValueError(
+                f"cvivit has {_CrossAttention.HEADS} heads, among which a code's width must be shared evenly"
+            )
         widths = _widths(config.channels, config.halvings)
         self.width = config.width
         self.before, self.frame = (

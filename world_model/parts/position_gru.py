@@ -91,7 +91,7 @@ class PositionGRU(TokenDynamics):
         out, gru = self.gru(self._embed(tokens, action), gru)
         out = self._settled(out)
         new: dict[str, Tensor] = {"out": out, "h": out[:, -1], "count": torch.ones_like(memory["count"])}
-        return {**new, **({"gru": gru.transpose(0, 1).contiguous()} if self.config.recurrent else {})}
+        return {**new, **({"gru": gru.transpose(0, 1).float().contiguous()} if self.config.recurrent else {})}
 
     def imagine(self, memory: Tree, temperature: float = 1.0) -> tuple[Tensor, Tree]:
         """Each place by itself."""

@@ -107,6 +107,8 @@ class MovingCodebook(Codebook):
     @torch.no_grad()
     def follow(self, latent: Tensor, tokens: Tensor) -> None:
         """After an update: the codes move towards the latents (M, D) float32 that have become the tokens (M,)."""
+        if not len(latent):
+            return
         begun, due = self.updates == 0, self.updates % self.follow_every == 0
         dead = self.count < self.DEAD
         if self.reset_every:
