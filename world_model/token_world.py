@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from envs.settings import setting
 from envs.spec import Spec
-from world_model import trees
 from world_model.interface import (
     Batch,
     Losses,
@@ -115,9 +114,6 @@ class TokenWorldConfig:
     labels: float = setting(1.0, 0, 1, help="share of the transitions whose action is known, to tokenizer and dynamics")
     label_scale: float = setting(0.0, 0, 1000, help="of reading the known actions off the codes, in the tokenizer")
     chain: int = setting(1, 1, 100, help="frames in a row that the decoder draws, each on its own last one")
-    mend: bool = setting(
-        False, help="the codes of such a row lead from what was drawn to what came, so that they mend it; for frames"
-    )
     layout: Layout = setting("vqgan", help="of the tokenizer's networks: IRIS's, or that of the Atari world model v2.1")
     codes: int = setting(512, 2, 65_536, help="of the tokenizer's codebook")
     code_width: int = setting(512, 1, 16_384, help="numbers of a code")
@@ -533,17 +529,14 @@ class TokenWorld(WorldModel):
         assert isinstance(self.tokenizer, PairTokenizer)
         target, tokenizer = to_unit(batch.frame), self.tokenizer
         seen, count = self._contrast(target), self.drawn_on
-        before, shown, told = seen[:, :count].clone(), [], []
+        latent = tokenizer.latent(seen[:, count - 1 : -1], seen[:, count:])  # (B, chain, N, D)
+        quantized = tokenizer.embedding.quantize(latent)
+        before, shown = seen[:, :count].clone(), []
         before[: len(before) // STILL] = before[: len(before) // STILL, -1:]
-        latents = tokenizer.latent(seen[:, count - 1 : -1], seen[:, count:]).unbind(1)  # chain times (B, N, D)
-        for k, of_pair in enumerate(latents):
-            latent = tokenizer.latent(before[:, -1], seen[:, count + k]) if self.config.mend and k else of_pair
-            told.append((latent, tokenizer.embedding.quantize(latent)))
-            picture = self._picture(tokenizer.picture(before, told[-1][1].codes))
+        for codes in quantized.codes.unbind(1):
+            picture = self._picture(tokenizer.picture(before, codes))
             shown.append(picture)
             before = torch.cat([before[:, 1:], self._contrast(picture.detach().clamp(0, 1)).unsqueeze(1)], 1)
-        latent = torch.stack([each for each, _ in told], 1)
-        quantized = trees.map(lambda *parts: torch.stack(parts, 1), *(each for _, each in told))
         arrived = batch.mask("arrived")[:, count:]
         terms, metrics = self._likeness(network, torch.stack(shown, 1), target[:, count:], arrived)
         terms |= quantized.terms

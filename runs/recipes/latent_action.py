@@ -31,11 +31,11 @@ AUTHOR = replace(
 )  # fmt: skip
 FAST = replace(
     alike.FAST, code_width=128, dynamics="frames", history=2, width=96, layers=2, context_frames=7, recurrent=False,
-    rollout_steps=4, mend=True, batch_size=24,
+    rollout_steps=4, batch_size=24,
 )  # fmt: skip
 TOY = replace(
     alike.TOY, dynamics="frames", history=2, width=32, layers=1, context_frames=4, recurrent=False,
-    rollout_steps=2, mend=True,
+    rollout_steps=2,
 )  # fmt: skip
 MODELS = {"toy": TOY, "xs": FAST, "s": AUTHOR, "m": AUTHOR}
 
