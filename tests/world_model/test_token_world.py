@@ -37,7 +37,7 @@ PAIRS: dict[str, dict[str, Any]] = {
     "pair": {"tokens_of": "pair", "chain": 2, "decoder_frames": 2},
     "pair, residual": {"tokens_of": "pair", "residual": True},
     "pair, cvivit": {"tokens_of": "pair", "pair_encoder": "cvivit", "pair_layers": 1},
-    "pair, few codes": {"tokens_of": "pair", "positions": 2, "contrast": True, "labels": 0.9, "label_scale": 1.0},
+    "pair, few codes": {"tokens_of": "pair", "positions": 2, "contrast": True, "label_scale": 1.0},
 }  # fmt: skip
 DYNAMICS: dict[str, dict[str, Any]] = {
     "gpt": {}, "block": {"dynamics": "block"}, "whole": {"dynamics": "block", "block_attention": "whole"},
@@ -66,6 +66,7 @@ def test_any_tokenizer_goes_with_any_dynamics(tokenizer: str, quantizer: str, dy
     model.prepare(to_unit(batch.frame).flatten(0, 1))
     seeing, foreseeing = model.stages()
     see, foresee = seeing.objectives[0], foreseeing.objectives[0]
+    assert foreseeing.encode is not None
     trainer = Trainer([see, foresee], device=torch.device("cpu"), precision="fp32")
     first = None
     for _ in range(3):
@@ -90,3 +91,25 @@ def test_any_tokenizer_goes_with_any_dynamics(tokenizer: str, quantizer: str, dy
     assert shown is not None and shown.shape == (2, *SPEC.frame)
     assert torch.equal(seen.latent, model.encode(frame[:, 3], frame[:, 2]))
     assert model.features(seen).shape == (2, model.feature_size)
+
+
+def test_what_follows_an_unknown_action_is_not_learned() -> None:
+    """Of transitions whose action is unknown nothing reaches the dynamics, and the tokenizer reads no label."""
+    torch.manual_seed(0)
+    few = {"tokens_of": "pair", "positions": 1, "codes": 4, "label_scale": 1.0, "dynamics": "frames", "history": 0}
+    batch = segments(SPEC, 3, 5)
+    for labels, learned in ((0.0, False), (1.0, True)):
+        model = replace(TOY, **few, labels=labels).build(SPEC)  # type: ignore[arg-type]
+        seeing, foreseeing = model.stages()
+        code = torch.stack([foreseeing.encode(to_unit(one), batch.action[0]) for one in batch.frame])  # type: ignore[misc]
+        said = foreseeing.objectives[0].loss(batch._replace(code=code.float()))
+        assert all(bool(term.value.any()) == learned for term in said.terms.values())
+        seen = seeing.objectives[0].loss(segments(SPEC, 3, seeing.length))
+        assert bool(seen.terms["label"].value.any()) == learned and seen.terms["weighted_pixels"].value.any()
+        state = model.start(to_unit(batch.frame[:2, :3]), batch.action[:2])
+        if not learned:
+            assert model.step(state, batch.action[:2, 2]).cont.tolist() == [1.0, 1.0], "no ending that nobody taught"
+    known = replace(TOY, **few, labels=0.3).build(SPEC)._known(torch.randint(256, (400, 5, *SPEC.frame)).byte())  # type: ignore[arg-type]
+    assert 0.25 < float(known.mean()) < 0.35
+    with pytest.raises(ValueError, match="one action alone"):
+        replace(TOY, labels=0.5).build(SPEC)
