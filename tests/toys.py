@@ -38,7 +38,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {  # choices of a recipe that c
     ),
     "latent_action": (
         {"recurrent": True},
-        {"pair_encoder": "cvivit", "positions": 1, "codes": 4, "quantizer": "gradient", "even_scale": 0.1},
+        {"pair_encoder": "cvivit", "positions": 1, "codes": 4, "quantizer": "gradient"},
         {"tokens_of": "frame"},
     ),
 }

@@ -453,7 +453,7 @@ class TokenWorld(WorldModel):
         """Of pairs: what tokens (B, N) make of the frames before (B, T, C, H, W) in [0, 1]."""
         return self._decoded(latent, self._last(before))
 
-    def _decoded(self, latent: Tensor, before: Tensor | None) -> Tensor:
+    def _decoded(self, latent: Tensor, before: Tensor | None = None) -> Tensor:
         """The picture (B, C, H, W) of tokens (B, N); of a pair's on the frames before (B, n, C, H, W)."""
         codes = self.tokenizer.embedding(latent)
         if isinstance(self.tokenizer, PairTokenizer):

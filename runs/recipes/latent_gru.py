@@ -60,7 +60,7 @@ SCHEDULES = {
     "s": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_update=200, show_every=10),
     "m": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_update=200, show_every=10),
 }
-SIZES = {"toy": "48x32", "xs": "112x80", "s": "210x160", "m": "210x160"}
+SIZES = {"toy": "48x40", "xs": "112x80", "s": "210x160", "m": "210x160"}
 STEPS = {"toy": 600, "xs": 100_000, "s": 100_000, "m": 100_000}
 
 

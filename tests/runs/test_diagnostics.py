@@ -147,7 +147,7 @@ def test_every_system_with_discrete_actions_shows_what_they_change(variant: Vari
     found = look(model, *segment(variant.spec, 10))
     assert torch.equal(torch.get_rng_state(), before)
     assert ("actions" in found) == variant.discrete
-    assert ("codebook" in found) == variant.recipe.startswith(("iris", "spatial"))
+    assert ("codebook" in found) == (getattr(variant.config.model, "tokens_of", None) == "frame")
     if variant.discrete:
         height, width = (SCALE * side + GAP for side in variant.spec.frame[1:])
         assert found["actions"].shape == (TOP + 2 * len(STEPS) * height, LEFT + len(ACTIONS) * width, 3)

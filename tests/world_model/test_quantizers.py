@@ -110,6 +110,20 @@ def test_the_error_of_a_code_is_a_moving_mean() -> None:
     assert_close(book.error, torch.tensor(0.01 * 2.5))
 
 
+def test_even_use_is_a_term_that_learns() -> None:
+    torch.manual_seed(0)
+    book = quantizers.build("gradient", 4, 2, (), even=True)
+    with torch.no_grad():
+        book.weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+    one = torch.tensor([[[5.0, 0.0]], [[5.0, 0.0]]], requires_grad=True)
+    every = 5 * book.weight.detach().unsqueeze(1)
+    lone, spread = book.quantize(one).terms["uneven"], book.quantize(every).terms["uneven"]
+    assert lone.shape == (2,) and (lone > 1.3).all() and (spread < 0.01).all(), "log 4, and 0"
+    lone.sum().backward()
+    assert one.grad is not None and one.grad.abs().sum() > 0
+    assert "uneven" not in quantizers.build("gradient", 4, 2, ()).quantize(every).terms
+
+
 # ---- finite scalars ----
 @pytest.mark.parametrize("levels", [(3,), (8,), (8, 8, 8), (5, 4, 3), (8, 5, 5, 5)], ids=str)
 def test_every_code_is_reached_and_told_by_its_token(levels: tuple[int, ...]) -> None:
