@@ -38,7 +38,7 @@ DOCUMENT = TokenWorldConfig(
     rollout_steps=1, rollout_share=0.0, dropout=0.0, updates=200, batch_size=32, lr=1e-3, weight_decay=0.0,
 )  # fmt: skip
 FAST = replace(
-    DOCUMENT, channels=16, halvings=4, contrast=True, rate=0.4, chain=4, tokenizer_updates=100, tokenizer_lr=1e-3,
+    DOCUMENT, channels=16, halvings=4, contrast=True, rate=1.0, chain=4, tokenizer_updates=100, tokenizer_lr=1e-3,
     tokenizer_decay=2_000, context_frames=12, width=256, recurrent=True, place_attention=1, rollout_steps=5,
     rollout_share=0.5, updates=300, batch_size=16,
 )  # fmt: skip
