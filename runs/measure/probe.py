@@ -42,14 +42,14 @@ from world_model.interface import Batch, to_unit
 from world_model.token_world import TokenWorld
 
 AHEAD = (1, 2, 3, 5, 10, 20)  # steps
-PART, CONTEXTS = 64, 512  # side by side, and in all
+PART, CONTEXTS = 64, 256  # side by side, and in all
 LEAST = 2.0  # console pixels that a thing has moved
 OWN = 16  # of the run's episodes, evenly over its life
 HISTORY = 4  # frames before each transition that are kept
 CHAIN = 4  # frames drawn in a row
 DREAMS, STEPS = 32, 200  # of the score
 CHANGED = 0.15  # of the brightness
-TEACHING, INVERSE = 3_000, 800  # updates of a probe, and of the inverse model
+TEACHING, INVERSE = 3_000, 500  # updates of a probe, and of the inverse model
 PLAYER = {"pong": "paddle", "breakout": "paddle", "boxing": "white"}
 
 
