@@ -38,7 +38,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {  # choices of a recipe that c
     ),
     "latent_action": (
         {"recurrent": True},
-        {"pair_encoder": "cvivit", "positions": 1, "codes": 4, "quantizer": "gradient"},
+        {"pair_encoder": "cvivit", "positions": 2, "codes": 16, "quantizer": "fsq", "levels": (4, 4)},
         {"tokens_of": "frame"},
     ),
 }
