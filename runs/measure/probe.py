@@ -7,7 +7,8 @@ accuracy       tokens right after 1, 2, 3, 5, 10 and 20 dreamed steps under the 
 action         a linear probe that reads the action off the code, beside a network that reads it off the two frames and
                was taught with every action (an inverse model), and beside the most frequent action
 exchange       how much worse the fourth picture in a row is with codes of other moments (Bruce et al. 2024, "Genie")
-leak           bits by which the code tells where each thing goes, beyond where it was and what was done
+leak           bits by which the code tells where each thing goes, beyond where it was and what was done; an estimate
+               from below, and below 0 where few transitions teach it
 transplant     in how many of other moments the code of a move moves the player the same way
 score          how often the pixels that only a reward changes do so in a dream without one
 
@@ -16,6 +17,7 @@ Writes results/probe.json in the run's folder. Shapes: M transitions, N tokens, 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +51,7 @@ HISTORY = 4  # frames before each transition that are kept
 CHAIN = 4  # frames drawn in a row
 DREAMS, STEPS = 32, 200  # of the score
 CHANGED = 0.15  # of the brightness
+DIRECTIONS = 32  # of codes, from which a leak is read
 TEACHING, INVERSE = 3_000, 500  # updates of a probe, and of the inverse model
 PLAYER = {"pong": "paddle", "breakout": "paddle", "boxing": "white"}
 
@@ -144,8 +147,15 @@ def _dreamt(loaded: Loaded, batch: Batch) -> dict[int, tuple[Tensor, Tensor]]:
 def taught(
     network: nn.Module, given: Tensor, target: Tensor, judged: Tensor, *, updates: int, size: int, lr: float
 ) -> nn.Module:
-    """A classifier of `given` (M, ...), taught on the rows that do not judge (M,) bool."""
+    """A classifier of `given` (M, ...), taught on the rows that do not judge (M,) bool, all but the last fifth of them.
+
+    Those say when it was best: with thousands of numbers a code is soon learned by heart.
+    """
     rows, generator = (~judged).nonzero().flatten(), torch.Generator().manual_seed(0)
+    rows, kept = rows[: -(len(rows) // 5)], rows[-(len(rows) // 5) :]
+    trying = torch.zeros_like(judged)
+    trying[kept] = True
+    best, weights = float("inf"), copy.deepcopy(network.state_dict())
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-2)
     for update in range(updates):
         chosen = rows[torch.randint(len(rows), (size,), generator=generator)]
@@ -155,6 +165,9 @@ def taught(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if (update + 1) % (updates // 10) == 0 and (bits := judge(network, given, target, trying)[1]) < best:
+            best, weights = bits, copy.deepcopy(network.state_dict())
+    network.load_state_dict(weights)
     return network
 
 
@@ -233,7 +246,11 @@ def leaks(loaded: Loaded, data: Transitions, judged: Tensor) -> dict[str, float]
     model = loaded.agent.world_model
     assert isinstance(model, TokenWorld)
     code = model.tokenizer.embedding(data.code.to(loaded.agent.device)).flatten(1).float().cpu().detach()
+    # Of thousands of numbers, those directions in which codes differ most: a network would learn all by heart.
     code, found = (code - code.mean(0)) / (code.std(0) + 1e-3), {}
+    directions = torch.pca_lowrank(code[~judged], min(DIRECTIONS, *code.shape), center=False)[2]
+    code = code @ directions
+    code = code / (code[~judged].std(0) + 1e-6)
     action = F.one_hot(data.action, model.spec.action_size).float()
     for name, place in data.place.items():
         seen = ~place.isnan().flatten(1).any(1)
