@@ -24,7 +24,7 @@ KEYS = (
     Key("l", "load", "back to the kept moment"),
     Key("r", "reset", "another start"),
     Key("m", "mode", "dream, real game, both"),
-    Key("c", "player", "you, the agent, chance"),
+    Key("c", "player", "you, the agent, a planner, chance"),
     Key("b", "sync", "dream on from the real game"),
     Key("v", "record", "start, stop recording"),
     Key("[", "cooler", "dream less freely"),

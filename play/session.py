@@ -1,4 +1,4 @@
-"""The state machine of one visitor: a dream, the real game or both, played by a person, the agent or chance. No IO."""
+"""The state machine of one visitor: a dream, the real game or both, played by a person or the program. No IO."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class GameSession:
         self._arrive(now._replace(mode=chosen, dream=dream, real=real, view=view, estimate=estimate, horizon=horizon))
 
     def set_player(self, player: str) -> None:
-        """Puts a person, the agent (where there is one) or chance at the controls."""
+        """Puts a person, the agent (where there is one), a planner or chance at the controls."""
         chosen = _choice("player", player, self.parts.players)
         if chosen != self.player:
             self._cut()

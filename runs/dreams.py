@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from agent.batch import cut
 from agent.loop import CONTEXT, STARTS
@@ -36,7 +37,7 @@ from runs.folder.system import choose_device
 from runs.recipes import from_recorded
 from world_model.code_world import CodeWorld, meanings
 from world_model.dream.envs import DreamEnv, DreamVectorEnv, Starts, World
-from world_model.interface import to_unit
+from world_model.interface import State, to_unit
 from world_model.token_world import TokenWorld
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "pong.safetensors"
@@ -56,6 +57,11 @@ class Loaded(NamedTuple):
     def temperature(self, asked: float | None) -> float:
         """The one asked for, or that of the policy's training."""
         return float(self.config.policy.temperature if asked is None else asked)
+
+    def begin(self, chosen: Tensor) -> State:
+        """The states (S, ...) that the starts of these numbers (S,) lead to."""
+        frame, action = (part[chosen].to(self.agent.device) for part in self.starts)
+        return self.agent.world_model.start(to_unit(frame), action)
 
     def world(self, *, many: bool = False) -> World:
         """What DreamEnv and, with `many`, DreamVectorEnv take."""

@@ -51,8 +51,8 @@ from world_model.parts.gpt import GPTConfig
 from world_model.parts.heads import SignedReward, mean_where
 from world_model.parts.pair_tokenizer import PairEncoder, PairTokenizer, PairTokenizerConfig
 from world_model.parts.position_gru import PositionGRUConfig
-from world_model.parts.quantizers import MovingCodebook
-from world_model.parts.token_dynamics import TokenDynamics, surprise
+from world_model.parts.quantizers import MovingCodebook, Quantized
+from world_model.parts.token_dynamics import TokenDynamics, rollout, surprise
 from world_model.parts.vq_tokenizer import Layout, QuantizerKind, VQTokenizer, VQTokenizerConfig
 from world_model.trees import Tree
 
@@ -83,10 +83,10 @@ TRANSFORMER_METRICS = {
         "surprise at the next token, nats; weighted, where tokens have weights", shown="tokens",
         panel="surprise at the next token, nats",
     ),
-    "accuracy": Metric("block: share of the tokens whose most likely value came", shown="right"),
-    "accuracy_moved": Metric("block: the same, of the tokens that changed"),
-    "still": Metric("block: share of the tokens that did not change, which 'nothing moved' would have had right"),
-    "certainty": Metric("block: probability of what came"),
+    "accuracy": Metric("all but gpt: share of the tokens whose most likely value came", shown="right"),
+    "accuracy_moved": Metric("all but gpt: the same, of the tokens that changed"),
+    "still": Metric("all but gpt: share of the tokens that did not change, which 'nothing moved' would have had right"),
+    "certainty": Metric("all but gpt: probability of what came"),
     "reward": Metric(
         "cross-entropy of the reward's sign, nats a step", shown="reward", panel="reward cross-entropy, nats"
     ),
@@ -156,14 +156,9 @@ class TokenWorldConfig:
         20, 3, 1000, help="frames of a training segment; gpt: of the window, each with its action"
     )
     keep: int = setting(10, 1, 1000, help="gpt: frames, with their actions, that remain when the window is full")
-    history: int = setting(
-        4,
-        0,
-        100,
-        help="block, as all that follow up to focal: frames that it sees; frames: also 0, for the action alone",
-    )
+    history: int = setting(4, 0, 100, help="block, frames: frames that they see; frames: 0 for the action alone")
     block_attention: Attention = setting(
-        "cached", help="cached: a frame sees itself and those before; whole: everything sees everything, anew each step"
+        "cached", help="block: a frame sees itself and those before (cached), or everything sees everything (whole)"
     )
     merge: int = setting(1, 1, 16, help="tokens, both ways, that are read and told at one place")
     refine: int = setting(0, 0, 16, help="further passes that settle the tokens of a frame, so that they agree")
@@ -189,13 +184,13 @@ class TokenWorldConfig:
     small_scale: float = setting(0.0, 0, 100, help="where little else around moves")
     weight_cap: float = setting(6.0, 1, 1e4, help="of a token at most, where one that stands still weighs 1")
     focal: float = setting(0.0, 0, 10, help="exponent of 1 - p, by which the loss of a certain token shrinks")
-    width: int = setting(256, 1, 16_384, help="of the transformer")
-    layers: int = setting(10, 1, 100, help="of the transformer")
+    width: int = setting(256, 1, 16_384, help="of the dynamics")
+    layers: int = setting(10, 1, 100, help="of the dynamics")
     heads: int = setting(4, 1, 128, help="of its attention")
-    dropout: float = setting(0.1, 0, 0.99, help="of the transformer")
+    dropout: float = setting(0.1, 0, 0.99, help="of the dynamics")
     updates: int = setting(200, 0, resumable=True, help="updates a round")
     batch_size: int = setting(64, 1, 65_536, help="segments of `context_frames`")
-    lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate of the transformer")
+    lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate of the dynamics")
     weight_decay: float = setting(0.01, 0, 1, help="of the linear layers' weights")
     clip: float = setting(10.0, above=0, help="of the gradient's norm")
 
@@ -304,11 +299,11 @@ class TokenWorld(WorldModel):
         if self.config.view == "frame":
             return state.memory["frame"]  # type: ignore[no-any-return]
         if not self.pairs:
-            return self._decoded(state.latent, None)
+            return self._decoded(state.latent)
         return self._decoded(state.latent, state.memory["before"]) if "before" in state.memory else None
 
     def initial(self, batch_size: int) -> Tree:
-        memory = self._with_frame(self.transformer.initial(batch_size), None, None)
+        memory = self._with_frame(self.transformer.initial(batch_size), None)
         if not self.recent:
             return memory
         recent = self.background.repeat(batch_size, self.recent, 1, 1, 1)
@@ -320,7 +315,7 @@ class TokenWorld(WorldModel):
             pictures = self._contrast(state.memory["recent"][:, -context:])
         memory = self.transformer.advance(_dynamics(state.memory), state.latent, action, pictures)
         kept = {name: state.memory[name] for name in ("recent", "before") if name in state.memory}
-        return {**self._with_frame(memory, None, None), **kept}
+        return {**self._with_frame(memory, None), **kept}
 
     def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
         return self._arrived(*self.transformer.imagine(_dynamics(memory), temperature), memory)
@@ -424,30 +419,29 @@ class TokenWorld(WorldModel):
         return State(latent, self._seen({**memory, "recent": self._last(frame, self.recent)}, before, shown))
 
     def _last(self, frame: Tensor, count: int = 0) -> Tensor:
-        """The last of frames (B, T, C, H, W), as many as the decoder draws on; the first again where they are fewer."""
-        ages = torch.arange(1 - (count or max(self.drawn_on, 1)), 1, device=frame.device)
-        return frame[:, (frame.shape[1] - 1 + ages).clamp(min=0)]
+        """The last of frames (B, T, C, H, W), as many as the decoder draws on."""
+        now = torch.tensor([frame.shape[1] - 1], device=frame.device)
+        return _up_to(frame, now, count or max(self.drawn_on, 1))[:, 0]
 
     def _contexts(self, frame: Tensor, times: Tensor) -> Tensor | None:
         """Of frames (B, T, C, H, W) what the dynamics read at some times, (B, len(times), context, C, H, W)."""
         context = self.transformer.context
-        ages = torch.arange(1 - context, 1, device=frame.device)
-        return self._contrast(frame[:, (times.unsqueeze(1) + ages).clamp(min=0)]) if context else None
+        return self._contrast(_up_to(frame, times, context)) if context else None
 
     def _state(self, latent: Tensor, memory: Tree) -> State:
-        return State(latent, self._with_frame(memory, latent, None))
+        return State(latent, self._with_frame(memory, latent))
 
     def _seen(self, memory: Tree, before: Tensor, shown: Tensor | None) -> Tree:
         """With the frames before, which a pair's picture is drawn on, and the picture where a policy sees it."""
         memory = {**memory, "before": before} if self.pairs else memory
         return {**memory, "frame": shown} if self.config.view == "frame" else memory
 
-    def _with_frame(self, memory: Tree, latent: Tensor | None, before: Tensor | None) -> Tree:
+    def _with_frame(self, memory: Tree, latent: Tensor | None) -> Tree:
         """For a policy that sees frames, the picture of the latent: decoded once, seen and shown."""
         if self.config.view != "frame":
             return memory
-        nothing = memory["h"].new_zeros(len(memory["h"]), *self.spec.frame) if latent is None else None
-        return {**memory, "frame": self._decoded(latent, before) if latent is not None else nothing}
+        frame = memory["h"].new_zeros(len(memory["h"]), *self.spec.frame) if latent is None else self._decoded(latent)
+        return {**memory, "frame": frame}
 
     def drawn(self, latent: Tensor, before: Tensor) -> Tensor:
         """Of pairs: what tokens (B, N) make of the frames before (B, T, C, H, W) in [0, 1]."""
@@ -514,11 +508,8 @@ class TokenWorld(WorldModel):
         target = to_unit(batch.frame)
         shown, latent, quantized = self.tokenizer.reconstruct(self._contrast(target))
         terms, metrics = self._likeness(network, self._picture(shown), target, batch.valid)
-        terms |= quantized.terms
-        real = quantized.tokens[batch.valid].flatten()
-        metrics |= quantizers.usage(real, self.config.codes)
-        learned = (latent.detach().float()[batch.valid].flatten(0, 1), real)
-        return Losses({name: Term(term, "valid") for name, term in terms.items()}, metrics, learned=learned)
+        every = {name: Term(term, "valid") for name, term in (terms | quantized.terms).items()}
+        return self._quantized(every, metrics, latent, quantized, batch.valid)
 
     def _pair_loss(self, network: nn.Module | None, batch: Batch) -> Losses:
         """The same of pairs: segments (B, n + chain), of which the first n frames are only drawn on.
@@ -546,18 +537,23 @@ class TokenWorld(WorldModel):
             known = self._known(batch.frame)[:, count - 1 : -1] / max(self.config.labels, 1e-9)
             told = self.label(quantized.codes.flatten(2))
             terms["label"] = surprise(told, batch.action[:, count - 1 : -1]) * known
-        real = quantized.tokens[arrived].flatten()
-        metrics |= quantizers.usage(real, self.config.codes)
-        learned = (latent.detach().float()[arrived].flatten(0, 1), real)
         every = {name: Term(F.pad(term, (count, 0)), "arrived") for name, term in terms.items()}
-        return Losses(every, metrics, learned=learned)
+        return self._quantized(every, metrics, latent, quantized, arrived)
+
+    def _quantized(
+        self, terms: dict[str, Term], metrics: dict[str, Tensor], latent: Tensor, quantized: Quantized, real: Tensor
+    ) -> Losses:
+        """The losses with how the codes are used and what they learn from: latents (B, T, N, D), where real (B, T)."""
+        tokens = quantized.tokens[real].flatten()
+        metrics = metrics | quantizers.usage(tokens, self.config.codes)
+        return Losses(terms, metrics, learned=(latent.detach().float()[real].flatten(0, 1), tokens))
 
     @torch.no_grad()
     def _own_pictures(self, frame: Tensor, action: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Segments (B, T, C, H, W), (B, T), (B, T, N) for dynamics that read pictures: the last frames of the first
         segments are those that it dreams, and of pairs the tokens lead from there to what really came."""
-        steps, rows = min(self.config.rollout_steps, frame.shape[1] - 1), round(self.config.rollout_share * len(frame))
-        if steps < 2 or not rows or self.config.labels < 1:  # it is told actions there
+        steps, rows = rollout(frame, self.config.rollout_steps, self.config.rollout_share)
+        if not rows or self.config.labels < 1:  # it is told actions there
             return frame, tokens
         frame, tokens, first = frame.clone(), tokens.clone(), frame.shape[1] - steps
         real, state = frame[:rows].clone(), self.start(frame[:rows, :first], action[:rows])
@@ -633,6 +629,12 @@ class TokenWorld(WorldModel):
             nats["tokens"] = said.nats * F.pad(known[:, :-1], (1, 0)).unsqueeze(-1)
         terms = {name: Term(each, "valid" if name == "tokens" else "has_action") for name, each in nats.items()}
         return Losses(terms, said.metrics, learned=batch.reward[batch.has_action])
+
+
+def _up_to(frame: Tensor, times: Tensor, count: int) -> Tensor:
+    """Of frames (B, T, C, H, W) so many up to each time, (B, len(times), count, C, H, W); the first again before it."""
+    ages = torch.arange(1 - count, 1, device=frame.device)
+    return frame[:, (times.unsqueeze(1) + ages).clamp(min=0)]
 
 
 def _dynamics(memory: Tree) -> Tree:

@@ -129,9 +129,8 @@ def real(loaded: Loaded, clock: Clock, seed: int) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def dreamed(loaded: Loaded, reader: Reader, clock: Clock, steps: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Seconds (S, steps + 1) that are read in dreams of random play, and whether all digits were legible."""
-    model, (frame, action) = loaded.agent.world_model, loaded.starts
-    chosen = torch.randint(len(frame), (DREAMS,))
-    state = model.start(to_unit(frame[chosen].to(loaded.agent.device)), action[chosen].to(loaded.agent.device))
+    model = loaded.agent.world_model
+    state = loaded.begin(torch.randint(len(loaded.starts.frame), (DREAMS,)))
     worth, shown, sure = torch.tensor(clock.seconds), [], []
     for step in range(steps + 1):
         if step:

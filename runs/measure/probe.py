@@ -38,7 +38,7 @@ from runs.dreams import Loaded, load_parts
 from runs.folder.run import keep
 from runs.measure.atari import places as places_of
 from runs.measure.atari import things
-from runs.measure.fidelity import begin, psnr
+from runs.measure.fidelity import begin, perplexity, psnr
 from runs.measure.suite import CONTEXT, Suite, episodes, find_suite, game
 from world_model.interface import Batch, to_unit
 from world_model.token_world import TokenWorld
@@ -53,7 +53,7 @@ DREAMS, STEPS = 32, 200  # of the score
 CHANGED = 0.15  # of the brightness
 DIRECTIONS = 32  # of codes, from which a leak is read
 TEACHING, INVERSE = 3_000, 500  # updates of a probe, and of the inverse model
-PLAYER = {"pong": "paddle", "breakout": "paddle", "boxing": "white"}
+PLAYERS = ("paddle", "white")  # what games call the thing that is played
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ class Transitions(NamedTuple):
 
 
 @torch.inference_mode()
-def gather(loaded: Loaded, suite: Suite, most: int) -> Transitions:
-    """The transitions of the suite's episodes, as many of each as there is room for."""
+def gather(loaded: Loaded, suite: Suite, played: Sequence[tuple[int, Episode]], most: int) -> Transitions:
+    """The transitions of the suite's episodes, by number, as many of each as there is room for."""
     model, config = loaded.agent.world_model, loaded.config.game
     assert isinstance(model, TokenWorld)
     named, parts, each = things(suite.env, model.spec.frame[0]), [], max(1, most // len(suite.seed))
-    for number, episode in episodes(suite, config):
+    for number, episode in played:
         end = min(len(episode), each)
         frame = torch.from_numpy(episode.frame[: end + 1])
         place = {}
@@ -179,6 +179,14 @@ def judge(network: nn.Module, given: Tensor, target: Tensor, judged: Tensor) -> 
     return float(right), float(F.cross_entropy(logits, target[judged])) / float(np.log(2))
 
 
+def standardised(loaded: Loaded, data: Transitions) -> Tensor:
+    """The codes' numbers (M, N D), each with mean 0 and spread 1."""
+    model = loaded.agent.world_model
+    assert isinstance(model, TokenWorld)
+    code = model.tokenizer.embedding(data.code.to(loaded.agent.device)).flatten(1).float().cpu().detach()
+    return (code - code.mean(0)) / (code.std(0) + 1e-3)
+
+
 class Inverse(nn.Module):
     """Two frames -> the action between them."""
 
@@ -199,11 +207,8 @@ class Inverse(nn.Module):
 
 def actions_told(loaded: Loaded, data: Transitions, judged: Tensor) -> dict[str, float]:
     """Accuracy of the linear probe, of the inverse model, and of the most frequent action."""
-    model = loaded.agent.world_model
-    assert isinstance(model, TokenWorld)
+    model, code = loaded.agent.world_model, standardised(loaded, data)
     count = model.spec.action_size
-    code = model.tokenizer.embedding(data.code.to(loaded.agent.device)).flatten(1).float().cpu().detach()
-    code = (code - code.mean(0)) / (code.std(0) + 1e-3)
     torch.manual_seed(0)
     probe = taught(nn.Linear(code.shape[1], count), code, data.action, judged, updates=TEACHING, size=256, lr=1e-3)
     pair = torch.cat([data.before[:, -1], data.frame], 1)
@@ -243,11 +248,8 @@ def leaks(loaded: Loaded, data: Transitions, judged: Tensor) -> dict[str, float]
 
     The way of one step is told as one of 9 x 9 cells of 2 console pixels, by a small network with and without the code.
     """
-    model = loaded.agent.world_model
-    assert isinstance(model, TokenWorld)
-    code = model.tokenizer.embedding(data.code.to(loaded.agent.device)).flatten(1).float().cpu().detach()
+    model, code, found = loaded.agent.world_model, standardised(loaded, data), {}
     # Of thousands of numbers, those directions in which codes differ most: a network would learn all by heart.
-    code, found = (code - code.mean(0)) / (code.std(0) + 1e-3), {}
     directions = torch.pca_lowrank(code[~judged], min(DIRECTIONS, *code.shape), center=False)[2]
     code = code @ directions
     code = code / (code[~judged].std(0) + 1e-6)
@@ -276,13 +278,13 @@ def transplanted(loaded: Loaded, suite: Suite, data: Transitions) -> dict[str, f
 
     Where the player could move that way, judged by where the finder sees him before and after.
     """
-    model, named = loaded.agent.world_model, things(suite.env, loaded.agent.world_model.spec.frame[0])
+    model = loaded.agent.world_model
     assert isinstance(model, TokenWorld)
-    thing = next((named[name] for name in PLAYER.values() if name in named), None)
-    name = next((name for name in PLAYER.values() if name in named), "")
-    if thing is None:
+    named = things(suite.env, model.spec.frame[0])
+    name = next((name for name in PLAYERS if name in named), None)
+    if name is None:
         return {}
-    place = data.place[name]
+    place, thing = data.place[name], named[name]
     way = place[:, 1] - place[:, 0]
     axis = int(way.nan_to_num().abs().sum(0).argmax())
     moves = ((way[:, axis].abs() >= LEAST) & ~place.isnan().flatten(1).any(1)).nonzero().flatten()
@@ -323,9 +325,8 @@ def score_changes(loaded: Loaded, data: Transitions) -> dict[str, float]:
     if not mask.any():
         return {}
     model = loaded.agent.world_model
-    frame, action = loaded.starts
-    chosen = torch.randint(len(frame), (DREAMS,), generator=torch.Generator().manual_seed(0))
-    state = model.start(to_unit(frame[chosen].to(loaded.agent.device)), action[chosen].to(loaded.agent.device))
+    count = len(loaded.starts.frame)
+    state = loaded.begin(torch.randint(count, (DREAMS,), generator=torch.Generator().manual_seed(0)))
     picture, counts = model.picture(state), torch.zeros(4)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -352,17 +353,16 @@ def measure(loaded: Loaded, suite: Suite, steps: int, console: Console) -> dict[
         console.print(f"{time.monotonic() - began:4.0f} s  {what}")
 
     tell("plays the frozen episodes")
-    data = gather(loaded, suite, steps)
+    played = list(episodes(suite, loaded.config.game))
+    data = gather(loaded, suite, played, steps)
     # Every fifth episode judges, of each kind of play.
     judged = data.episode % 5 == 4
     if not judged.any():
         raise UserError(f"{suite.path.stem} has {len(suite.seed)} episodes; probe needs 5, a fifth of which judges.")
     result: dict[str, Any] = {"suite": suite.path.stem, "transitions": len(data.action), "judging": int(judged.sum())}
-    share = data.code.flatten().bincount(minlength=loaded.agent.world_model.config.codes) / data.code.numel()  # type: ignore[union-attr, operator, arg-type]
-    entropy = -torch.special.xlogy(share, share).sum()
-    result |= {"perplexity": round(float(entropy.exp()), 2), "codes_used": int((share > 0).sum())}
+    result |= {"perplexity": round(perplexity(data.code), 2), "codes_used": len(data.code.unique())}
     tell("dreams")
-    frozen = open_loop(loaded, [episode for _, episode in episodes(suite, loaded.config.game)])
+    frozen = open_loop(loaded, [episode for _, episode in played])
     learned = open_loop(loaded, _own_episodes(loaded))
     result["ahead"] = [
         {"steps_ahead": ahead, **{f"frozen_{key}": value for key, value in frozen[ahead].items()},

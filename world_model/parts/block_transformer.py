@@ -33,11 +33,11 @@ from world_model.parts.nets import network_dtype
 from world_model.parts.token_dynamics import (
     REWARDS,
     Foreseen,
-    TokenDynamics,
+    ParallelDynamics,
     begin,
-    divergence,
     judged,
     relu_head,
+    rollout,
     surprise,
 )
 from world_model.trees import Tree
@@ -83,7 +83,7 @@ class BlockTransformerConfig:
         return (WholeHistory if self.attention == "whole" else CachedHistory)(self, actions)
 
 
-class BlockTransformer(TokenDynamics):
+class BlockTransformer(ParallelDynamics):
     """What both forms share. Memory of one that awaits a frame: out (B, P, D) and h (B, D), the outputs at its places
     and at the action; tokens (B, N) of the frame before; count (B,), how many frames it has read, W at most."""
 
@@ -117,34 +117,19 @@ class BlockTransformer(TokenDynamics):
         """See `TokenDynamics`."""
         return self._drawn(memory["out"], memory["tokens"], temperature), memory
 
-    def observe(self, memory: Tree, tokens: Tensor) -> Tree:
-        """Nothing: what is awaited is read with the action that follows."""
-        return memory
-
-    def has_action(self, memory: Tree) -> Tensor:
-        """See `TokenDynamics`."""
-        return memory["count"] > 0  # type: ignore[no-any-return]
-
-    def start(self, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
-        """Step by step."""
-        memory = self.initial(len(tokens))
-        for t in range(tokens.shape[1] - 1):
-            memory = self.advance(memory, tokens[:, t], action[:, t])
-        return memory
-
-    def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
-        """The sum over the tokens as the first pass tells them."""
-        p, q = (self._logits(one["out"], one["tokens"]) for one in (memory, other))
-        return divergence(p, q)
+    def logits(self, memory: Tree) -> Tensor:
+        """As the first pass tells them."""
+        return self._logits(memory["out"], memory["tokens"])
 
     def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Foreseen:
         """See `TokenDynamics`. The first segments of the batch go on from the model's own tokens (`rolled_out`)."""
-        config, length = self.config, tokens.shape[1]
-        shown, weight = tokens, token_weights(tokens, codes, config)  # (B, T - 1, N)
-        steps, rows = min(config.rollout_steps, length - 1), round(config.rollout_share * len(tokens))
-        if steps > 1 and rows:
-            own = self.rolled_out(tokens[:rows], action[:rows], steps, config.teacher_forcing)
-            shown = torch.cat([own, tokens[rows:]])
+        config = self.config
+        weight = token_weights(tokens, codes, config)  # (B, T - 1, N)
+        shown = self.partly_rolled_out(
+            tokens, action, config.rollout_steps, config.rollout_share, config.teacher_forcing
+        )
+        steps, rows = rollout(tokens, config.rollout_steps, config.rollout_share)
+        if rows:
             discount = config.step_discount ** torch.arange(steps, device=tokens.device)
             weight[:rows, -steps:] *= (discount / discount.mean()).unsqueeze(-1)
         out, h = self(shown, action)

@@ -15,19 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from world_model.parts.heads import draw_tempered
-from world_model.parts.nets import ChannelNorm, pad, padded
-from world_model.parts.pair_tokenizer import FIRST
-from world_model.parts.token_dynamics import (
-    REWARDS,
-    Foreseen,
-    TokenDynamics,
-    begin,
-    divergence,
-    judged,
-    relu_head,
-    surprise,
-)
+from world_model.parts.nets import FIRST, ChannelNorm, padded, shrinking, shrunk
+from world_model.parts.token_dynamics import REWARDS, Foreseen, PlacewiseDynamics, begin, relu_head
 from world_model.trees import Tree
 
 
@@ -49,15 +38,15 @@ class FrameDynamicsConfig:
         return FrameDynamics(self, actions)
 
 
-class FrameDynamics(TokenDynamics):
-    """Memory of one that awaits a frame: out (B, N, D), h (B, D); count (B,), 1 once something has been done; where it
-    is recurrent also gru (B, D)."""
+class FrameDynamics(PlacewiseDynamics):
+    """Memory of one that awaits a frame: as `PlacewiseDynamics` has it; gru (B, D)."""
 
     def __init__(self, config: FrameDynamicsConfig, actions: int) -> None:
         super().__init__()
         if config.halvings < 1 or config.width < 4:
             raise ValueError("dynamics that read frames need halvings of at least 1 and a width of at least 4")
         self.config, self.width, self.tokens, self.context = config, config.width, config.tokens, config.context
+        self.gru_layers = () if config.recurrent else None
         width, times = config.width, 2**config.halvings
         self.padded = padded(*config.frame[1:], times)
         self.places = (self.padded[0] // times, self.padded[1] // times)
@@ -78,58 +67,22 @@ class FrameDynamics(TokenDynamics):
             part.apply(begin)
 
     # ---- what a token world asks for ----
-    def initial(self, batch_size: int) -> Tree:
-        """See `TokenDynamics`."""
-        like, width = self.next_tokens.weight, self.width
-        memory: dict[str, Tensor] = {
-            "out": like.new_zeros(batch_size, self.tokens, width), "h": like.new_zeros(batch_size, width),
-            "count": torch.zeros(batch_size, dtype=torch.long, device=like.device),
-        }  # fmt: skip
-        return {**memory, **({"gru": like.new_zeros(batch_size, width)} if self.gru is not None else {})}
-
     @torch.no_grad()
     def advance(self, memory: Tree, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
         """The frames before, (B, context, C, H, W), the last of which is the present one."""
         known = memory["gru"].unsqueeze(0) if self.gru is not None else None
         one = None if pictures is None else pictures.unsqueeze(1)
         out, h, gru = self._told(one, action.unsqueeze(1), known)
-        new: dict[str, Tensor] = {"out": out[:, 0], "h": h[:, 0], "count": torch.ones_like(memory["count"])}
-        return {**new, **({"gru": gru[0]} if gru is not None else {})}
-
-    def imagine(self, memory: Tree, temperature: float = 1.0) -> tuple[Tensor, Tree]:
-        """Each token by itself."""
-        return draw_tempered(self._logits(memory["out"]), temperature), memory
-
-    def observe(self, memory: Tree, tokens: Tensor) -> Tree:
-        """Nothing: its frame is read with the action that follows."""
-        return memory
-
-    def has_action(self, memory: Tree) -> Tensor:
-        """See `TokenDynamics`."""
-        return memory["count"] > 0  # type: ignore[no-any-return]
+        return self.awaiting(out[:, 0], h[:, 0], None if gru is None else gru[0])
 
     def held(self, past: int) -> int:
-        """All of it, or the frames that it reads."""
-        return past if self.config.recurrent else min(past, max(1, self.context))
-
-    def start(self, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
-        """Step by step; pictures (B, T - 1, context, C, H, W), those before each action."""
-        memory = self.initial(len(tokens))
-        for t in range(tokens.shape[1] - 1):
-            memory = self.advance(memory, tokens[:, t], action[:, t], None if pictures is None else pictures[:, t])
-        return memory
-
-    def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
-        """The sum over the tokens."""
-        return divergence(self._logits(memory["out"]), self._logits(other["out"]))
+        """All of it, or the last action alone, whose pictures are given."""
+        return past if self.config.recurrent else min(past, 1)
 
     def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Foreseen:
         """See `TokenDynamics`; pictures (B, T, context, C, H, W)."""
         out, h, _ = self._told(pictures, action, None)
-        logits, target = self._logits(out[:, :-1]), tokens[:, 1:]
-        nats = surprise(logits, target)
-        metrics = judged(logits, target, tokens[:, :-1], nats)
-        return Foreseen(F.pad(nats, (0, 0, 1, 0)), self.reward(h), self.end(h), metrics)
+        return self.foretold(out, h, tokens)
 
     # ---- parts ----
     def _told(
@@ -141,8 +94,7 @@ class FrameDynamics(TokenDynamics):
         x = self.place.expand(batch * length, -1, -1, -1)
         if self.stem is not None:
             assert pictures is not None
-            frames = pad(2 * pictures.flatten(0, 1).flatten(1, 2) - 1, self.padded)  # (B T, context C, H, W)
-            x = x + self.stem(F.pixel_unshuffle(frames, FIRST))
+            x = x + self.stem(shrunk(pictures.flatten(0, 1).flatten(1, 2), self.padded))
         doing = act
         if self.gru is not None:
             memory, gru = self.gru(torch.cat([x.mean((-2, -1)).unflatten(0, (batch, length)), act], -1), gru)
@@ -156,9 +108,6 @@ class FrameDynamics(TokenDynamics):
         out = places if self.spread is None else self.spread(F.silu(h)).view(len(h), self.tokens, -1).float()
         gru = None if gru is None else gru.float()
         return out.unflatten(0, (batch, length)), h.unflatten(0, (batch, length)), gru
-
-    def _logits(self, out: Tensor) -> Tensor:
-        return self.next_tokens(out).float()  # type: ignore[no-any-return]
 
 
 class _Residual(nn.Module):
@@ -178,8 +127,4 @@ class _Residual(nn.Module):
 def _stem(config: FrameDynamicsConfig) -> nn.Sequential:
     """From half the size down to the places, a quarter of the width to the whole."""
     widths = [config.width // 4 * min(2**level, 4) for level in range(config.halvings)]
-    widths[-1] = config.width
-    parts: list[nn.Module] = [nn.Conv2d(config.context * config.frame[0] * FIRST**2, widths[0], 3, padding=1)]
-    for narrow, wide in zip(widths, widths[1:], strict=False):
-        parts += [nn.Conv2d(narrow, wide, 4, 2, 1), ChannelNorm(wide), nn.SiLU()]
-    return nn.Sequential(*parts)
+    return shrinking(config.context * config.frame[0] * FIRST**2, [*widths[:-1], config.width])

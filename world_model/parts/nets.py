@@ -5,11 +5,15 @@ Shapes: C H W picture, N channels, F features. Frames are 0 where nothing is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 BLOCK = 4  # pixels, both ways, that become the channels of one place
+FIRST = 2  # the same of networks that halve a frame step by step: the first of the halvings
 MULTIPLE = 16  # pixels: what the convolutions make one place of, so that frames are padded to a multiple of it
 
 
@@ -45,6 +49,24 @@ def pad(frame: Tensor, size: tuple[int, int]) -> Tensor:
     """(..., H, W) with zeros below and to the right, up to `size`; the same tensor when it is of that size."""
     height, width = size[0] - frame.shape[-2], size[1] - frame.shape[-1]
     return F.pad(frame, (0, width, 0, height)) if height or width else frame
+
+
+def shrunk(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """Frames (B, C, H, W) in [0, 1], padded, at half the size: (B, 4 C, H' / 2, W' / 2) in [-1, 1]."""
+    return F.pixel_unshuffle(pad(2 * frame - 1, size), FIRST)
+
+
+def shrinking(channels: int, widths: Sequence[int]) -> nn.Sequential:
+    """Convolutions of these widths, each at half the size of the one before."""
+    parts: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
+    for both in pairwise(widths):
+        parts += halving(*both)
+    return nn.Sequential(*parts)
+
+
+def halving(narrow: int, wide: int) -> list[nn.Module]:
+    """Half the size; normed place by place, so that what happens far away changes nothing here."""
+    return [nn.Conv2d(narrow, wide, 4, 2, 1), ChannelNorm(wide), nn.SiLU()]
 
 
 def network_dtype(like: Tensor) -> torch.dtype:

@@ -18,12 +18,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from world_model.parts import quantizers
-from world_model.parts.nets import ChannelNorm, pad, padded
+from world_model.parts.nets import FIRST, ChannelNorm, halving, padded, shrinking, shrunk
 from world_model.parts.quantizers import Quantizer
 from world_model.parts.vq_tokenizer import QuantizerKind
 
 PairEncoder = Literal["conv", "cvivit"]
-FIRST = 2  # pixels, both ways, that become the channels of one place: the first of the halvings
 WIDEST = 4  # times the channels at most, however often the picture is halved
 
 
@@ -108,8 +107,7 @@ class PairTokenizer(nn.Module):
 
     def _shrunk(self, frame: Tensor) -> Tensor:
         """(..., C, H, W) -> (B, 4 C, H' / 2, W' / 2) in [-1, 1]."""
-        pixels = pad(2 * frame.reshape(-1, *self.frame) - 1, self.padded)
-        return F.pixel_unshuffle(pixels, FIRST)
+        return shrunk(frame.reshape(-1, *self.frame), self.padded)
 
 
 class _ConvEncoder(nn.Module):
@@ -119,7 +117,7 @@ class _ConvEncoder(nn.Module):
         super().__init__()
         widths = _widths(config.channels, config.halvings)
         self.width = widths[-1]
-        self.convs = _down(2 * colours, widths)
+        self.convs = shrinking(2 * colours, widths)
 
     def forward(self, before: Tensor, frame: Tensor) -> Tensor:
         return self.convs(torch.cat([before, frame], 1)).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
@@ -137,7 +135,7 @@ class _CrossEncoder(nn.Module):
         widths = _widths(config.channels, config.halvings)
         self.width = config.width
         self.before, self.frame = (
-            nn.Sequential(_down(colours, widths), nn.Conv2d(widths[-1], self.width, 1)) for _ in range(2)
+            nn.Sequential(shrinking(colours, widths), nn.Conv2d(widths[-1], self.width, 1)) for _ in range(2)
         )
         self.place = nn.Parameter(0.02 * torch.randn(places, self.width))
         self.layers = nn.ModuleList(_CrossAttention(self.width) for _ in range(config.layers))
@@ -180,7 +178,7 @@ class _Decoder(nn.Module):
         widths = _widths(config.decoder_channels, config.halvings)
         self.deepest = widths[-1]
         self.first = nn.Conv2d(config.context * colours, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(nn.Sequential(*_halve(*both)) for both in pairwise(widths))
+        self.down = nn.ModuleList(nn.Sequential(*halving(*both)) for both in pairwise(widths))
         self.join = nn.Sequential(ChannelNorm(self.deepest), nn.SiLU(), nn.Conv2d(self.deepest, self.deepest, 3, 1, 1))
         self.up = nn.ModuleList(
             nn.Sequential(nn.Conv2d(narrow, 4 * wide, 1), nn.PixelShuffle(2))
@@ -207,15 +205,3 @@ class _Decoder(nn.Module):
 def _widths(channels: int, halvings: int) -> list[int]:
     """Of each size, from half the picture's on."""
     return [channels * min(2**level, WIDEST) for level in range(halvings)]
-
-
-def _down(colours: int, widths: list[int]) -> nn.Sequential:
-    parts: list[nn.Module] = [nn.Conv2d(colours, widths[0], 3, padding=1)]
-    for both in pairwise(widths):
-        parts += _halve(*both)
-    return nn.Sequential(*parts)
-
-
-def _halve(narrow: int, wide: int) -> list[nn.Module]:
-    """Half the size; normed place by place, so that what happens far away changes no code."""
-    return [nn.Conv2d(narrow, wide, 4, 2, 1), ChannelNorm(wide), nn.SiLU()]

@@ -12,22 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_model.parts.blocks import Block, after_attention, attend, to_qkv
-from world_model.parts.heads import draw_tempered
 from world_model.parts.nets import network_dtype
-from world_model.parts.token_dynamics import (
-    REWARDS,
-    Foreseen,
-    TokenDynamics,
-    begin,
-    divergence,
-    judged,
-    relu_head,
-    surprise,
-)
+from world_model.parts.token_dynamics import REWARDS, Foreseen, PlacewiseDynamics, begin, relu_head
 from world_model.trees import Tree
 
 
@@ -52,15 +41,15 @@ class PositionGRUConfig:
         return PositionGRU(self, actions)
 
 
-class PositionGRU(TokenDynamics):
-    """Memory of one that awaits a frame: out (B, N, D) and h (B, D), the outputs at the places and the last of them;
-    count (B,), 1 once a frame has been read; where it is recurrent also gru (B, L, D)."""
+class PositionGRU(PlacewiseDynamics):
+    """Memory of one that awaits a frame: as `PlacewiseDynamics` has it, h the last place's output; gru (B, L, D)."""
 
     def __init__(self, config: PositionGRUConfig, actions: int) -> None:
         super().__init__()
         if config.attention and config.width % config.heads:
             raise ValueError(f"a width of {config.width} cannot be shared evenly among {config.heads} heads")
         self.config, self.width, self.tokens = config, config.width, config.tokens
+        self.gru_layers = (config.layers,) if config.recurrent else None
         self.embedding = nn.Embedding(config.codes, config.embedding)
         self.action = nn.Embedding(actions, config.embedding)
         self.gru = nn.GRU(config.embedding, config.width, config.layers, batch_first=True)
@@ -73,66 +62,27 @@ class PositionGRU(TokenDynamics):
             part.apply(begin)
 
     # ---- what a token world asks for ----
-    def initial(self, batch_size: int) -> Tree:
-        """See `TokenDynamics`."""
-        like, width = self.next_tokens.weight, self.width
-        memory: dict[str, Tensor] = {
-            "out": like.new_zeros(batch_size, self.tokens, width), "h": like.new_zeros(batch_size, width),
-            "count": torch.zeros(batch_size, dtype=torch.long, device=like.device),
-        }  # fmt: skip
-        if self.config.recurrent:
-            memory["gru"] = like.new_zeros(batch_size, self.config.layers, width)
-        return memory
-
     @torch.no_grad()
     def advance(self, memory: Tree, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
         """One pass over the places."""
         gru = memory["gru"].transpose(0, 1).contiguous() if self.config.recurrent else None
         out, gru = self.gru(self._embed(tokens, action), gru)
         out = self._settled(out)
-        new: dict[str, Tensor] = {"out": out, "h": out[:, -1], "count": torch.ones_like(memory["count"])}
-        return {**new, **({"gru": gru.transpose(0, 1).float().contiguous()} if self.config.recurrent else {})}
-
-    def imagine(self, memory: Tree, temperature: float = 1.0) -> tuple[Tensor, Tree]:
-        """Each place by itself."""
-        return draw_tempered(self._logits(memory["out"]), temperature), memory
-
-    def observe(self, memory: Tree, tokens: Tensor) -> Tree:
-        """Nothing: what is awaited is read with the action that follows."""
-        return memory
-
-    def has_action(self, memory: Tree) -> Tensor:
-        """See `TokenDynamics`."""
-        return memory["count"] > 0  # type: ignore[no-any-return]
+        kept = gru.transpose(0, 1).float().contiguous() if self.config.recurrent else None
+        return self.awaiting(out, out[:, -1], kept)
 
     def held(self, past: int) -> int:
         """All of it, or the frame before alone."""
         return past if self.config.recurrent else min(past, 1)
 
-    def start(self, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
-        """Step by step."""
-        memory = self.initial(len(tokens))
-        for t in range(tokens.shape[1] - 1):
-            memory = self.advance(memory, tokens[:, t], action[:, t])
-        return memory
-
-    def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
-        """The sum over the places."""
-        return divergence(self._logits(memory["out"]), self._logits(other["out"]))
-
     def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Foreseen:
         """See `TokenDynamics`. The first segments of the batch go on from the model's own tokens (`rolled_out`)."""
-        config, shown = self.config, tokens
-        steps, rows = min(config.rollout_steps, tokens.shape[1] - 1), round(config.rollout_share * len(tokens))
-        if steps > 1 and rows:
-            own = self.rolled_out(tokens[:rows], action[:rows], steps, config.teacher_forcing)
-            shown = torch.cat([own, tokens[rows:]])
+        config = self.config
+        shown = self.partly_rolled_out(
+            tokens, action, config.rollout_steps, config.rollout_share, config.teacher_forcing
+        )
         out = self(shown, action)
-        logits, target = self._logits(out[:, :-1]), tokens[:, 1:]
-        nats = surprise(logits, target)
-        h = out[:, :, -1]
-        metrics = judged(logits, target, tokens[:, :-1], nats)
-        return Foreseen(F.pad(nats, (0, 0, 1, 0)), self.reward(h), self.end(h), metrics)
+        return self.foretold(out, out[:, :, -1], tokens)
 
     # ---- parts ----
     def forward(self, tokens: Tensor, action: Tensor) -> Tensor:
@@ -160,6 +110,3 @@ class PositionGRU(TokenDynamics):
                 x = after_attention(x, attend(q, k, v, q.new_zeros(1, 1, 1)), layers, rows)
             out = x.view(rows, self.tokens, -1)
         return self.norm(out.float())  # type: ignore[no-any-return]
-
-    def _logits(self, out: Tensor) -> Tensor:
-        return self.next_tokens(out).float()  # type: ignore[no-any-return]

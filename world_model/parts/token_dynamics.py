@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from world_model.parts.heads import mean_where
+from world_model.parts.heads import draw_tempered, mean_where
 from world_model.trees import Tree
 
 REWARDS = (-1, 0, 1)  # the sign of the reward, by class of the reward head
@@ -106,6 +106,16 @@ class TokenDynamics(nn.Module, ABC):
         """The memory again."""
         return condensed
 
+    def partly_rolled_out(
+        self, tokens: Tensor, action: Tensor, steps: int, share: float, teacher_forcing: float
+    ) -> Tensor:
+        """Segments (B, T, N), the first of which, a share of them, end with its own tokens; see `rolled_out`."""
+        steps, rows = rollout(tokens, steps, share)
+        if not rows:
+            return tokens
+        own = self.rolled_out(tokens[:rows], action[:rows], steps, teacher_forcing)
+        return torch.cat([own, tokens[rows:]])
+
     @torch.no_grad()
     def rolled_out(self, tokens: Tensor, action: Tensor, steps: int, teacher_forcing: float) -> Tensor:
         """Segments (B, T, N) whose last frames are its own, the most likely, so that `steps` in a row are told from
@@ -125,6 +135,83 @@ class TokenDynamics(nn.Module, ABC):
         return shown
 
 
+class ParallelDynamics(TokenDynamics):
+    """All tokens of the awaited frame are told at once, from an output that is kept: the frame itself is read with the
+    action that follows it. Memory of one that awaits a frame: out (B, ...) that tells its tokens, h (B, D), and count
+    (B,), above 0 once a frame has been read.
+    """
+
+    @abstractmethod
+    def logits(self, memory: Tree) -> Tensor:
+        """What is expected of the awaited frame's tokens, each by itself: (B, N, V)."""
+
+    def imagine(self, memory: Tree, temperature: float = 1.0) -> tuple[Tensor, Tree]:
+        """Each token by itself."""
+        return draw_tempered(self.logits(memory), temperature), memory
+
+    def observe(self, memory: Tree, tokens: Tensor) -> Tree:
+        """Nothing: what is awaited is read with the action that follows."""
+        return memory
+
+    def has_action(self, memory: Tree) -> Tensor:
+        """See `TokenDynamics`."""
+        return memory["count"] > 0  # type: ignore[no-any-return]
+
+    def start(self, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
+        """Step by step."""
+        memory = self.initial(len(tokens))
+        for t in range(tokens.shape[1] - 1):
+            memory = self.advance(memory, tokens[:, t], action[:, t], None if pictures is None else pictures[:, t])
+        return memory
+
+    def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
+        """The sum over the tokens."""
+        p, q = (self.logits(one).log_softmax(-1) for one in (memory, other))
+        return (p.exp() * (p - q)).sum((-2, -1))
+
+
+class PlacewiseDynamics(ParallelDynamics):
+    """Each token is told by one output of its own, out (B, N, D), through the same linear layer. Memory also, where it
+    remembers more than it reads: gru (B, ..., D)."""
+
+    tokens: int
+    next_tokens: nn.Linear
+    gru_layers: tuple[int, ...] | None = None  # of the memory's gru beside rows and width; None: there is none
+
+    def initial(self, batch_size: int) -> Tree:
+        """See `TokenDynamics`."""
+        like, width = self.next_tokens.weight, self.width
+        memory: dict[str, Tensor] = {
+            "out": like.new_zeros(batch_size, self.tokens, width), "h": like.new_zeros(batch_size, width),
+            "count": torch.zeros(batch_size, dtype=torch.long, device=like.device),
+        }  # fmt: skip
+        if self.gru_layers is not None:
+            memory["gru"] = like.new_zeros(batch_size, *self.gru_layers, width)
+        return memory
+
+    def logits(self, memory: Tree) -> Tensor:
+        """See `ParallelDynamics`."""
+        return self.next_tokens(memory["out"]).float()  # type: ignore[no-any-return]
+
+    def awaiting(self, out: Tensor, h: Tensor, gru: Tensor | None) -> Tree:
+        """The memory after a pass."""
+        memory = {"out": out, "h": h, "count": torch.ones(len(h), dtype=torch.long, device=h.device)}
+        return memory if gru is None else {**memory, "gru": gru}
+
+    def foretold(self, out: Tensor, h: Tensor, tokens: Tensor) -> Foreseen:
+        """Of whole segments, by what awaited each of their frames: out (B, T, N, D), h (B, T, D); tokens (B, T, N)."""
+        logits, target = self.next_tokens(out[:, :-1]).float(), tokens[:, 1:]
+        nats = surprise(logits, target)
+        metrics = judged(logits, target, tokens[:, :-1], nats)
+        return Foreseen(F.pad(nats, (0, 0, 1, 0)), self.reward(h), self.end(h), metrics)
+
+
+def rollout(segments: Tensor, steps: int, share: float) -> tuple[int, int]:
+    """Of segments (B, T, ...), how many frames at the end of how many rows are a model's own; no rows for one frame."""
+    steps = min(steps, segments.shape[1] - 1)
+    return steps, round(share * len(segments)) if steps > 1 else 0
+
+
 def judged(logits: Tensor, target: Tensor, before: Tensor, nats: Tensor) -> dict[str, Tensor]:
     """How well tokens (B, T, N) are told by logits (B, T, N, V), beside those of the frame before: scalars."""
     right, moved = (logits.detach().argmax(-1) == target).float(), (target != before).float()
@@ -132,12 +219,6 @@ def judged(logits: Tensor, target: Tensor, before: Tensor, nats: Tensor) -> dict
         "accuracy": right.mean(), "accuracy_moved": mean_where(right, moved), "still": 1 - moved.mean(),
         "certainty": (-nats.detach()).exp().mean(),
     }  # fmt: skip
-
-
-def divergence(p: Tensor, q: Tensor) -> Tensor:
-    """KL in nats of logits (B, N, V), summed over the tokens: (B,)."""
-    p, q = p.log_softmax(-1), q.log_softmax(-1)
-    return (p.exp() * (p - q)).sum((-2, -1))
 
 
 def surprise(logits: Tensor, target: Tensor) -> Tensor:
@@ -151,7 +232,7 @@ def relu_head(width: int, classes: int) -> nn.Sequential:
 
 
 def begin(module: nn.Module) -> None:
-    """The initial weights of both transformers, for `Module.apply`."""
+    """The initial weights of a transformer and of heads, for `Module.apply`."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):
