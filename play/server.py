@@ -65,9 +65,19 @@ def listen(host: str, port: int) -> socket.socket:
     return made
 
 
-def made(server_state: ServerState) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """Says when it is up: from then on Ctrl-C is its own to handle, where before it would break its making."""
+
+    started_up: Callable[[], None] = staticmethod(lambda: None)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.started_up()
+
+
+def made(server_state: ServerState) -> Server:
     """The server, to be run on a socket of `listen`."""
-    return uvicorn.Server(
+    return Server(
         uvicorn.Config(
             app(server_state), log_level="warning", ws_max_size=LARGEST, timeout_graceful_shutdown=1, lifespan="off"
         )
@@ -78,8 +88,9 @@ def serve(server_state: ServerState, at: socket.socket, started: Callable[[str],
     """Serves until Ctrl-C; calls `started` with the page's address when it can be opened."""
     host, port = at.getsockname()[:2]
     at.listen()  # from here on the page can be asked for, and waits until the server answers
-    started(f"http://{'[' + host + ']' if ':' in host else host}:{port}/")
+    server = made(server_state)
+    server.started_up = lambda: started(f"http://{'[' + host + ']' if ':' in host else host}:{port}/")
     try:
-        made(server_state).run(sockets=[at])
+        server.run(sockets=[at])
     finally:
         server_state.work.shutdown()  # once every visitor's recording is complete
