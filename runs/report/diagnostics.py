@@ -264,7 +264,7 @@ def _components(
     rows = {}
     for off, dreamed in dreams.items():
         latent = torch.cat([model.encode(frame[:, context - 1]), dreamed.latent])
-        name = f"without {off[0] + 1} ({float(share[off[0]]):.0%})" if off else "every component"
+        name = f"without {off[0] + 1} ({float(share[off[0]]):.0%})" if off else "all"
         rows[name] = model.vae.decode(latent[[t - context + 1 for t in times]])
     return _rows(rows, [f"frame {time}" for time in times])
 

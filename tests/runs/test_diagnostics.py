@@ -199,5 +199,5 @@ def test_iris_tells_its_codes_place_by_place(contrast: bool) -> None:
     model = TokenWorldConfig(channels=4, halvings=3, attention=(), local=True, contrast=contrast).build(SPECS[1])
     frame = torch.rand(2, *SPECS[1].frame)
     found = model.tokenize(frame)
-    assert found.code.shape == (2, 8, 8) and found.cell == (8, 8) and found.codes == 512
+    assert found is not None and found.code.shape == (2, 8, 8) and found.cell == (8, 8) and found.codes == 512
     assert torch.equal(found.code.flatten(1), model.encode(frame))

@@ -67,6 +67,7 @@ def test_looking_moves_no_random_numbers(variant: Variant, tmp_path: Path) -> No
     assert np.array_equal(pairs[:, :, :width, 0], frames[:, 1, 0].numpy())
     alone = reconstruct(model, frames[:, 1])
     # Only who encodes pairs looks at the frame before.
+    assert alone is not None
     assert np.array_equal(alone, pairs) == (getattr(variant.config.model, "tokens_of", "frame") == "frame")
 
 

@@ -20,6 +20,7 @@ from tests.tables import parts
 from world_model.dream.envs import DreamEnv
 from world_model.interface import State, to_unit
 from world_model.parts.gpt import GPT
+from world_model.parts.vq_tokenizer import VQTokenizer
 from world_model.token_world import TokenWorld, TokenWorldConfig
 from world_model.trees import Tree
 
@@ -46,13 +47,15 @@ def test_grids(height: int, width: int, halvings: int, patch: int, grid: tuple[i
     state = made.start(torch.rand(2, 1, 1, height, width))
     step = made.step(state, torch.tensor([0, 1]))
     assert step.state.latent.shape == (2, *made.latent_shape)
-    assert made.decode(step.state).shape == (2, 1, height, width)
+    shown = made.decode(step.state)
+    assert shown is not None and shown.shape == (2, 1, height, width)
 
 
 def test_a_patch_loses_no_pixel() -> None:
     """Every pixel reaches the tokens: the gradient of the latents is zero nowhere."""
     made = model(patch=8, halvings=0, attention=())
     frame = torch.rand(1, 3, 64, 64, requires_grad=True)
+    assert isinstance(made.tokenizer, VQTokenizer)
     made.tokenizer.latent(frame).square().sum().backward()
     assert frame.grad is not None and (frame.grad.abs() > 0).float().mean() > 0.999
 
@@ -66,6 +69,7 @@ def test_locally_a_token_knows_its_own_pixels_alone() -> None:
         made = model(local=local, attention=())
         height, width = (64 // side for side in made.tokenizer.grid)
         other[..., height - 1, width - 1] = 1 - frame[..., height - 1, width - 1]
+        assert isinstance(made.tokenizer, VQTokenizer)
         change = (made.tokenizer.latent(frame) - made.tokenizer.latent(other)).abs().amax((0, 2))
         assert change[0] > 1e-4 and (change[1:].max() < 1e-6) == local
 

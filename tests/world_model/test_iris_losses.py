@@ -18,6 +18,7 @@ from agent.trainer import Trainer, reduce
 from tests.iris_toys import SPEC, TOY, model, objectives, tokens_of, whole
 from tests.toys import lost
 from world_model.interface import Batch, to_unit
+from world_model.parts.vq_tokenizer import VQTokenizer
 
 
 def test_the_loss_is_the_plain_mean_over_all_that_is_predicted() -> None:
@@ -67,6 +68,7 @@ def test_what_moves_counts_more_than_what_stands() -> None:
     batch = batch._replace(frame=frame)
     made.prepare(torch.full((4, 3, 64, 64), 100 / 255))
     term = lost(objectives(made)[0].loss(batch), batch).terms["weighted_pixels"]
+    assert isinstance(made.tokenizer, VQTokenizer)
     shown = made.tokenizer.reconstruct(to_unit(batch.frame))[0]
     weight = torch.ones(3, 64, 64)
     weight[:, 30:32, 30:32] += TOY.foreground * 150 / 255
@@ -99,6 +101,7 @@ def test_with_contrast_the_background_costs_nothing() -> None:
     made = model(contrast=True)
     background = torch.rand(3, 64, 64)
     made.prepare(background.repeat(4, 1, 1, 1))
+    assert isinstance(made.tokenizer, VQTokenizer) and isinstance(made.tokenizer.decoder, nn.Sequential)
     last = made.tokenizer.decoder[-1]
     assert isinstance(last, nn.Conv2d) and last.bias is not None
     last.weight.zero_()

@@ -18,6 +18,7 @@ from tests.toys import lost, segments
 from world_model.interface import to_unit
 from world_model.parts import perceptual
 from world_model.parts.perceptual import Blur, Kind
+from world_model.parts.vq_tokenizer import VQTokenizer
 from world_model.token_world import TokenWorld
 
 SPEC = Spec((3, 64, 64), 4, True)
@@ -54,6 +55,7 @@ def test_a_perceptual_network_is_read_and_its_loss_is_told(monkeypatch: pytest.M
     batch = segments(SPEC, 3, 1)
     losses = lost(objective.loss(batch), batch)
     assert losses.terms["st_lpips"].shape == (3, 1) and (losses.terms["st_lpips"][batch.valid] > 0).all()
+    assert isinstance(made.tokenizer, VQTokenizer)
     shown = made.tokenizer.reconstruct(to_unit(batch.frame))[0]
     l1 = 2 * (shown - to_unit(batch.frame)).abs().mean((2, 3, 4))
     assert_close(losses.terms["pixels"], l1 * batch.valid)
