@@ -56,21 +56,28 @@ DEFAULT_RECIPE = "reverie"
 
 
 def prepared(words: Sequence[str]) -> list[str]:
-    """The words with old keys renamed, each of which is said, and every recipe they name in Hydra's ConfigStore."""
+    """The words with old keys renamed, each of which is said, and the recipes they name in Hydra's ConfigStore."""
     named = {key: value for word in words for key, _, value in [word.partition("=")]}
-    recipes = [word.strip("'\"") for word in named.get("recipe", "").split(",") if ":" in word]
-    register(recipes)
-    chosen = next(iter(recipes), named.get("recipe", DEFAULT_RECIPE))
-    valid = keys(preset(chosen, SIZES[0])) if chosen in RECIPES or recipes else []
+    asked = named.get("recipe", DEFAULT_RECIPE)
+    elsewhere = [word.strip("'\"") for word in asked.split(",") if ":" in word]
+    here = [name for name in RECIPES if name in asked or "*" in asked]
+    register(here + elsewhere or list(RECIPES))
+    chosen = next(iter(elsewhere), asked)
+    valid = keys(preset(chosen, SIZES[0])) if chosen in RECIPES or elsewhere else []
     return [renamed(word, valid) for word in words]
 
 
-def register(recipes: Sequence[str] = ()) -> None:
-    """Puts every recipe, and those at MODULE:FUNCTION, at every size into Hydra's ConfigStore; may be called again."""
+def register(recipes: Sequence[str]) -> None:
+    """Puts these recipes, at every size, into Hydra's ConfigStore instead of those that are there.
+
+    No others: Hydra copies the whole store several times a start, and all recipes make that a second.
+    """
     OmegaConf.register_new_resolver("folder", lambda text: str(text).replace("/", "-").replace(":", "-"), replace=True)
     store = ConfigStore.instance()
-    for recipe in (*RECIPES, *recipes):
+    store.repo.pop("preset", None)
+    for recipe in (*RECIPES, *(name for name in recipes if ":" in name)):
         store.store(group="recipe", name=recipe, node={"recipe": recipe}, package="_global_")
+    for recipe in recipes:
         for size in SIZES:
             store.store(group="preset", name=f"{recipe}-{size}", node=asdict(preset(recipe, size)), package="_global_")
     for size in SIZES:
