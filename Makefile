@@ -3,7 +3,8 @@
 # Needs Python 3.11 or newer and make; PYTHON=... names another interpreter than python3.
 
 PYTHON ?= python3
-INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# --no-compile: Python compiles what it uses when it first does, which is a tenth of what is installed.
+INSTALL = .venv/bin/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
 # What the command line says in the form key=value is meant for the program.
 KEYS = $(filter-out PYTHON=% args=%,$(MAKEOVERRIDES))
 
