@@ -169,12 +169,13 @@ def by_codes(loaded: Loaded) -> Loaded:
     A code is named by the action that most often stood behind it in the starts, and how often.
 
     Raises:
-        UserError: a world whose transitions are not told by one code each.
+        UserError: a world whose transitions are not told by one code each, nor have a code of the action's own.
     """
     world = loaded.agent.world_model
-    if not isinstance(world, TokenWorld) or not world.pairs or world.tokenizer.tokens != 1:
+    if not isinstance(world, TokenWorld) or not world.played_codes:
         raise UserError("actions=codes needs a run of latent_action whose transitions are one code each, trained with "
-                        "model.positions=1 (and few codes, as model.codes=6).")  # fmt: skip
+                        "model.positions=1 (and few codes, as model.codes=6), or whose actions have codes of their own "
+                        "(model.action_codes=6).")  # fmt: skip
     frame, action = (part.to(loaded.agent.device) for part in loaded.starts)
     counts = meanings(world, to_unit(frame), action)
     best, used = counts.argmax(1), counts.sum(1)

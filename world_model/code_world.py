@@ -1,7 +1,8 @@
 """A token world played by its codes: what a transition's code is, is chosen, and not what the player does.
 
 For worlds that tell a whole transition by one of few codes (`latent_action` with `model.positions=1`), whose codes are
-then its actions (Bruce et al. 2024, "Genie"). Shapes: B batch, C H W picture, V codes.
+then its actions (Bruce et al. 2024, "Genie"), and those whose first code is the action's own (`model.action_codes`), of
+which the others are dreamed. Shapes: B batch, C H W picture, V codes that are played.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ class CodeWorld(WorldModel):
     def __init__(self, world: TokenWorld, action_of: Tensor) -> None:
         """`action_of` (V,): the game's action that stands for each code, from which reward and ending are told.
 
-        Raises ValueError for a world that tells a transition by more than one code.
+        Raises ValueError for a world that tells a transition by more than one code, none of which is the action's own.
         """
         super().__init__()
-        if not world.pairs or world.tokenizer.tokens != 1:
+        if not world.played_codes:
             raise ValueError("only a world with one code for a whole transition (model.positions=1) is played by codes")
         self.world = world
-        self.spec = replace(world.spec, action_size=world.config.codes)
+        self.spec = replace(world.spec, action_size=world.played_codes)
         self.latent_shape, self.feature_size = world.latent_shape, world.feature_size
         self.register_buffer("action_of", action_of)
 
@@ -41,8 +42,11 @@ class CodeWorld(WorldModel):
         return self._with(self.world.advance(self._within(state), self.action_of[action]), action)
 
     def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
-        """The transition that was chosen; nothing is left to chance."""
-        return self._around(self.world.arrived(memory["world"], memory["code"].unsqueeze(1)), memory["code"])
+        """The transition that was chosen; only what other codes tell of it is left to chance."""
+        chosen = memory["code"].unsqueeze(1)
+        if self.latent_shape != (1,):
+            chosen = torch.cat([chosen, self.world.foretold(memory["world"], temperature)[:, 1:]], 1)
+        return self._around(self.world.arrived(memory["world"], chosen), memory["code"])
 
     def observe(self, memory: Tree, frame: Tensor) -> State:
         return self._around(self.world.observe(memory["world"], frame), memory["code"])
@@ -60,7 +64,7 @@ class CodeWorld(WorldModel):
         """The codes between the frames are read off them, whatever the actions were."""
         if frame.shape[1] == 1:
             return super().start(frame)
-        code = self.world.encode(frame[:, 1:], frame[:, :-1]).squeeze(-1)
+        code = self.world.encode(frame[:, 1:], frame[:, :-1])[..., 0]
         return self._around(self.world.start(frame, self.action_of[code]), code[:, -1])
 
     def reward_sign(self, state: State) -> Tensor:
@@ -99,8 +103,8 @@ def meanings(world: TokenWorld, frame: Tensor, action: Tensor) -> Tensor:
 
     In frames (S, T, C, H, W) in [0, 1] and what was done between them (S, T - 1).
     """
-    counts = torch.zeros(world.config.codes, world.spec.action_size, device=frame.device)
+    counts = torch.zeros(world.played_codes, world.spec.action_size, device=frame.device)
     for frames, actions in zip(frame.split(8), action.split(8), strict=True):
-        code = world.encode(frames[:, 1:], frames[:, :-1]).flatten()
+        code = world.encode(frames[:, 1:], frames[:, :-1])[..., 0].flatten()
         counts.index_put_((code, actions.flatten()), torch.ones(1, device=frame.device), accumulate=True)
     return counts

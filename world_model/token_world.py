@@ -51,7 +51,7 @@ from world_model.parts.gpt import GPTConfig
 from world_model.parts.heads import SignedReward, mean_where
 from world_model.parts.pair_tokenizer import PairEncoder, PairTokenizer, PairTokenizerConfig
 from world_model.parts.position_gru import PositionGRUConfig
-from world_model.parts.quantizers import MovingCodebook, Quantized
+from world_model.parts.quantizers import CodebooksApart, MovingCodebook, Quantized
 from world_model.parts.token_dynamics import TokenDynamics, rollout, surprise
 from world_model.parts.vq_tokenizer import Layout, QuantizerKind, VQTokenizer, VQTokenizerConfig
 from world_model.trees import Tree
@@ -76,6 +76,7 @@ TOKENIZER_METRICS = {
     "perplexity": Metric("its exponential"),
     "uneven": Metric("log of how many there are, less the entropy of their mean use: 0 where all are used alike"),
     "label": Metric("pairs: cross-entropy of the known actions, read off the codes, nats"),
+    "other_label": Metric("the same off the codes that should not tell them, which work against it, nats"),
     "chained": Metric("pairs: loss of the picture that was drawn after the most others of its own"),
 }
 TRANSFORMER_METRICS = {
@@ -108,6 +109,10 @@ class TokenWorldConfig:
     pair_encoder: PairEncoder = setting("conv", help="pair, as all that follow up to chain: how both frames are read")
     pair_layers: int = setting(4, 1, 100, help="cvivit: layers of attention")
     positions: int = setting(0, 0, 64, help="codes that tell a whole transition; 0: one for each place of the grid")
+    action_codes: int = setting(
+        0, 0, 64, help="of the codes, those of the first position alone, which tell the action and the others do not"
+    )
+    flow_steps: int = setting(0, 0, 100, help="steps in which a picture flows from the last frame; 0: drawn at once")
     residual: bool = setting(False, help="the decoder draws what changes, not the whole frame")
     decoder_frames: int = setting(1, 1, 100, help="last frames that the decoder draws on")
     decoder_channels: int = setting(0, 0, 4096, help="of the decoder; 0: as many as the encoder's")
@@ -202,6 +207,7 @@ class TokenWorldConfig:
                 encoder=self.pair_encoder, codes=self.codes, width=self.code_width, channels=self.channels,
                 decoder_channels=self.decoder_channels or self.channels, context=self.decoder_frames,
                 halvings=self.halvings, layers=self.pair_layers, positions=self.positions, residual=self.residual,
+                action_codes=self.action_codes, flow_steps=self.flow_steps,
                 quantizer=self.quantizer, levels=self.levels, follow_every=self.follow_every,
                 reset_every=self.reset_every, rate=self.rate, even=self.even_scale > 0,
             )  # fmt: skip
@@ -266,6 +272,8 @@ class TokenWorld(WorldModel):
             raise ValueError("labels below 1 need dynamics that look at one action alone: gru or frames, not recurrent")
         if config.label_scale and config.tokens_of != "pair":
             raise ValueError("label_scale reads actions off the codes of pairs: set tokens_of=pair")
+        if config.action_codes and not config.label_scale:
+            raise ValueError("codes of the action's own learn from the actions: set label_scale above 0")
         self.config, self.spec = config, spec
         self.tokenizer: VQTokenizer | PairTokenizer = config.tokenizer.build(spec.frame)
         self.transformer: TokenDynamics = config.transformer(self.tokenizer.grid, spec.frame).build(spec.action_size)
@@ -274,8 +282,13 @@ class TokenWorld(WorldModel):
         self.drawn_on = config.decoder_frames if self.pairs else 0
         self.recent = max(self.drawn_on, self.transformer.context)
         self.reward = SignedReward()
-        size = self.tokenizer.tokens * self.tokenizer.width
-        self.label = nn.Linear(size, spec.action_size) if self.pairs and config.label_scale else None
+        # Reads actions off the codes; where the action has a code of its own off that, and the other off the rest.
+        labelled = config.label_scale > 0 and self.pairs
+        size, width = self.tokenizer.tokens * self.tokenizer.width, self.tokenizer.width
+        self.label = nn.Linear(width if config.action_codes else size, spec.action_size) if labelled else None
+        self.other_label = None
+        if config.action_codes:
+            self.other_label = nn.Sequential(nn.Linear(size - width, 128), nn.ReLU(), nn.Linear(128, spec.action_size))
         tokens = self.tokenizer.tokens
         self.latent_shape = (tokens,)
         flat = spec.frame[0] * spec.frame[1] * spec.frame[2]
@@ -319,6 +332,17 @@ class TokenWorld(WorldModel):
 
     def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
         return self._arrived(*self.transformer.imagine(_dynamics(memory), temperature), memory)
+
+    def foretold(self, memory: Tree, temperature: float = 1.0) -> Tensor:
+        """The tokens (B, N) of `imagine`, of which no picture is drawn."""
+        return self.transformer.imagine(_dynamics(memory), temperature)[0]
+
+    @property
+    def played_codes(self) -> int:
+        """How many codes stand first in a transition where they can be played instead of actions: few, and else 0."""
+        if not self.pairs or not (self.tokenizer.tokens == 1 or self.config.action_codes):
+            return 0
+        return self.config.action_codes or self.config.codes
 
     def arrived(self, memory: Tree, latent: Tensor) -> State:
         """As `imagine`, where somebody has decided what comes: tokens (B, N)."""
@@ -474,12 +498,14 @@ class TokenWorld(WorldModel):
         scales |= {"uneven": config.even_scale} if "uneven" in scales else {}
         seeing: list[nn.Module] = [self.tokenizer]
         if self.label is not None:
-            scales["label"], seeing = config.label_scale, [self.tokenizer, self.label]
+            scales["label"], seeing = config.label_scale, [*seeing, self.label]
+        if self.other_label is not None:
+            scales["other_label"], seeing = config.label_scale, [*seeing, self.other_label]
         tokenizer = Objective(
             "tokenizer", tuple(p for part in seeing for p in part.parameters() if p.requires_grad),
             partial(self._pair_loss if self.pairs else self._tokenizer_loss, network), scales,
             Optim(lr=config.tokenizer_lr, clip=config.clip, decay=config.tokenizer_decay),
-            after=self._follow if isinstance(book, MovingCodebook) else None, metrics=TOKENIZER_METRICS,
+            after=self._follow if config.quantizer == "ema" else None, metrics=TOKENIZER_METRICS,
         )  # fmt: skip
         counted = config.context_frames * self.tokenizer.tokens
         unforeseen = 1 if config.dynamics == "gpt" else self.tokenizer.tokens
@@ -518,27 +544,43 @@ class TokenWorld(WorldModel):
         In some, the first frames stand still, as at the beginning of an episode.
         """
         assert isinstance(self.tokenizer, PairTokenizer)
-        target, tokenizer = to_unit(batch.frame), self.tokenizer
+        config, target, tokenizer = self.config, to_unit(batch.frame), self.tokenizer
         seen, count = self._contrast(target), self.drawn_on
         latent = tokenizer.latent(seen[:, count - 1 : -1], seen[:, count:])  # (B, chain, N, D)
         quantized = tokenizer.embedding.quantize(latent)
         before, shown = seen[:, :count].clone(), []
         before[: len(before) // STILL] = before[: len(before) // STILL, -1:]
-        for codes in quantized.codes.unbind(1):
-            picture = self._picture(tokenizer.picture(before, codes))
+        for k, codes in enumerate(quantized.codes.unbind(1)):
+            picture = own = self._picture(self._drawn(before, codes, seen[:, count + k]))
             shown.append(picture)
-            before = torch.cat([before[:, 1:], self._contrast(picture.detach().clamp(0, 1)).unsqueeze(1)], 1)
+            if config.flow_steps and k + 1 < config.chain:
+                with torch.no_grad():
+                    own = self._picture(tokenizer.picture(before, codes))
+            before = torch.cat([before[:, 1:], self._contrast(own.detach().clamp(0, 1)).unsqueeze(1)], 1)
         arrived = batch.mask("arrived")[:, count:]
         terms, metrics = self._likeness(network, torch.stack(shown, 1), target[:, count:], arrived)
         terms |= quantized.terms
         likeness = next(iter(terms))
         metrics["chained"] = mean_where(terms[likeness][:, -1].detach(), arrived[:, -1].float())
         if self.label is not None:
-            known = self._known(batch.frame)[:, count - 1 : -1] / max(self.config.labels, 1e-9)
-            told = self.label(quantized.codes.flatten(2))
-            terms["label"] = surprise(told, batch.action[:, count - 1 : -1]) * known
+            known = self._known(batch.frame)[:, count - 1 : -1] / max(config.labels, 1e-9)
+            done, codes = batch.action[:, count - 1 : -1], quantized.codes
+            told = self.label(codes[:, :, 0] if config.action_codes else codes.flatten(2))
+            terms["label"] = surprise(told, done) * known
+            if self.other_label is not None:
+                # The gradient turns round before the codes: what the reader learns from them they learn to hide.
+                others = codes[:, :, 1:].flatten(2)
+                terms["other_label"] = surprise(self.other_label(2 * others.detach() - others), done) * known
         every = {name: Term(F.pad(term, (count, 0)), "arrived") for name, term in terms.items()}
         return self._quantized(every, metrics, latent, quantized, arrived)
+
+    def _drawn(self, before: Tensor, codes: Tensor, target: Tensor) -> Tensor:
+        """What the decoder draws in training; in a flow from anywhere on the straight way to what it should draw."""
+        assert isinstance(self.tokenizer, PairTokenizer)
+        if not self.config.flow_steps:
+            return self.tokenizer.drawn(before, codes)
+        time = torch.rand(len(target), device=target.device)
+        return self.tokenizer.drawn(before, codes, before[:, -1].lerp(target, time.view(-1, 1, 1, 1)), time)
 
     def _quantized(
         self, terms: dict[str, Term], metrics: dict[str, Tensor], latent: Tensor, quantized: Quantized, real: Tensor
@@ -599,7 +641,7 @@ class TokenWorld(WorldModel):
         return self.background + (shown.float() - 0.5) * (2 * SIGMA) if self.config.contrast else shown.float()
 
     def _follow(self, learned: tuple[Tensor, Tensor]) -> None:
-        assert isinstance(self.tokenizer.embedding, MovingCodebook)
+        assert isinstance(self.tokenizer.embedding, MovingCodebook | CodebooksApart)
         self.tokenizer.embedding.follow(*learned)
 
     @torch.no_grad()

@@ -206,16 +206,24 @@ class Inverse(nn.Module):
 
 
 def actions_told(loaded: Loaded, data: Transitions, judged: Tensor) -> dict[str, float]:
-    """Accuracy of the linear probe, of the inverse model, and of the most frequent action."""
+    """Accuracy of the linear probe, of the inverse model, and of the most frequent action.
+
+    Where the action has a code of its own the probe reads that, and another one the rest, which should not tell it.
+    """
     model, code = loaded.agent.world_model, standardised(loaded, data)
-    count = model.spec.action_size
-    torch.manual_seed(0)
-    probe = taught(nn.Linear(code.shape[1], count), code, data.action, judged, updates=TEACHING, size=256, lr=1e-3)
+    assert isinstance(model, TokenWorld)
+    count, width, found = model.spec.action_size, model.tokenizer.width, {}
+    parts = {"linear_probe": code}
+    if model.config.action_codes:
+        parts = {"linear_probe": code[:, :width], "linear_probe_of_the_rest": code[:, width:]}
+    for name, part in parts.items():
+        torch.manual_seed(0)
+        probe = taught(nn.Linear(part.shape[1], count), part, data.action, judged, updates=TEACHING, size=256, lr=1e-3)
+        found[name] = round(judge(probe, part, data.action, judged)[0], 4)
     pair = torch.cat([data.before[:, -1], data.frame], 1)
     inverse = taught(Inverse(model.spec.frame, count), pair, data.action, judged, updates=INVERSE, size=64, lr=1e-3)
     often = int(data.action[~judged].bincount(minlength=count).argmax())
-    return {
-        "linear_probe": round(judge(probe, code, data.action, judged)[0], 4),
+    return found | {
         "inverse_model": round(judge(inverse, pair, data.action, judged)[0], 4),
         "most_frequent": round(float((data.action[judged] == often).float().mean()), 4),
     }

@@ -43,6 +43,19 @@ def test_a_chosen_code_is_what_comes(loaded: Loaded) -> None:
         torch.testing.assert_close(step.reward, inner.outcome(inner.arrived(after, torch.arange(4).unsqueeze(1)))[0])
 
 
+def test_beside_the_action_s_own_code_the_others_are_dreamed(tmp_path: Path) -> None:
+    folder = trained.make(tmp_path / "run", "latent_action", positions=3, codes=9, action_codes=4, label_scale=1.0)
+    played = by_codes(load_parts(folder, "cpu"))
+    world = played.agent.world_model
+    assert isinstance(world, CodeWorld) and world.spec.action_size == len(played.controls.names) == 4
+    with torch.no_grad():
+        state = world.start(to_unit(played.starts.frame[:4]), played.starts.action[:4])
+        memory = world.advance(state, torch.arange(4))
+        after = world.imagine(memory, temperature=0)
+        assert torch.equal(after.latent[:, 0], torch.arange(4))
+        assert torch.equal(after.latent[:, 1:], world.world.imagine(memory["world"], 0).latent[:, 1:])
+
+
 def test_codes_are_named_by_what_was_done(loaded: Loaded) -> None:
     inner = loaded.agent.world_model
     assert isinstance(inner, TokenWorld)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from world_model.parts import quantizers
-from world_model.parts.quantizers import Codebook, FiniteScalar, MovingCodebook, usage
+from world_model.parts.quantizers import Codebook, CodebooksApart, FiniteScalar, MovingCodebook, usage
 
 
 def latents(width: int = 3) -> Tensor:
@@ -122,6 +122,36 @@ def test_even_use_is_a_term_that_learns() -> None:
     lone.sum().backward()
     assert one.grad is not None and one.grad.abs().sum() > 0
     assert "uneven" not in quantizers.build("gradient", 4, 2, ()).quantize(every).terms
+
+
+# ---- two codebooks ----
+@pytest.mark.parametrize("kind", ["gradient", "ema"])
+def test_codebooks_apart(kind: str) -> None:
+    """The first of a row's tokens is always one of the first codes, the others never; each book learns its own."""
+    torch.manual_seed(0)
+    book, z = quantizers.build(kind, 7, 3, (), apart=2), latents()
+    assert isinstance(book, CodebooksApart) and book.weight.shape == (7, 3)
+    tokens = book.nearest(z)
+    assert set(tokens[..., 0].unique().tolist()) <= {0, 1} and set(tokens[..., 1:].unique().tolist()) <= set(
+        range(2, 7)
+    )
+    distance = torch.cdist(z, book.weight.expand(2, 5, 7, 3))
+    assert torch.equal(tokens[..., 0], distance[..., 0, :2].argmin(-1))
+    assert torch.equal(tokens[..., 1:], distance[..., 1:, 2:].argmin(-1) + 2)
+    made = book.quantize(z)
+    assert torch.equal(made.tokens, tokens)
+    assert_close(made.codes, book(tokens))
+    assert_close(made.terms["commitment"], (z - book(tokens)).square().mean((-2, -1)))
+    before = book.weight.clone()
+    book.follow(z.flatten(0, 2), tokens.flatten())
+    assert torch.equal(book.weight, before) == (kind == "gradient")
+    with pytest.raises(ValueError, match="some must remain"):
+        quantizers.build(kind, 7, 3, (), apart=7)
+
+
+def test_levels_are_not_apart() -> None:
+    with pytest.raises(ValueError, match="has no codebooks"):
+        quantizers.build("fsq", 12, 3, (6,), apart=6)
 
 
 # ---- finite scalars ----

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.testing import assert_close
 
 from agent.trainer import Trainer
 from envs.spec import Spec
 from tests.toys import segments
 from world_model.interface import to_unit
+from world_model.parts.pair_tokenizer import PairTokenizer
 from world_model.token_world import TokenWorldConfig
 
 SPEC = Spec((3, 24, 16), 4, True)
@@ -38,6 +41,7 @@ PAIRS: dict[str, dict[str, Any]] = {
     "pair, residual": {"tokens_of": "pair", "residual": True},
     "pair, cvivit": {"tokens_of": "pair", "pair_encoder": "cvivit", "pair_layers": 1},
     "pair, few codes": {"tokens_of": "pair", "positions": 2, "contrast": True, "label_scale": 1.0},
+    "pair, flowing": {"tokens_of": "pair", "flow_steps": 2, "chain": 2, "decoder_frames": 2},
 }  # fmt: skip
 DYNAMICS: dict[str, dict[str, Any]] = {
     "gpt": {}, "block": {"dynamics": "block"}, "whole": {"dynamics": "block", "block_attention": "whole"},
@@ -91,6 +95,56 @@ def test_any_tokenizer_goes_with_any_dynamics(tokenizer: str, quantizer: str, dy
     assert shown is not None and shown.shape == (2, *SPEC.frame)
     assert torch.equal(seen.latent, model.encode(frame[:, 3], frame[:, 2]))
     assert model.features(seen).shape == (2, model.feature_size)
+
+
+def test_only_the_first_code_learns_to_tell_the_action() -> None:
+    """The gradient of the rest's reader is turned round: what makes it right there makes the latents worse for it."""
+    torch.manual_seed(0)
+    apart = {"tokens_of": "pair", "positions": 3, "codes": 16, "action_codes": 4, "label_scale": 1.0}
+    model = replace(TOY, **apart).build(SPEC)  # type: ignore[arg-type]
+    (stage, _), batch = model.stages(), segments(SPEC, 3, 2)
+    assert isinstance(model.tokenizer, PairTokenizer) and model.other_label is not None and model.played_codes == 4
+    tokens = model.encode(to_unit(batch.frame[:, 1]), to_unit(batch.frame[:, 0]))
+    assert (tokens[:, 0] < 4).all() and (tokens[:, 1:] >= 4).all()
+    terms = stage.objectives[0].loss(batch).terms
+    bias = model.tokenizer.to_codes.bias
+    by_name = {
+        name: torch.autograd.grad(terms[name].value.sum(), bias, retain_graph=True)[0].view(3, 8) for name in
+        ("label", "other_label")
+    }  # fmt: skip
+    codes = model.tokenizer.embedding(tokens).detach().requires_grad_()
+    said = model.other_label(codes[:, 1:].flatten(1))
+    lost = F.cross_entropy(said, batch.action[:, 0], reduction="sum")
+    (plain,) = torch.autograd.grad(lost, codes)
+    assert by_name["label"][0].any() and not by_name["label"][1:].any()
+    assert_close(by_name["other_label"], -plain.sum(0))
+    for wrong, words in (({"label_scale": 0.0}, "learn from the actions"), ({"positions": 1}, "at least 2")):
+        with pytest.raises(ValueError, match=words):
+            replace(TOY, **(apart | wrong)).build(SPEC)  # type: ignore[arg-type]
+
+
+def test_a_flow_goes_from_the_last_frame_to_where_the_decoder_says_it_ends() -> None:
+    """Euler's steps by hand; a decoder that tells the end rightly from anywhere arrives there exactly."""
+    torch.manual_seed(0)
+    tokenizer = replace(TOY, tokens_of="pair", flow_steps=4).tokenizer.build(SPEC.frame)
+    assert isinstance(tokenizer, PairTokenizer)
+    before, codes = torch.rand(2, 1, *SPEC.frame), torch.randn(2, tokenizer.tokens, 8)
+    with torch.no_grad():
+        x = before[:, -1]
+        for step in range(4):
+            end = tokenizer.drawn(before, codes, x, torch.full((2,), step / 4))
+            x = x + 0.25 * (end - x) / (1 - step / 4)
+        assert_close(tokenizer.picture(before, codes), x)
+    end, times = torch.rand(2, *SPEC.frame), []
+
+    def drawn(before: Tensor, codes: Tensor, under_way: Tensor, time: Tensor) -> Tensor:
+        times.append(float(time[0]))
+        assert_close(under_way, before[:, -1].lerp(end, times[-1]), rtol=0, atol=1e-5)
+        return end
+
+    tokenizer.drawn = drawn  # type: ignore[method-assign, assignment]
+    assert_close(tokenizer.picture(before, codes), end)
+    assert times == [0, 0.25, 0.5, 0.75]
 
 
 def test_what_follows_an_unknown_action_is_not_learned() -> None:

@@ -39,6 +39,8 @@ class PairTokenizerConfig:
     halvings: int = 4  # of the picture's sides: 112x80 pixels to 7x5 places
     layers: int = 4  # cvivit: of attention, of 4 heads
     positions: int = 0  # codes of a pair; 0: one for each place
+    action_codes: int = 0  # of the codes, so many are the first position's own
+    flow_steps: int = 0  # a picture flows from the last frame to the next in so many steps; 0: it is drawn at once
     residual: bool = False  # the decoder draws what changes, not the whole frame
     quantizer: QuantizerKind = "ema"
     levels: tuple[int, ...] = (8, 8, 4)
@@ -59,6 +61,8 @@ class PairTokenizer(nn.Module):
         super().__init__()
         if config.halvings < 1 or config.context < 1:
             raise ValueError("a pair tokenizer halves its frames at least once, and draws on at least one")
+        if config.action_codes and config.positions < 2:
+            raise ValueError("codes of the action's own need positions of at least 2: one for it, and the rest")
         self.config, self.frame = config, frame
         times = 2**config.halvings
         self.padded = padded(*frame[1:], times)
@@ -68,7 +72,7 @@ class PairTokenizer(nn.Module):
         self.tokens = self.grid[0] * self.grid[1]
         self.embedding: Quantizer = quantizers.build(
             config.quantizer, config.codes, config.width, config.levels, config.follow_every, config.reset_every,
-            config.even, config.rate,
+            config.even, config.rate, config.action_codes,
         )  # fmt: skip
         self.width = self.embedding.weight.shape[1]
         colours, count = frame[0] * FIRST**2, self.places[0] * self.places[1]
@@ -94,6 +98,22 @@ class PairTokenizer(nn.Module):
 
     def picture(self, before: Tensor, codes: Tensor) -> Tensor:
         """Frames (..., context, C, H, W) and the codes (..., N, D) of what follows -> the next one, not clamped."""
+        shown, steps = before[..., -1, :, :, :], self.config.flow_steps
+        if not steps:
+            return self.drawn(before, codes)
+        for step in range(steps):  # Euler: from here straight to where it says that it ends, a step's part of the way
+            end = self.drawn(before, codes, shown, shown.new_full(codes.shape[:-2], step / steps))
+            shown = shown + (end - shown) / (steps - step)
+        return shown
+
+    def drawn(
+        self, before: Tensor, codes: Tensor, under_way: Tensor | None = None, time: Tensor | None = None
+    ) -> Tensor:
+        """One pass of the decoder; of a flow, where it ends that is under way (..., C, H, W) at a time (...) in [0, 1).
+
+        Flow matching between the last frame and the next (Lipman et al. 2023; Albergo & Vanden-Eijnden 2023), the
+        network telling the end instead of the velocity (end - under way) / (1 - time).
+        """
         lead = codes.shape[:-2]
         told = self.from_codes(codes.reshape(-1, self.tokens * self.width) if self.config.positions else
                                codes.reshape(-1, self.tokens, self.width))  # fmt: skip
@@ -101,6 +121,9 @@ class PairTokenizer(nn.Module):
             told.reshape(len(told), self.places[0] * self.places[1], -1), "b (h w) d -> b d h w", h=self.places[0]
         )
         seen = self._shrunk(before).unflatten(0, (-1, self.config.context)).flatten(1, 2)
+        if under_way is not None and time is not None:
+            moment = time.reshape(-1, 1, 1, 1).expand(-1, 1, *seen.shape[-2:])
+            seen = torch.cat([seen, self._shrunk(under_way), moment], 1)
         pixels = F.pixel_shuffle(self.decoder(seen, told), FIRST)
         pixels = pixels[..., : self.frame[1], : self.frame[2]].reshape(*lead, *self.frame)
         return before[..., -1, :, :, :] + pixels if self.config.residual else (pixels + 1) / 2
@@ -177,7 +200,8 @@ class _Decoder(nn.Module):
         super().__init__()
         widths = _widths(config.decoder_channels, config.halvings)
         self.deepest = widths[-1]
-        self.first = nn.Conv2d(config.context * colours, widths[0], 3, padding=1)
+        flow = colours + 1 if config.flow_steps else 0  # the picture under way, and the time
+        self.first = nn.Conv2d(config.context * colours + flow, widths[0], 3, padding=1)
         self.down = nn.ModuleList(nn.Sequential(*halving(*both)) for both in pairwise(widths))
         self.join = nn.Sequential(ChannelNorm(self.deepest), nn.SiLU(), nn.Conv2d(self.deepest, self.deepest, 3, 1, 1))
         self.up = nn.ModuleList(
@@ -191,7 +215,7 @@ class _Decoder(nn.Module):
         self.last = nn.Conv2d(widths[0], colours, 3, padding=1)
 
     def forward(self, before: Tensor, told: Tensor) -> Tensor:
-        """(B, 4 C context, H / 2, W / 2), (B, deepest, h, w) -> (B, 4 C, H / 2, W / 2)."""
+        """(B, 4 C context [+ 4 C + 1], H / 2, W / 2), (B, deepest, h, w) -> (B, 4 C, H / 2, W / 2)."""
         seen = [self.first(before)]
         for halve in self.down:
             seen.append(halve(seen[-1]))

@@ -182,14 +182,66 @@ class FiniteScalar(nn.Module):
         return (latent.float() + shift).tanh() * self.reach - self.offset
 
 
-Quantizer = Codebook | FiniteScalar
+class CodebooksApart(nn.Module):
+    """The first token of each row of N is one of `first` alone, the others are of `rest`, whose tokens come after."""
+
+    def __init__(self, first: Codebook, rest: Codebook) -> None:
+        super().__init__()
+        self.first, self.rest, self.terms = first, rest, first.terms
+
+    @property
+    def weight(self) -> Tensor:
+        """All the codes (V, D)."""
+        return torch.cat([self.first.weight, self.rest.weight])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The codes of tokens: (...) -> (..., D)."""
+        return F.embedding(tokens, self.weight)
+
+    def nearest(self, latent: Tensor) -> Tensor:
+        """The tokens of latents: (..., N, D) -> (..., N) int64."""
+        one, others = (book.nearest(part) for book, part in self._apart(latent))
+        return torch.cat([one, others + self.first.num_embeddings], -1)
+
+    def quantize(self, latent: Tensor) -> Quantized:
+        """Latents (..., N, D), in training; the losses are means over both, each latent counting alike."""
+        one, others = (book.quantize(part) for book, part in self._apart(latent))
+        share = 1 / latent.shape[-2]
+        terms = {name: one.terms[name].lerp(others.terms[name], 1 - share) for name in self.terms}
+        tokens = torch.cat([one.tokens, others.tokens + self.first.num_embeddings], -1)
+        return Quantized(torch.cat([one.codes, others.codes], -2), tokens, terms)
+
+    def follow(self, latent: Tensor, tokens: Tensor) -> None:
+        """After an update, where the codes are moving means: latents (M, D) float32 and their tokens (M,)."""
+        count = self.first.num_embeddings
+        for book, own, offset in ((self.first, tokens < count, 0), (self.rest, tokens >= count, count)):
+            if isinstance(book, MovingCodebook):
+                book.follow(latent[own], tokens[own] - offset)
+
+    def _apart(self, latent: Tensor) -> tuple[tuple[Codebook, Tensor], tuple[Codebook, Tensor]]:
+        return (self.first, latent[..., :1, :]), (self.rest, latent[..., 1:, :])
+
+
+Quantizer = Codebook | FiniteScalar | CodebooksApart
 
 
 def build(
     kind: str, codes: int, width: int, levels: tuple[int, ...], follow_every: int = 1, reset_every: int = 0,
-    even: bool = False, rate: float = 0.0,
+    even: bool = False, rate: float = 0.0, apart: int = 0,
 ) -> Quantizer:  # fmt: skip
-    """The quantiser of that kind with V codes; raises ValueError for an unknown kind and numbers that contradict."""
+    """The quantiser of that kind with V codes, `apart` of them in a codebook of the first token's own.
+
+    Raises ValueError for an unknown kind and numbers that contradict.
+    """
+    if apart:
+        if kind == "fsq":
+            raise ValueError("fsq has no codebooks, of which one could be the first token's own")
+        if apart >= codes:
+            raise ValueError(f"of {codes} codes {apart} cannot be the first token's own: some must remain")
+        schedule = (follow_every, reset_every, even, rate)
+        one, others = (build(kind, count, width, levels, *schedule) for count in (apart, codes - apart))
+        assert isinstance(one, Codebook) and isinstance(others, Codebook)
+        return CodebooksApart(one, others)
     if kind == "fsq":
         if (count := math.prod(levels)) != codes:
             raise ValueError(f"the levels {list(levels)} make {count} codes, not {codes}")
