@@ -6,22 +6,40 @@ import os
 from typing import Any
 
 import ale_py
-import gymnasium
 import numpy as np
 from ale_py import roms
 from gymnasium.envs.registration import EnvSpec
 
 from envs.games import GameConfig, Games, Played
+from envs.gym import find, make_env
 from envs.spec import Spec
 
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # else every emulator prints a banner
+FRAMES = 108_000  # an episode, which ids without a limit have too: half an hour of play
+DEFAULTS: dict[str, Any] = {  # what AtariEnv takes, of which ids need not give all
+    "game": "pong", "mode": None, "difficulty": None, "obs_type": "rgb", "frameskip": 4,
+    "repeat_action_probability": 0.25, "full_action_space": False, "continuous": False,
+    "max_num_frames_per_episode": None,
+}  # fmt: skip
 
 
 def is_atari(found: EnvSpec, config: GameConfig) -> bool:
-    """Says whether AtariGames can play this id: ids with a random frame skip (Pong-v4) have no fixed action repeat."""
+    """Says whether AtariGames can play this id just as it means.
+
+    Not those with a random frame skip (Pong-v4), which have no fixed action repeat, nor what somebody has registered
+    with a wrapper, a time limit, a mode or a difficulty: gymnasium's own way plays these.
+    """
     if found.entry_point != "ale_py.env:AtariEnv":
         return False
-    return isinstance(config.action_repeat or found.kwargs["frameskip"], int)
+    asked, own = means(found), {"obs_type": "rgb", "mode": None, "difficulty": None, "continuous": False}
+    plain = not found.additional_wrappers and found.max_episode_steps is None and asked.keys() <= DEFAULTS.keys()
+    plain = plain and all(asked[name] == value for name, value in own.items())
+    return plain and isinstance(config.action_repeat or asked["frameskip"], int)
+
+
+def means(found: EnvSpec) -> dict[str, Any]:
+    """The arguments of an Atari id, those that it leaves out included."""
+    return DEFAULTS | found.kwargs
 
 
 class AtariGames(Games):
@@ -34,7 +52,7 @@ class AtariGames(Games):
 
     def __init__(self, env: str, num: int, *, config: GameConfig) -> None:
         super().__init__(env, num, config=config)
-        asked = gymnasium.spec(env).kwargs
+        asked = means(find(env, config.kwargs))
         repeat = config.action_repeat or asked["frameskip"]
         sticky = asked["repeat_action_probability"] if config.sticky is None else config.sticky
         noops = config.noops or 0
@@ -45,7 +63,7 @@ class AtariGames(Games):
             "repeat_action_probability": sticky,
             "noop_max": noops,
             "full_action_space": asked["full_action_space"],
-            "max_num_frames_per_episode": asked["max_num_frames_per_episode"],
+            "max_num_frames_per_episode": asked["max_num_frames_per_episode"] or FRAMES,
             "stack_num": 1,
             "episodic_life": False,
             "reward_clipping": False,
@@ -58,7 +76,7 @@ class AtariGames(Games):
         self.spec = Spec(config.frame_shape, len(self.action_names), discrete=True)
         self.description = ", ".join(
             [
-                f"{repeat} frame{'s' if repeat > 1 else ''} a step",
+                f"{repeat} frames a step" if repeat > 1 else "1 frame a step (most skip: game.action_repeat=4)",
                 f"sticky {sticky:g}",
                 *([f"up to {noops} no-ops"] if noops else []),
                 f"{len(self.action_names)} actions",
@@ -109,7 +127,7 @@ class AtariGames(Games):
 
     def keys_to_action(self) -> dict[tuple[str, ...], Any] | None:
         """Returns ALE's own keys: w a s d to move, space to fire, e to wait."""
-        single = gymnasium.make(self.env, full_action_space=self._settings["full_action_space"])
+        single = make_env(find(self.env, self.config.kwargs))
         try:
             keys: dict[tuple[str, ...], Any] = single.unwrapped.get_keys_to_action()  # type: ignore[attr-defined]
         finally:

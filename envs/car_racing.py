@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -37,9 +37,12 @@ class CarRacingGames(GymGames):
         self._renderer = Renderer()
 
     def _open(self) -> gymnasium.Env[Any, Any]:
-        unrendered = copy.copy(find(self.env))  # the same limits and arguments
+        unrendered = copy.copy(find(self.env, self.config.kwargs))  # the same limits and arguments
         unrendered.entry_point = "envs.car_rendering:UnrenderedCarRacing"
         return make_env(unrendered)
+
+    def _look(self) -> Literal["observation", "render"]:
+        return "observation"  # which is drawn when it is asked for
 
     def _ending(self, terminated: bool, truncated: bool, info: dict[str, Any]) -> tuple[bool, bool]:
         finished = bool(info.get("lap_finished"))

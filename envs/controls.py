@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.games import Games
+from envs.games import Games, from_bounds, to_bounds
 
 Action = int | tuple[float, ...]  # as Games.step takes it: a choice, or each dimension in [-1, 1]
 Chord = tuple[str, ...]
@@ -68,15 +68,13 @@ class Controls:
         """An action as the game's own action space has it: the choice, or (A,) float32 within the bounds."""
         if self.low is None or self.high is None:
             return action
-        low, high = np.array(self.low, np.float32), np.array(self.high, np.float32)
-        return low + (np.array(action, np.float32) + 1) / 2 * (high - low)
+        return to_bounds(np.array(action), np.array(self.low, np.float32), np.array(self.high, np.float32))
 
     def normalised(self, actions: np.ndarray) -> np.ndarray:
         """The reverse for many: (..., A) numbers within the bounds to [-1, 1] float32; choices stay as they are."""
         if self.low is None or self.high is None:
             return actions
-        low, high = np.array(self.low, np.float32), np.array(self.high, np.float32)
-        return (actions.astype(np.float32) - low) / (high - low) * 2 - 1
+        return from_bounds(actions, np.array(self.low), np.array(self.high))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -114,7 +112,8 @@ def _waiting(names: tuple[str, ...]) -> int:
 
 def _rest(low: tuple[float, ...], high: tuple[float, ...]) -> tuple[float, ...]:
     """The game's own 0, or what comes nearest to it, in [-1, 1]."""
-    return tuple(float((np.clip(0, a, b) - a) / (b - a) * 2 - 1) for a, b in zip(low, high, strict=True))
+    least, most = np.array(low), np.array(high)
+    return tuple(from_bounds(np.clip(0, least, most), least, most).tolist())
 
 
 def _dimensions(low: tuple[float, ...], high: tuple[float, ...]) -> dict[Chord, Action]:

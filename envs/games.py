@@ -24,6 +24,10 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 }
 
 
+class GameFailed(UserError):
+    """The game's own code went wrong while it was played, or gave what no game may give; a sentence that says where."""
+
+
 class Transition(NamedTuple):
     """What one step of N games brought. All arrays have N rows and belong to the caller."""
 
@@ -70,6 +74,7 @@ class GameConfig:
     clip_rewards: bool = setting(False, help="to [-1, 1]; the score stays in the game's units")
     max_steps: int | None = setting(None, 1, help="agent steps an episode")
     num: int = setting(8, 1, 4096, help="copies side by side")
+    kwargs: dict[str, Any] = setting({}, help="arguments that the game is made with, as {name: value, ...}")
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -107,7 +112,7 @@ class Games(ABC):
     spec: Spec
     description: str  # for a person: "4 frames a step, sticky 0.25, 6 actions, 64x64 gray"
     action_names: tuple[str, ...]  # one per choice, or one per continuous dimension
-    action_low: np.ndarray | None = None  # (A,) float32, the game's own bounds of continuous actions
+    action_low: np.ndarray | None = None  # (A,) in its own type, the game's bounds of continuous actions
     action_high: np.ndarray | None = None
 
     def __init__(self, env: str, num: int, *, config: GameConfig) -> None:
@@ -195,6 +200,17 @@ class Games(ABC):
             return np.clip(actions.astype(np.float32), -1, 1)
         assert ((actions >= 0) & (actions < self.spec.action_size)).all(), f"no such action: {actions}"
         return actions.astype(np.int64)
+
+
+def to_bounds(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Actions (..., A) in [-1, 1] as the game has them: within its bounds (A,), in their type."""
+    return (low + (actions.astype(low.dtype) + 1) / 2 * (high - low)).clip(low, high)
+
+
+def from_bounds(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The reverse, float32; of a dimension that cannot be moved 0."""
+    span = np.where(high > low, high - low, 1)
+    return np.where(high > low, (np.asarray(actions, np.float64) - low) / span * 2 - 1, 0).astype(np.float32)
 
 
 def _trace(first: np.ndarray, brought: list[Transition], row: int) -> Trace:

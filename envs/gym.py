@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy as copies
 import importlib
+import os
+import sys
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import cv2
 import gymnasium
@@ -14,14 +18,13 @@ from gymnasium import error, spaces
 from gymnasium.envs.registration import EnvSpec
 
 from envs.errors import UserError, nearest
-from envs.games import GameConfig, Games, Played
+from envs.games import GameConfig, GameFailed, Games, Played, from_bounds, to_bounds
+from envs.pictures import as_picture, coloured, could_be_picture, is_colour, is_picture
 from envs.spec import Spec
 
-SMALLEST_PICTURE = 16  # pixels; a smaller uint8 array is a board or a memory, not a picture
 
-
-def find(env: str) -> EnvSpec:
-    """Returns gymnasium's record of an id; "module:Name-v0" imports the module that registers it first.
+def find(env: str, kwargs: dict[str, Any] | None = None) -> EnvSpec:
+    """Gymnasium's record of an id, with further arguments; "module:Name-v0" imports the module that registers it first.
 
     Raises UserError with the nearest id when there is none.
     """
@@ -29,13 +32,17 @@ def find(env: str) -> EnvSpec:
     if colon:
         try:
             importlib.import_module(module)
-        except ImportError as problem:
-            raise UserError(f'The module of the environment "{env}" cannot be imported: {problem}.') from problem
+        except Exception as problem:  # whatever a person's own module does wrong
+            text = f"{type(problem).__name__}: {problem}" if not isinstance(problem, ImportError) else problem
+            raise UserError(f'The module of the environment "{env}" cannot be imported: {text}.') from problem
     try:
-        return gymnasium.spec(name)
+        found = copies.deepcopy(gymnasium.spec(name))
     except error.Error as problem:
         hint = nearest(name, _choices(name)) or "Any gymnasium id with pictures will do, for example ALE/Pong-v5."
+        hint = hint.replace("mean ", f"mean {module}:") if colon else hint
         raise UserError(f'There is no environment "{env}". {hint}') from problem
+    found.kwargs |= kwargs or {}
+    return found
 
 
 def _choices(name: str) -> list[str]:
@@ -45,68 +52,149 @@ def _choices(name: str) -> list[str]:
     return [i for i, r in records if old_style or "/" in i or r.entry_point != "ale_py.env:AtariEnv"]
 
 
+STEP = "(observation, reward, terminated, truncated, info)"
+
+
 class GymGames(Games):
     """N copies of a gymnasium environment, stepped one after the other in this process.
 
-    Within an action repeat the rewards add up, and only the last picture is drawn when the picture is a render.
+    What the agent sees is the observation, where that is a picture of bytes, else the render, else an observation that
+    can be made a picture. Within an action repeat the rewards add up, and only the last picture is drawn when it is a
+    render. An exception of the game is a `GameFailed`.
     """
+
+    _key: str | None = None  # of the picture within an observation that has several parts
+    _surprise = ""
+    _films = True  # whether render() gives pictures
 
     def __init__(self, env: str, num: int, *, config: GameConfig) -> None:
         super().__init__(env, num, config=config)
         for name in ("sticky", "noops", "life_loss"):
             if getattr(config, name):
-                raise UserError(f"game.{name} is for Atari games with a fixed frame skip, and {env} is not one.")
+                raise UserError(
+                    f"game.{name} is for Atari games with a fixed frame skip and no wrappers, limits or modes of their "
+                    f"own, and {env} is not one."
+                )
         self._repeat = config.action_repeat or 1
         self._copies = [self._open()]
+        self._observed: list[Any] = [None] * num
         try:
-            self._read_actions(self._copies[0].action_space)
-            self._draws = not _is_picture(self._copies[0].observation_space)
-            self._copies[0].reset(seed=0)
-            if self._draws:
-                _draw(self._copies[0], env)
+            self._read_actions(self._copies[0])
+            with self._failing("reset"):
+                self._observed[0], _ = self._copies[0].reset(seed=0)
+            self._sees: Literal["observation", "render"] = self._look()
         except BaseException:
             self.close()
             raise
         self._copies += [self._open() for _ in range(num - 1)]
         self.spec = Spec(config.frame_shape, len(self.action_names), self.action_low is None)
         self._frames = np.zeros((num, *self.spec.frame), dtype=np.uint8)
-        self._observed: list[Any] = [None] * num
         self.description = ", ".join(self._described())
 
     def _open(self) -> gymnasium.Env[Any, Any]:
-        """Makes one copy. Raises UserError when a package is missing."""
-        return make_env(self.env)
+        """Makes one copy. Raises UserError when a package is missing or the game's own code refuses."""
+        return make_env(find(self.env, self.config.kwargs))
 
     def _described(self) -> list[str]:
-        means = gymnasium.spec(self.env.rpartition(":")[2]).kwargs
+        means = find(self.env, self.config.kwargs).kwargs
         skip, count = means.get("frameskip"), self.spec.action_size
         return [
             *([f"{self._repeat} game steps a step"] if self._repeat > 1 else []),
             *([f"{skip[0]} to {skip[1] - 1} frames a step at random"] if isinstance(skip, tuple) else []),
             *([f"sticky {means['repeat_action_probability']:g}"] if "repeat_action_probability" in means else []),
             f"{count} {'' if self.spec.discrete else 'continuous '}action{'' if count == 1 else 's'}",
-            self.config.picture,
+            f"its {self._sees} as {self.config.picture}{self._surprise}",
         ]
 
-    def _read_actions(self, space: spaces.Space[Any]) -> None:
-        game: Any = self._copies[0].unwrapped
-        meanings = getattr(game, "get_action_meanings", None)
-        named = meanings() if meanings else getattr(game, "action_names", None)
+    def _read_actions(self, game: gymnasium.Env[Any, Any]) -> None:
+        """The space decides; names count where they are the game's own and there is one for each action."""
+        space, inner = game.action_space, game.unwrapped
         if isinstance(space, spaces.Discrete):
             self._first, count = int(space.start), int(space.n)
         elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-            if not space.is_bounded():
-                raise UserError(f"{self.env} has continuous actions without bounds to scale [-1, 1] to.")
+            with np.errstate(over="ignore"):
+                if not space.is_bounded() or not np.isfinite(space.high - space.low).all():
+                    raise UserError(f"{self.env} has continuous actions without bounds to scale [-1, 1] to.")
             self._shape, count = space.shape, int(np.prod(space.shape))
-            self.action_low = space.low.reshape(-1).astype(np.float32)
-            self.action_high = space.high.reshape(-1).astype(np.float32)
+            self.action_low, self.action_high = space.low.reshape(-1), space.high.reshape(-1)
         else:
             raise UserError(f"{self.env} has {type(space).__name__} actions; Discrete or Box actions are needed.")
-        self.action_names = tuple(named) if named else tuple(f"action {i}" for i in range(count))
+        meanings = getattr(inner, "get_action_meanings", None)
+        named = (meanings() if meanings else getattr(inner, "action_names", None)) or ()
+        self._renamed = inner.action_space != space or len(named) not in (0, count)
+        usable = named and not self._renamed
+        self.action_names = tuple(map(str, named)) if usable else tuple(f"action {i}" for i in range(count))
 
+    # ---- what is seen ----
+    def _look(self) -> Literal["observation", "render"]:
+        """Decides what the agent sees, and tries whether films can be drawn of it.
+
+        Raises UserError, with what the game gave instead, where neither is a picture.
+        """
+        game, observed = self._copies[0], self._observed[0]
+        self._space: spaces.Space[Any] | None = game.observation_space
+        told = is_picture(game.observation_space)
+        fits = isinstance(observed, np.ndarray) and observed.dtype == np.uint8
+        fits = fits and observed.shape == game.observation_space.shape
+        if told and fits:
+            self._films = game.render_mode == "rgb_array" and _rendered(game)[0] is not None
+            return "observation"
+        drawn, problem = _rendered(game) if game.render_mode == "rgb_array" else (None, "it has no rgb_array render")
+        if told:
+            kind = f"{observed.dtype} {observed.shape}" if isinstance(observed, np.ndarray) else type(observed).__name__
+            self._surprise = f" (its observations are {kind}, although its space says otherwise)"
+        self._films = drawn is not None
+        if drawn is not None:
+            return "render"
+        # A dictionary with one picture in it, or an observation that can be made one.
+        part = game.observation_space
+        if isinstance(part, spaces.Dict):
+            named = [name for name, one in part.items() if is_picture(one) or could_be_picture(one)]
+            self._key = named[0] if len(named) == 1 else None
+            part = part[named[0]] if len(named) == 1 else part
+        if told or is_picture(part) or could_be_picture(part):
+            for self._space in (None, part) if told else (part,):  # what is not as it says may be floats of 0..1
+                if self._made(0) is not None:
+                    return "observation"
+        raise UserError(
+            f"{self.env} has no pictures: its observations are none ({_kind(game.observation_space)}), and of its "
+            f"render {problem}."
+        )
+
+    def _made(self, row: int) -> np.ndarray | None:
+        """The picture of a row's observation."""
+        observed = self._observed[row] if self._key is None else self._observed[row][self._key]
+        return as_picture(observed, self._space)
+
+    def _picture(self, row: int) -> np.ndarray:
+        """What the agent sees, before it is resized: (H, W), (H, W, 1) or (H, W, 3) uint8."""
+        if self._sees == "observation":
+            picture, problem = self._made(row), "an observation is no picture"
+        else:
+            picture, problem = _rendered(self._copies[row])
+            problem = f"of its render {problem}"
+        if picture is None:
+            raise self._failed(f"step {self._length[row]} of an episode", problem)
+        return picture
+
+    def _frame(self, row: int) -> np.ndarray:
+        picture, size = self._picture(row), self.config.frame_size
+        if self.config.gray:
+            gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if is_colour(picture) else picture
+            return _resized(gray.reshape(gray.shape[:2]), size)[None]  # (1, H, W)
+        return _resized(coloured(picture), size).transpose(2, 0, 1)  # (3, H, W)
+
+    def render(self, row: int = 0) -> np.ndarray:
+        """The game's own picture at its own size, (H, W, 3) uint8; what the agent sees where it has none."""
+        picture = _rendered(self._copies[row])[0] if self._films else None
+        return coloured(self._picture(row) if picture is None else picture).copy()
+
+    # ---- play ----
     def _restart(self, rows: list[int], seeds: list[int]) -> np.ndarray:
         for row, seed in zip(rows, seeds, strict=True):
-            self._observed[row], _ = self._copies[row].reset(seed=seed)
+            self._length[row] = 0
+            with self._failing("reset"):
+                self._observed[row], _ = self._copies[row].reset(seed=seed)
             self._frames[row] = self._frame(row)
         return self._frames.copy()
 
@@ -117,9 +205,13 @@ class GymGames(Games):
         for row, copy in enumerate(self._copies):
             action = self._native(actions[row])
             for _ in range(self._repeat):
-                self._observed[row], reward, ended, late, info = copy.step(action)
+                with self._failing(f"step {self._length[row] + 1} of an episode"):
+                    brought: Any = copy.step(action)
+                    if len(brought) != 5:
+                        raise ValueError(f"step() gives {len(brought)} values and not gymnasium's five {STEP}")
+                self._observed[row], reward, ended, late, info = brought
                 ended, late = self._ending(bool(ended), bool(late), info)
-                score[row] += float(reward)
+                score[row] += self._number(reward, row)
                 terminated[row], truncated[row] = ended, late
                 if ended or late:
                     break
@@ -130,48 +222,56 @@ class GymGames(Games):
         """What the game calls an ending and a time limit; a game may know better."""
         return terminated, truncated
 
+    def _number(self, reward: Any, row: int) -> float:
+        """A reward, which may be an array of one number. Raises GameFailed for any other, and for one not finite."""
+        try:
+            number = float(np.asarray(reward, np.float64).reshape(()))
+        except (TypeError, ValueError):
+            number = float("nan")
+        if not abs(number) <= float(np.finfo(np.float32).max):
+            raise self._failed(
+                f"step {self._length[row] + 1} of an episode", f"its reward is no finite number: {reward}"
+            )
+        return number
+
+    @contextlib.contextmanager
+    def _failing(self, where: str) -> Iterator[None]:
+        """Whatever the game's own code raises is a GameFailed."""
+        try:
+            yield
+        except Exception as problem:
+            raise self._failed(where, f"{type(problem).__name__}: {_first_line(problem)}") from problem
+
+    def _failed(self, where: str, problem: str) -> GameFailed:
+        return GameFailed(f"{self.env} failed in {where}: {problem}")
+
     def _native(self, action: np.ndarray) -> Any:
-        """Turns 0..A-1 or [-1, 1]^A into the game's own action."""
+        """Turns 0..A-1 or [-1, 1]^A into the game's own action, which lies in its space."""
         if self.action_low is None or self.action_high is None:
             return int(action) + self._first
-        scaled = self.action_low + (action + 1) / 2 * (self.action_high - self.action_low)
-        return scaled.astype(np.float32).reshape(self._shape)
-
-    def _frame(self, row: int) -> np.ndarray:
-        picture, size = self._picture(row), self.config.frame_size
-        if self.config.gray:
-            gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if _is_colour(picture) else picture
-            return _resized(gray.reshape(gray.shape[:2]), size)[None]  # (1, H, W)
-        return _resized(_coloured(picture), size).transpose(2, 0, 1)  # (3, H, W)
-
-    def _picture(self, row: int) -> np.ndarray:
-        """What the agent sees, before it is resized: (H, W), (H, W, 1) or (H, W, 3) uint8."""
-        return _draw(self._copies[row], self.env) if self._draws else np.asarray(self._observed[row])
-
-    def render(self, row: int = 0) -> np.ndarray:
-        """Returns the game's own picture at its own size, (H, W, 3) uint8."""
-        if self._draws or self._copies[row].render_mode == "rgb_array":
-            return _draw(self._copies[row], self.env).copy()
-        return _coloured(np.asarray(self._observed[row])).copy()
+        return to_bounds(action, self.action_low, self.action_high).reshape(self._shape)
 
     def keys_to_action(self) -> dict[tuple[str, ...], Any] | None:
-        """Returns the environment's `get_keys_to_action`, with the actions as `step` takes them."""
+        """The environment's `get_keys_to_action`, with the actions as `step` takes them; None where they do not fit."""
         own = getattr(self._copies[0].unwrapped, "get_keys_to_action", None)
-        if own is None:
+        if own is None or self._renamed:
             return None
-        return {_names(keys): self._scaled(action) for keys, action in own().items()}
+        space = self._copies[0].action_space
+        given = {_names(keys): action for keys, action in own().items()}
+        fitting = (np.shape(action) == space.shape and _holds(space, action) for action in given.values())
+        return {keys: self._scaled(action) for keys, action in given.items()} if all(fitting) else None
 
     def _scaled(self, action: Any) -> Any:
         """Undoes `_native`."""
         if self.action_low is None or self.action_high is None:
             return int(action) - self._first
-        share = (np.asarray(action, np.float32).reshape(-1) - self.action_low) / (self.action_high - self.action_low)
-        return share * 2 - 1
+        return from_bounds(np.asarray(action).reshape(-1), self.action_low, self.action_high)
 
     def close(self) -> None:
         """Closes every copy."""
         for copy in self._copies:
-            copy.close()
+            with contextlib.suppress(Exception):  # of a game that has failed already
+                copy.close()
 
 
 def _names(keys: Any) -> tuple[str, ...]:
@@ -179,25 +279,34 @@ def _names(keys: Any) -> tuple[str, ...]:
     return tuple(chr(key) if isinstance(key, int) else key for key in ((keys,) if isinstance(keys, int) else keys))
 
 
-def make_env(env: str | EnvSpec) -> gymnasium.Env[Any, Any]:
-    """Makes an environment by its id or its record, with an rgb_array render where it has one.
+def _holds(space: spaces.Space[Any], action: Any) -> bool:
+    """Whether an action lies in the space, whatever its type."""
+    return space.contains(np.asarray(action).astype(space.dtype))
+
+
+def make_env(found: EnvSpec) -> gymnasium.Env[Any, Any]:
+    """Makes an environment by its record, with an rgb_array render where it has one.
 
     Raises UserError when a package is missing, naming it, or the environment cannot be made.
     """
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # else MuJoCo looks for a window, without which it cannot draw
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gymnasium warns of every render mode that an environment lacks
             with contextlib.suppress(error.Error, TypeError):
-                return gymnasium.make(env, render_mode="rgb_array", disable_env_checker=True)
-            return gymnasium.make(env, disable_env_checker=True)
+                return gymnasium.make(found, render_mode="rgb_array", disable_env_checker=True)
+            return gymnasium.make(found, disable_env_checker=True)
     except (error.DependencyNotInstalled, ImportError) as problem:
-        raise _missing(_id(env), problem) from problem
-    except error.Error as problem:
-        raise UserError(f"{_id(env)} cannot be made: {problem}") from problem
+        raise _missing(found.id, problem) from problem
+    except Exception as problem:
+        hint = " Its arguments are given as game.kwargs={name: value}." if isinstance(problem, TypeError) else ""
+        told = "" if isinstance(problem, error.Error) else f"{type(problem).__name__}: "
+        raise UserError(f"{found.id} cannot be made: {told}{_first_line(problem).rstrip('.')}.{hint}") from problem
 
 
-def _id(env: str | EnvSpec) -> str:
-    return env if isinstance(env, str) else env.id
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip() or "it does not say why").splitlines()[0]
 
 
 def _missing(env: str, problem: Exception) -> UserError:
@@ -205,30 +314,30 @@ def _missing(env: str, problem: Exception) -> UserError:
     return UserError(f"{env} needs a package that is not installed: {problem}")
 
 
-def _is_picture(space: spaces.Space[Any]) -> bool:
-    """Says whether observations are (H, W), (H, W, 1) or (H, W, 3) uint8."""
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3):
-        return False
-    channels = space.shape[2] if len(space.shape) == 3 else 1
-    return channels in (1, 3) and min(space.shape[:2]) >= SMALLEST_PICTURE
+def _kind(space: spaces.Space[Any]) -> str:
+    if not isinstance(space, spaces.Box):
+        return type(space).__name__
+    least, most = float(space.low.min()), float(space.high.max())
+    return f"{space.dtype} {space.shape} of {least:g} to {most:g}"
 
 
-def _draw(copy: gymnasium.Env[Any, Any], env: str) -> np.ndarray:
+def _rendered(game: gymnasium.Env[Any, Any]) -> tuple[np.ndarray | None, str]:
+    """What a game draws, (H, W), (H, W, 1) or (H, W, 3) uint8, or None and why there is none.
+
+    Raises UserError when a package is missing.
+    """
     try:
-        picture = copy.render() if copy.render_mode == "rgb_array" else None
+        given: Any = game.render()
     except (error.DependencyNotInstalled, ImportError) as problem:
-        raise _missing(env, problem) from problem
-    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or not _is_colour(picture):
-        raise UserError(f"{env} has no pictures: neither its observation nor its rgb_array render is one.")
-    return picture
+        raise _missing(game.spec.id if game.spec else "The game", problem) from problem
+    except Exception as problem:
+        return None, f"it raises {type(problem).__name__}: {_first_line(problem)}"
+    picture = as_picture(given)
+    return picture, "" if picture is not None else f"it gives {_given(given)}"
 
 
-def _is_colour(picture: np.ndarray) -> bool:
-    return picture.ndim == 3 and picture.shape[2] == 3
-
-
-def _coloured(picture: np.ndarray) -> np.ndarray:
-    return picture if _is_colour(picture) else np.repeat(picture.reshape(*picture.shape[:2], 1), 3, axis=2)
+def _given(value: Any) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"{type(value).__name__}"
 
 
 def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -14,6 +14,6 @@ def make_games(env: str, config: GameConfig, num: int | None = None) -> Games:
     Raises UserError for an unknown id, a game without pictures, or a setting out of range.
     """
     config.check()
-    found = find(env)
+    found = find(env, config.kwargs)
     kind = AtariGames if is_atari(found, config) else CarRacingGames if is_car_racing(found) else GymGames
     return kind(env, config.num if num is None else num, config=config)

@@ -48,6 +48,8 @@ def setting(
 ) -> Any:  # fmt: skip
     """A dataclass field with its range (ends included, but `above`), its choices and a line of help."""
     declared = Setting(low, high, above, choices, resumable, required, help)
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata={"setting": declared})
     return field(default=default, metadata={"setting": declared})
 
 

@@ -112,6 +112,8 @@ def _convert(key: str, value: Any, kind: Any) -> tuple[bool, Any]:
     if kind is str:
         fits = isinstance(value, str | int | float)  # Hydra reads device=0 as a number
         return fits, str(value)
+    if get_origin(kind) is dict:
+        return isinstance(value, Mapping), dict(value) if isinstance(value, Mapping) else None
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         parts = get_args(kind)
         inner = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
@@ -124,6 +126,8 @@ def typed(kind: Any) -> str:
     """A type as a person calls it: "a whole number or null", "one of frame, tokens"."""
     if get_origin(kind) is tuple:
         return "a list like [" + ", ".join("..." if part is Ellipsis else typed(part) for part in get_args(kind)) + "]"
+    if get_origin(kind) is dict:
+        return "a mapping like {name: value}"
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) in (Union, types.UnionType):

@@ -87,7 +87,7 @@ def rules(env: str, config: GameConfig) -> dict[str, Any]:
 
     Raises UserError for an id whose frame skip is random.
     """
-    own = find(env).kwargs
+    own = find(env, config.kwargs).kwargs
     repeat = config.action_repeat or own.get("frameskip", 1)
     if not isinstance(repeat, int):
         raise UserError(f"{env} skips {repeat[0]} to {repeat[1] - 1} frames at random: game.action_repeat=N fixes it.")

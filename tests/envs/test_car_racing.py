@@ -181,7 +181,7 @@ def test_restore_brings_rows_of_different_ages_back() -> None:
 def test_spec_and_the_bounds_of_actions() -> None:
     games = build(2, gray=False)
     assert games.spec == Spec((3, 64, 64), 3, discrete=False)
-    assert games.description == "3 continuous actions, 64x64 RGB"
+    assert games.description == "3 continuous actions, its observation as 64x64 RGB"
     np.testing.assert_array_equal(games.action_low, [-1, 0, 0])
     np.testing.assert_array_equal(games.action_high, [1, 1, 1])
     assert games.render().shape == (400, 600, 3)

@@ -91,13 +91,18 @@ def test_a_v5_id_means_skip_4_sticky_and_minimal_actions() -> None:
 
 
 def test_settings_are_described() -> None:
-    assert build("PongNoFrameskip-v4").description == "1 frame a step, sticky 0, 6 actions, 64x64 gray"
+    assert (
+        build("PongNoFrameskip-v4").description
+        == "1 frame a step (most skip: game.action_repeat=4), sticky 0, 6 actions, 64x64 gray"
+    )
     game = build("ALE/Pong-v5", size=48, gray=False, action_repeat=2, **envs.PROTOCOLS["atari100k"])
     assert game.description == "2 frames a step, sticky 0, up to 30 no-ops, 6 actions, 48x48 RGB"
     assert game.reset([3]).shape == (1, 3, 48, 48) == (1, *game.spec.frame)
     random_skip = build("Pong-v4")
     assert isinstance(random_skip, GymGames)
-    assert random_skip.description == "2 to 4 frames a step at random, sticky 0, 6 actions, 64x64 gray"
+    assert (
+        random_skip.description == "2 to 4 frames a step at random, sticky 0, 6 actions, its observation as 64x64 gray"
+    )
     assert isinstance(build("Pong-v4", action_repeat=4), AtariGames)
 
 

@@ -117,7 +117,7 @@ def test_count_shows_its_step_and_rewards_belong_to_the_frame_before(size: int, 
 
 def test_an_action_repeat_adds_rewards_and_stops_at_the_end() -> None:
     games = build("Count-v0", action_repeat=3)
-    assert games.description == "3 game steps a step, 2 actions, 64x64 gray"
+    assert games.description == "3 game steps a step, 2 actions, its observation as 64x64 gray"
     games.reset([0])
     steps = [games.step(np.ones(1, np.int64)) for _ in range(7)]
     assert [counted(step.frame[0]) for step in steps] == [3, 6, 9, 12, 15, 18, 20]
@@ -185,7 +185,7 @@ def test_continuous_actions_are_scaled_to_the_game_s_bounds() -> None:
     box = spaces.Box(np.array([0, -2], np.float32), np.array([1, 6], np.float32))
     games = build(register("Scaled-v0", box))
     assert games.spec == envs.Spec((1, 64, 64), 2, False)
-    assert games.description == "2 continuous actions, 64x64 gray"
+    assert games.description == "2 continuous actions, its observation as 64x64 gray"
     np.testing.assert_array_equal(games.action_low, [0, -2])
     np.testing.assert_array_equal(games.action_high, [1, 6])
     games.reset([0])
