@@ -10,7 +10,7 @@ import torch
 from agent.player import Player
 from agent.replay import Replay
 from envs.episode import Episode
-from envs.games import Games
+from envs.games import GameFailed, Games
 
 BURST = 32  # steps of random play in the mean, when it takes over
 HOLDS = (1, 2, 4, 8, 16)  # steps for which random play holds a continuous action in the mean, row by row
@@ -45,6 +45,11 @@ class Collector:
             if brought.done.any():
                 self._begin(np.flatnonzero(brought.done).tolist())
         return ended
+
+    def abandon(self) -> None:
+        """The open episodes are given up: their game cannot be played on."""
+        self.replay.abandon()
+        self.frames, self.is_first[:] = None, True
 
     def burn_in(self, length: int) -> None:
         """The player follows the last `length` frames of the open episodes anew; see `Player.burn_in`."""
@@ -110,7 +115,16 @@ class Collector:
         if not going:
             self.replay.load_state_dict(replay_state, _no_episode)
             return
-        traces = self.games.restore([e["seed"] for e in going], [e["actions"].cpu().numpy() for e in going])
+        try:
+            traces = self.games.restore([e["seed"] for e in going], [e["actions"].cpu().numpy() for e in going])
+            if self.games.done.any():
+                raise ValueError(f"an episode of {self.games.env} ended with its recorded actions, which it had not")
+        except (GameFailed, ValueError) as problem:
+            # A game that is no function of its seed, or has changed: what was finished is on disk, the rest is not.
+            self.is_first[:] = True
+            self.replay.load_state_dict(replay_state | {"open": []}, _no_episode)
+            self.replay.skipped.append(f"The {len(going)} open episodes are left out: {problem}.")
+            return
         rebuilt = {
             entry["seed"]: Episode(
                 trace.frame, entry["actions"].cpu().numpy(), trace.reward, trace.terminated, trace.truncated,

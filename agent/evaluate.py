@@ -13,6 +13,9 @@ from envs.games import Games
 EVALUATION_SEED = 10_000_000  # added to the run's, so that no evaluation episode was ever trained on
 
 
+LONGEST_FILM = 30_000  # steps: pictures of a game without an end would fill the memory
+
+
 class Evaluation(NamedTuple):
     """Returns in the game's units and lengths in agent steps, in the order in which the episodes were begun."""
 
@@ -42,11 +45,11 @@ def watch(
     """Plays exactly `episodes` episodes, numbered 0.. and begun in that order; rows without work play on unrecorded."""
     returns, lengths = [0.0] * episodes, [0] * episodes
     row_episode = list(range(games.num))  # the episode each row plays; past the last one it does not count
-    begun, pictures, finished = games.num, [], list[float]()
+    begun, pictures, finished = games.num, list[np.ndarray](), list[float]()
     frames = games.reset([episode_seed(seed + EVALUATION_SEED, number) for number in row_episode])
     is_first = np.ones(games.num, dtype=bool)
     while len(finished) < episodes:
-        if film and row_episode[0] == 0:
+        if film and row_episode[0] == 0 and len(pictures) < LONGEST_FILM:
             pictures.append(games.render(0))
         brought = games.step(player.act(frames, is_first))
         frames, is_first = brought.frame, brought.done

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from agent.replay import Replay
 from agent.trainer import TrainConfig, Trainer
 from envs.episode import Episode
 from envs.errors import UserError
-from envs.games import Games
+from envs.games import GameFailed, Games
 from policies.imagination import imagine
 from policies.interface import Policy, Rollout, Trajectory
 from world_model import trees
@@ -134,9 +133,10 @@ class Loop:
         """Runs until `steps` agent steps have been played or taken and what they allow has been learned.
 
         With `only` one part of a round is done once more instead. Ctrl-C or SIGTERM ends the update under way, saves a
-        checkpoint and raises KeyboardInterrupt. Raises UserError for an unknown part, or in the middle of another.
+        checkpoint and raises KeyboardInterrupt; so does a game that fails (GameFailed), whose open episodes are left
+        out. Raises UserError for an unknown part, or in the middle of another.
         """
-        self._choose(only)
+        self.choose(only)
         with deferred() as asked_to_stop:
             context = Context(run, screen, asked_to_stop)
             self._saved = time.monotonic()
@@ -144,11 +144,16 @@ class Loop:
                 self.real.stop = asked_to_stop
             if not any(self.trainer.updates.values()):
                 self.save(run)  # what is killed before its first update can be gone on with too
-            self.prefill(run, screen, asked_to_stop)
-            while not asked_to_stop() and (
-                self.only or not only and (self.done or not self.updates or self.step < steps)
-            ):
-                self._round(steps, context)
+            try:
+                self.prefill(run, screen, asked_to_stop)
+                while not asked_to_stop() and (
+                    self.only or not only and (self.done or not self.updates or self.step < steps)
+                ):
+                    self._round(steps, context)
+            except GameFailed:  # what was learned until then is no worse for it
+                self.collector.abandon()
+                self.save(run)
+                raise
             screen.phase("checkpoint")
             self.save(run)
             if asked_to_stop():
@@ -160,7 +165,11 @@ class Loop:
         return self.trainer.updates[self.stages[0].objectives[0].name]
 
     # ---- a round ----
-    def _choose(self, only: str) -> None:
+    def choose(self, only: str) -> None:
+        """The one part that `train` is to do once more, if any.
+
+        Raises UserError for an unknown part, or in the middle of another.
+        """
         if only and only not in self.parts:
             raise UserError(f'Unknown part only="{only}": choose one of {", ".join(self.parts)}.')
         if only and self.done and only != self.only:
@@ -182,7 +191,11 @@ class Loop:
         long = any(stage.updates > 1 for stage in self.stages)
         if parts and self.config.policy and not self.done and (long or self.updates == 1):
             self.collector.burn_in(self.config.burn_in)
-        play = partial(self.collect, size, screen, at_random=not self.config.policy)
+
+        def play() -> None:  # never more than the run was asked for, whatever a round takes
+            left = size if self.only else min(size, max(0, steps - self.step + self.ahead))
+            self.collect(left, screen, at_random=not self.config.policy)
+
         if not self._repeat("collect", parts, play, context):
             return
         for stage in self.stages:
@@ -311,7 +324,7 @@ class Loop:
     def states(self, count: int) -> State:
         """`count` states of real play: `train.at_start` of them first ones, the others known from what came before.
 
-        Raises UserError when no episode is long enough, or when `count` is 0.
+        Raises UserError when `count` is 0.
         """
         return self._begun(count)[0]
 
@@ -329,10 +342,11 @@ class Loop:
                 batch = self.replay.sample(max(FEWEST, count - first), length)
                 # No dream goes on from where a game has ended.
                 usable = batch.has_action.all(1).nonzero()[: count - first, 0]
-                if not len(usable):
-                    raise UserError(f"No episode is longer than train.burn_in={length - 1}: no dream can begin.")
-                known = self._followed(batch.rows(usable))
-                parts.append(trees.rows(known, torch.arange(count - first, device=self.agent.device) % len(usable)))
+                if len(usable):
+                    known = self._followed(batch.rows(usable))
+                    parts.append(trees.rows(known, torch.arange(count - first, device=self.agent.device) % len(usable)))
+                else:  # all episodes are shorter than the burn-in: before their first frames there was nothing
+                    parts.append(self._followed(self.replay.sample(count - first, 1, first=True)))
         return trees.map(lambda *leaves: torch.cat(leaves), *parts)  # type: ignore[no-any-return]
 
     def _followed(self, batch: Batch) -> tuple[State, Tree]:
@@ -348,8 +362,11 @@ class Loop:
         return state, memory
 
     def _usable(self, states: State, batch: Batch) -> State:
-        usable = batch.has_action[:, self.config.burn_in :]  # no dream goes on from where a game has ended
-        return trees.map(lambda leaf: leaf[:, self.config.burn_in :][usable], states)
+        usable = batch.has_action.clone()  # no dream goes on from where a game has ended
+        usable[:, : self.config.burn_in] = False
+        if not usable.any():  # episodes shorter than the burn-in: what the memory knows of them is all there is
+            usable = batch.has_action
+        return trees.map(lambda leaf: leaf[usable], states)
 
     # ---- codes ----
     def encoded(self, stage: Stage) -> list[np.ndarray]:

@@ -65,6 +65,10 @@ class Replay:
         self._next += 1
         self._forget()
 
+    def abandon(self) -> None:
+        """The episodes in progress are forgotten."""
+        self._open = {}
+
     def begin_rows(self, rows: Sequence[int], frames: np.ndarray, seeds: Sequence[int]) -> None:
         """`begin` for several rows: frames (len(rows), C, H, W), one seed each."""
         for row, frame, seed in zip(rows, frames, seeds, strict=True):

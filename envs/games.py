@@ -72,7 +72,7 @@ class GameConfig:
     action_repeat: int | None = setting(None, 1, 100, help="emulator frames one agent step lasts")
     life_loss: bool = setting(False, help="a lost life is an ending for the continuation head; the game goes on")
     clip_rewards: bool = setting(False, help="to [-1, 1]; the score stays in the game's units")
-    max_steps: int | None = setting(None, 1, help="agent steps an episode")
+    max_steps: int | None = setting(None, 1, resumable=True, help="agent steps an episode")
     num: int = setting(8, 1, 4096, help="copies side by side")
     kwargs: dict[str, Any] = setting({}, help="arguments that the game is made with, as {name: value, ...}")
 
@@ -141,6 +141,11 @@ class Games(ABC):
     def keys_to_action(self) -> dict[tuple[str, ...], Any] | None:
         """Returns which keys held together mean which action (as `step` takes it), or None when the game names none."""
         return None
+
+    @property
+    def done(self) -> np.ndarray:
+        """Which rows (N,) bool must be reset before the next step."""
+        return self._done.copy()
 
     def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> np.ndarray:
         """Restarts the named rows (all when None), one seed each; the others are left alone.

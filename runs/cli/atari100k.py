@@ -131,7 +131,7 @@ def _go_on(config: Config, folder: Path) -> None:
     if result.get("env_steps", 0) >= config.steps and result.get("episodes", 0) >= config.episodes:
         print(f"{config.env}, seed {config.seed}: finished, {folder}", flush=True)
         return
-    run.change(config)
+    run.config = config
     commands.resume(run)
 
 

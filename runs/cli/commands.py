@@ -13,7 +13,7 @@ import torch
 from agent.loop import Loop
 from envs.controls import Controls
 from envs.errors import UserError
-from envs.games import Games
+from envs.games import GameFailed, Games
 from envs.make import make_games
 from envs.settings import setting
 from policies.planner import PlannerConfig
@@ -25,7 +25,7 @@ from runs.folder.run import RESULTS, Run, recorded
 from runs.folder.system import choose_device, choose_threads, cores, keep_freed_memory
 
 OF_THE_MACHINE = ("device", "threads", "workers", "cluster")
-EVALUATED = ("episodes", "seed", "device", "threads")  # keys of a run that its evaluation may change
+EVALUATED = ("episodes", "seed", "device", "threads", "game.max_steps")  # keys of a run that its evaluation may change
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,6 @@ def opened(command: str, words: Sequence[str]) -> tuple[Any, ...]:
     run = Run.open(asked.run)
     others = [compose.renamed(word, keys(run.config)) for word in words if word not in mine]
     config = compose.changed(run.config, others, resumable(run.config) if command == "resume" else EVALUATED)
-    if command == "resume":
-        here = {key: getattr(run.config, key) for key in OF_THE_MACHINE}
-        run.change(replace(config, **here))  # what a run was asked for last is what it goes on with
     run.config = config
     if isinstance(asked, ResumeConfig):
         return (run, asked.only) if asked.only else (run,)
@@ -87,6 +84,7 @@ def train(config: Config, folder: Path, command: str | None = None) -> Path:
 def resume(run: Run, only: str = "") -> None:
     """Goes on with a run from its newest checkpoint, or does one part of a round once more."""
     # The same number of threads sums in the same order: the continuation is the run that was never stopped.
+    run.claim()
     known = run.meta.get("threads", 0)
     config = replace(run.config, threads=run.config.threads or (known if known <= cores() else 0))
     device, threads = _prepare(config)
@@ -169,6 +167,8 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
                 progress.say(f"{taken} episodes of {', '.join(named)}, {loop.replay.steps:,} steps")
             if resumed:
                 loop.load_state_dict(run.load_checkpoint(device, say=progress.say))
+                loop.choose(only)
+                run.keep_config(OF_THE_MACHINE)  # only now: a resume that fails has changed nothing
                 run.rewind(threads=threads, device=device)
                 if taken := loop.take(run.human_folder, human=True):
                     progress.say(f"{taken} episodes that a person played join the replay")
@@ -181,11 +181,17 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
             if run.step:
                 progress.say(f"stopped at step {run.step:,}; go on with python main.py resume run={run.folder}")
             raise
+        except GameFailed as problem:
+            raise UserError(
+                f"{str(problem).rstrip('.')}. All up to step {run.step:,} is saved: go on with python main.py resume "
+                f"run={run.folder} once the game works again."
+            ) from problem
         finally:
             if loop and loop.real:
                 loop.real.close()
             games.close()
             run.close()
+            run.release()
     try:
         evaluate(run)
     except UserError as problem:

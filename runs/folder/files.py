@@ -13,6 +13,11 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Calls `write(file)` on a temporary file, syncs it, then gives it its name; an error leaves nothing behind."""
@@ -38,6 +43,29 @@ def adopt(rest: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+class Lock:
+    """A file that one process holds; whatever ends the process sets it free. Where the system knows no locks, nothing.
+
+    Raises BlockingIOError when another one, or another Lock of this process, holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "a")  # noqa: SIM115  held until it is released
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise
+        except OSError:  # some network file systems have none
+            pass
+
+    def release(self) -> None:
+        """Lets others have it."""
+        self._file.close()
 
 
 def write_png(path: Path, image: np.ndarray) -> None:

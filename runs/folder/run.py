@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -23,7 +23,7 @@ from envs.errors import UserError, nearest
 from runs.config import OLD_NAMES, resumable
 from runs.config_types import keys, renamed
 from runs.folder import checkpoint, video
-from runs.folder.files import plain, write_atomic, write_json, write_png
+from runs.folder.files import Lock, plain, write_atomic, write_json, write_png
 from runs.folder.system import clock, facts, memory_gb
 
 if TYPE_CHECKING:
@@ -44,13 +44,14 @@ class Run:
 
     Attributes:
         folder: where everything lies.
-        config: the typed configuration.
+        config: the typed configuration, as far as a command's words change it.
+        written: the same as config.json holds it.
         meta: versions, commit, machine and command line of the start.
         step: agent steps of the checkpoint that was saved or loaded last; 0 before.
     """
 
     def __init__(self, folder: Path, config: Config, meta: dict[str, Any]) -> None:
-        self.folder, self.config, self.meta = folder, config, meta
+        self.folder, self.config, self.meta, self.written = folder, config, meta, config
         self.step = 0
         self._hours_before = 0.0
         self._hours_saved = 0.0
@@ -61,28 +62,46 @@ class Run:
         self._lines: int | None = None  # logged before the loaded checkpoint; older ones do not tell
         self._metrics: IO[str] | None = None
         self._board: SummaryWriter | None = None
+        self._lock: Lock | None = None
 
     @classmethod
     def create(cls, config: Config, folder: str | Path, command: str | None = None, **meta: Any) -> Self:
         """A new run in `folder`, with the command line to write down (this process's when None) and further facts.
 
+        It is this process's until `release`, or until the run is forgotten. A run that was killed before its first
+        checkpoint is begun again.
+
         Raises:
-            UserError: the folder already holds a run, or cannot be written.
+            UserError: the folder already holds a run, another process works in it, or it cannot be written.
         """
         folder = Path(folder)
-        if (folder / "config.json").exists():
-            text = f"{folder} already holds a run: go on with it (python main.py resume run={folder})"
-            raise UserError(f"{text} or choose another hydra.run.dir.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as problem:
             raise UserError(f"{folder} cannot be made a run folder: {problem.strerror}.") from problem
+        lock = _claimed(folder)
+        if (folder / "config.json").exists() and any((folder / "checkpoints").glob("*")):
+            lock.release()
+            text = f"{folder} already holds a run: go on with it (python main.py resume run={folder})"
+            raise UserError(f"{text} or choose another hydra.run.dir.")
         known = facts() | {"started": clock()} | meta
         if command is not None:
             known["command"] = command
         write_json(folder / "meta.json", known)
         write_json(folder / "config.json", asdict(config))  # last: a folder with it is a complete run
-        return cls(folder, config, known)
+        run = cls(folder, config, known)
+        run._lock = lock
+        return run
+
+    def claim(self) -> None:
+        """Nobody else may train in this folder until `release`; raises UserError when another process does."""
+        self._lock = self._lock or _claimed(self.folder)
+
+    def release(self) -> None:
+        """Lets others train here."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -232,10 +251,10 @@ class Run:
         write_json(path, {"what": name} | about | now | trained | dict(values))
         return path
 
-    def change(self, config: Config) -> None:
-        """From now on the run has another configuration, one that still fits its checkpoints."""
-        self.config = config
-        write_json(self.folder / "config.json", asdict(config))
+    def keep_config(self, but: Sequence[str] = ()) -> None:
+        """Writes down the configuration as it is now, but for some keys, which stay as they were written."""
+        known, self.written = read_json(self.folder / "config.json"), self.config
+        write_json(self.folder / "config.json", asdict(self.config) | {key: known[key] for key in but if key in known})
 
     def close(self) -> None:
         """Flushes and closes the logs; they open again when something is logged."""
@@ -275,6 +294,15 @@ class Run:
         for key, (was, now) in kept.items():
             if was != now and key not in may_change and not isinstance(was, float):
                 raise UserError(f"The checkpoint in {self.folder} is of {key} {was}, its config.json says {now}.")
+
+
+def _claimed(folder: Path) -> Lock:
+    try:
+        return Lock(folder / "lock")
+    except BlockingIOError as problem:
+        raise UserError(
+            f"Another process is working on {folder}: wait until it has ended, or choose another hydra.run.dir."
+        ) from problem
 
 
 def keep(run: Run | None, name: str, values: Mapping[str, Any]) -> Path:

@@ -18,9 +18,12 @@ from envs.games import Games
 from envs.make import make_games
 from policies.planner import Planner, PlannerConfig
 from runs import build
+from runs.config_types import values
 from runs.folder.run import Run
 from runs.measure.scores import human_normalised
 
+OF_EPISODES = ("episodes", "seed", "game.max_steps")  # which games are judged, and how far
+LONG = 30_000  # steps after which an episode without an end is strange: half an hour of an Atari game has 27,000
 HEARTBEAT = 12.0  # seconds between two lines where there is no terminal
 ROWS = 32  # games side by side: acting for many at once costs little more than for one
 
@@ -28,6 +31,7 @@ ROWS = 32  # games side by side: acting for many at once costs little more than 
 def measure(run: Run, device: str, plan: PlannerConfig | None = None) -> dict[str, dict[str, Any]]:
     """Evaluates the newest checkpoint; writes and returns results/evaluation-sampled.json and -greedy.json.
 
+    Other episodes than the run's own are another result beside it: evaluation-sampled-episodes20.json.
     With a planner in the policy's place results/evaluation-planner.json, which also says how it planned.
     """
     config = run.config
@@ -62,7 +66,7 @@ def judge(
             score = human_normalised(run.config.env, summary["mean"])
             seconds = round(time.monotonic() - began, 1)
             summary |= {"policy": mode, "human_normalised": score, "evaluation_seconds": seconds} | dict(about)
-            run.result(f"evaluation-{mode}", summary)
+            run.result("-".join(["evaluation", mode, *_otherwise(run)]), summary)
             results[mode] = summary
             if len(found.film):
                 run.video(run.step, f"evaluation-{mode}", found.film)
@@ -72,16 +76,28 @@ def judge(
     return results
 
 
+def _otherwise(run: Run) -> list[str]:
+    """What was asked of the evaluation that the run does not have so: ["episodes20", "seed3"]."""
+    asked, own = values(run.config), values(run.written)
+    return [f"{key.split('.')[-1]}{asked[key]}" for key in OF_EPISODES if asked[key] != own[key]]
+
+
 def _play(player: Acting, games: Games, run: Run, mode: str, console: Console) -> Evaluation:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task(f"evaluating, {mode}", total=run.config.episodes)
-        said = time.monotonic()
+        said, steps = time.monotonic(), 0
 
         def tell(done: int, mean: float | None) -> None:
-            nonlocal said
+            nonlocal said, steps
             text = f"evaluating, {mode}" + ("" if mean is None else f": mean {mean:.1f}")
             bar.update(task, completed=done, description=text)
+            steps += 1
+            if steps == LONG and not done:
+                console.print(
+                    f"No episode has ended after {LONG:,} steps, a film of which is kept to there: if the game has no "
+                    "end, stop (Ctrl-C) and evaluate with game.max_steps=N.", soft_wrap=True
+                )  # fmt: skip
             if not console.is_terminal and time.monotonic() - said > HEARTBEAT:
                 console.print(f"{time.strftime('%H:%M:%S')}  {text}, {done} of {run.config.episodes} episodes")
                 said = time.monotonic()

@@ -211,9 +211,12 @@ def test_no_dream_begins_at_or_behind_the_end_of_a_game() -> None:
     assert state.memory["count"].eq(17).all()
 
 
-def test_episodes_that_are_too_short_are_told() -> None:
-    assert len(work(burn_in=19).states(3).latent) == 3
-    with pytest.raises(UserError, match="longer than train.burn_in=20"):
-        work(burn_in=20).states(3)
+def test_where_all_episodes_are_shorter_than_the_burn_in_dreams_begin_with_them() -> None:
+    assert work(burn_in=19).states(3).memory["count"].tolist() == [19] * 3
+    short = work(burn_in=20).states(3)
+    assert short.memory["count"].tolist() == [0] * 3 and not short.latent.any(), "Count-v0 begins at 0, which is black"
+
+
+def test_no_starts_are_told() -> None:
     with pytest.raises(UserError, match="policy.starts must be at least 1"):
         dreamed(work(starts=0))

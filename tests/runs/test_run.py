@@ -46,6 +46,8 @@ def test_a_run_opens_as_it_was_created(run: Run) -> None:
 
 
 def test_a_folder_holds_one_run(run: Run) -> None:
+    run.save_checkpoint({}, 1)
+    run.release()
     with pytest.raises(UserError, match=f"resume run={run.folder}"):
         Run.create(run.config, run.folder)
 

@@ -1,0 +1,153 @@
+"""Runs of games that fail or do not replay, two writers on one folder, and what must not be lost thereby."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import main
+from envs.errors import UserError
+from runs.folder.run import Run
+from runs.recipes import preset
+
+TOY = [
+    "size=toy", "threads=1", "steps=96", "episodes=2", "train.prefill=64", "train.pretrain=2", "game.num=2",
+    "game.size=16", "train.show_every=1000",
+]  # fmt: skip
+
+
+class Moody(gymnasium.Env[Any, Any]):
+    """`ends(t)` and `fails()` are the test's; the picture tells the step."""
+
+    played = 0
+    fails_at = 10**9  # of all steps of all copies
+    lasts: int | None = 7  # None: by its own random numbers, whatever the seed
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.observation_space, self.action_space = spaces.Box(0, 255, (16, 16, 3), np.uint8), spaces.Discrete(2)
+        self.render_mode, self.t = render_mode, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.t = 0
+        return self.picture(), {}
+
+    def picture(self) -> np.ndarray:
+        return np.full((16, 16, 3), 20 * self.t % 256, np.uint8)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        Moody.played += 1
+        if Moody.played >= Moody.fails_at:
+            raise ConnectionError("the game server went away")
+        self.t += 1
+        over = np.random.default_rng().random() < 0.3 if Moody.lasts is None else self.t >= Moody.lasts
+        return self.picture(), float(action), bool(over), False, {}
+
+
+@pytest.fixture(autouse=True)
+def moody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("played", 0), ("fails_at", 10**9), ("lasts", 7)):
+        monkeypatch.setattr(Moody, name, value)
+    gymnasium.register("Moody-v0", lambda **kwargs: Moody(**kwargs))
+    yield
+    gymnasium.registry.pop("Moody-v0")
+
+
+def train(*words: str) -> int:
+    return main.main(["env=Moody-v0", *TOY, "hydra.run.dir=run", *words])
+
+
+def test_a_game_that_fails_loses_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    Moody.fails_at = 90
+    assert train() == 2
+    said = capfd.readouterr().err
+    assert "Moody-v0 failed in step" in said and "ConnectionError: the game server went away" in said
+    assert "All up to step 88 is saved: go on with python main.py resume run=run once" in said
+    assert said.count("\n") == 1
+    Moody.fails_at = 10**9
+    assert main.main(["resume", "run=run"]) == 0
+    assert Run.open("run").meta["resumed"][0]["step"] == 88
+    assert json.loads(Path("run/results/evaluation-greedy.json").read_text())["env_steps"] == 96
+
+
+def test_a_game_that_does_not_replay_goes_on_without_its_open_episodes(capfd: pytest.CaptureFixture[str]) -> None:
+    Moody.lasts = None
+    assert train() == 0
+    for steps in (104, 112, 120):  # a game that has just begun does replay
+        assert main.main(["resume", "run=run", f"steps={steps}"]) == 0
+    assert "open episodes are left out: an episode of Moody-v0 ended " in capfd.readouterr().out
+    assert json.loads(Path("run/results/evaluation-greedy.json").read_text())["env_steps"] == 120
+
+
+@pytest.mark.parametrize("lasts", [1, 2])
+@pytest.mark.parametrize("recipe", ["reverie", "iris_ac"])
+def test_however_short_its_episodes_it_trains(lasts: int, recipe: str) -> None:
+    Moody.lasts = lasts
+    assert train(f"recipe={recipe}", "game.size=64" if recipe == "iris_ac" else "game.size=16") == 0
+
+
+def test_other_episodes_are_a_result_of_their_own() -> None:
+    assert train() == 0
+    Moody.lasts = 10**6
+    assert main.main(["evaluate", "run=run", "episodes=3", "game.max_steps=5"]) == 0
+    assert main.main(["evaluate", "run=run", "game.max_steps=5", "seed=4"]) == 0
+    found = {path.name for path in Path("run/results").glob("evaluation-greedy*")}
+    assert found == {
+        "evaluation-greedy.json", "evaluation-greedy-episodes3-max_steps5.json",
+        "evaluation-greedy-seed4-max_steps5.json",
+    }  # fmt: skip
+    assert json.loads(Path("run/results/evaluation-greedy-episodes3-max_steps5.json").read_text())["mean_length"] == 5
+
+
+def test_a_resume_that_fails_changes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    assert train() == 0
+    before = Path("run/config.json").read_bytes()
+    for words in (["only=bogus", "model.lr=0.5"], ["model.lr=nan"], ["model.lr=0.5", "steps=no"]):
+        assert main.main(["resume", "run=run", *words]) == 2
+        assert Path("run/config.json").read_bytes() == before
+    for path in Path("run/checkpoints").glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:-100])
+    assert main.main(["resume", "run=run", "model.lr=0.5"]) == 2
+    assert Path("run/config.json").read_bytes() == before
+
+
+HOLDING = "from runs.folder.run import Run; run = Run.open('run'); run.claim(); print('held', flush=True); input()"
+
+
+def test_a_folder_has_one_writer(capfd: pytest.CaptureFixture[str]) -> None:
+    assert train() == 0
+    here = str(Path(main.__file__).parent)
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {here!r}); {HOLDING}"], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        before = Path("run/config.json").read_bytes()
+        for words in (["resume", "run=run", "steps=120"], ["env=Moody-v0", *TOY, "hydra.run.dir=run"]):
+            assert main.main(words) == 2
+            assert "Another process is working on run: wait until" in capfd.readouterr().err
+        assert Path("run/config.json").read_bytes() == before
+        assert main.main(["evaluate", "run=run", "episodes=1"]) == 0, "which writes nothing that the other one does"
+        other.kill()
+    assert main.main(["resume", "run=run", "steps=104"]) == 0
+
+
+def test_a_run_without_a_checkpoint_is_begun_again(tmp_path: Path) -> None:
+    config = preset("reverie", "toy")
+    Run.create(config, "killed").release()
+    again = Run.create(config, "killed")
+    with pytest.raises(UserError, match="Another process is working on killed"):
+        Run.create(config, "killed")
+    again.save_checkpoint({}, 1)
+    again.release()
+    with pytest.raises(UserError, match="already holds a run: go on with it"):
+        Run.create(config, "killed")
