@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +24,8 @@ from play import connection, server  # noqa: E402
 from play.connection import ServerState  # noqa: E402
 from play.session import GameSession
 from tests import tables
+
+PLAY = "ws://localhost:8000/play"
 
 
 class Frame(NamedTuple):
@@ -89,7 +94,7 @@ def server_state(tmp_path: Path) -> ServerState:
 
 @pytest.fixture
 def client(server_state: ServerState) -> Iterator[TestClient]:
-    with TestClient(server.app(server_state)) as made:
+    with TestClient(server.app(server_state), base_url="http://localhost:8000") as made:
         yield made
     server_state.work.shutdown()
 
@@ -101,7 +106,7 @@ def test_the_computing_thread_has_its_own_number_of_torch_threads(server_state: 
 
 
 def test_hello_and_pictures(client: TestClient) -> None:
-    with client.websocket_connect("/play") as session:
+    with client.websocket_connect(PLAY) as session:
         guest = Guest(session)
         assert guest.hello["actions"] == ["LEFT", "STAY", "RIGHT"] and guest.hello["starts"] == 3
         steps = [guest.frame() for _ in range(4)]
@@ -111,7 +116,7 @@ def test_hello_and_pictures(client: TestClient) -> None:
 
 
 def test_keys_reach_the_game_and_come_back_with_the_picture(client: TestClient) -> None:
-    with client.websocket_connect("/play") as session:
+    with client.websocket_connect(PLAY) as session:
         guest = Guest(session)
         for keys, action in ((["d"], 2), (["left"], 0), ([], 1)):
             guest.hold(*keys)
@@ -120,7 +125,7 @@ def test_keys_reach_the_game_and_come_back_with_the_picture(client: TestClient) 
 
 
 def test_time_can_be_stopped_stepped_turned_back_and_kept(client: TestClient) -> None:
-    with client.websocket_connect("/play") as session:
+    with client.websocket_connect(PLAY) as session:
         guest = Guest(session)
         guest.send(do="pause", value=True)
         at = guest.until(lambda told: told["paused"]).told["step"]
@@ -142,7 +147,7 @@ def test_time_can_be_stopped_stepped_turned_back_and_kept(client: TestClient) ->
 
 
 def test_settings(client: TestClient) -> None:
-    with client.websocket_connect("/play") as session:
+    with client.websocket_connect(PLAY) as session:
         guest = Guest(session)
         for name, value in (("mode", "both"), ("player", "agent"), ("temperature", 0.5), ("fps", 60), ("reset", 1)):
             guest.send(do=name, value=value)
@@ -162,7 +167,7 @@ MALFORMED = (
 
 @pytest.mark.parametrize("text", MALFORMED, ids=range(len(MALFORMED)))
 def test_a_bad_message_is_answered_in_words(client: TestClient, text: str) -> None:
-    with client.websocket_connect("/play") as session:
+    with client.websocket_connect(PLAY) as session:
         guest = Guest(session)
         session.send_text(text)
         assert 5 < len(guest.error()) < 300
@@ -173,7 +178,7 @@ def test_a_bad_message_is_answered_in_words(client: TestClient, text: str) -> No
     "text", ['{"keys": [null, 7, {}]}', '{"keys": [], "id": 1e400}', '{"ack": -5}', '{"ack": 999}']
 )
 def test_odd_messages_do_no_harm(client: TestClient, text: str) -> None:
-    with client.websocket_connect("/play") as session:
+    with client.websocket_connect(PLAY) as session:
         guest = Guest(session)
         session.send_text(text)
         session.send_bytes(b"\xff\x00")
@@ -183,7 +188,7 @@ def test_odd_messages_do_no_harm(client: TestClient, text: str) -> None:
 
 def test_a_slow_page_gets_fewer_frames(client: TestClient, server_state: ServerState) -> None:
     """Without an answer the server sends no more than a few frames, and drops the others."""
-    with client.websocket_connect("/play") as session:
+    with client.websocket_connect(PLAY) as session:
         session.receive()
         for _ in range(connection.AHEAD):
             last = unpacked(session.receive()["bytes"])
@@ -197,7 +202,7 @@ def test_a_slow_page_gets_fewer_frames(client: TestClient, server_state: ServerS
 
 
 def test_visitors_have_dreams_of_their_own(client: TestClient, server_state: ServerState) -> None:
-    with client.websocket_connect("/play") as first, client.websocket_connect("/play") as second:
+    with client.websocket_connect(PLAY) as first, client.websocket_connect(PLAY) as second:
         a, b = Guest(first), Guest(second)
         a.send(do="pause", value=True)
         stopped = a.until(lambda told: told["paused"]).told["step"]
@@ -224,7 +229,7 @@ def test_a_closed_tab_frees_its_game(
         closed.append(self)
 
     monkeypatch.setattr(GameSession, "close", watched)
-    with client.websocket_connect("/play") as session:
+    with client.websocket_connect(PLAY) as session:
         guest = Guest(session)
         guest.send(do="mode", value="real")
         guest.until(lambda told: told["mode"] == "real")
@@ -240,7 +245,7 @@ def test_a_closed_tab_frees_its_game(
 
 
 def test_a_recording_can_be_opened(client: TestClient, server_state: ServerState) -> None:
-    with client.websocket_connect("/play") as session:
+    with client.websocket_connect(PLAY) as session:
         guest = Guest(session)
         guest.send(do="record")
         guest.until(lambda told: told["recording"] and told["step"] > 10)
@@ -261,20 +266,100 @@ def test_the_page(client: TestClient) -> None:
 
 
 def test_pages_from_elsewhere_are_refused(client: TestClient) -> None:
-    with (
-        pytest.raises(WebSocketDisconnect),
-        client.websocket_connect("/play", headers={"origin": "https://elsewhere.example"}) as session,
-    ):
-        session.receive_text()
-    with client.websocket_connect("/play", headers={"origin": "http://testserver"}) as session:
+    for origin in ("https://elsewhere.example", "http://[", "null", "http://localhost:8001", ""):
+        with (
+            pytest.raises(WebSocketDisconnect),
+            client.websocket_connect(PLAY, headers={"origin": origin}) as session,
+        ):
+            session.receive_text()
+    with client.websocket_connect(PLAY, headers={"origin": "http://localhost:8000"}) as session:
         assert Guest(session).hello["name"] == "Catch-v0"
+
+
+@pytest.mark.parametrize(
+    "name", ["evil.example", "evil.example:8000", "192.168.0.7", "[", "localhost.evil.example", ""]
+)
+def test_a_name_that_was_made_to_lead_here_is_refused(client: TestClient, name: str) -> None:
+    """DNS rebinding: the page then says that it comes from the same place, which it does not."""
+    assert client.get("/", headers={"host": name}).status_code == 403
+    same = {"host": name, "origin": f"http://{name}"}
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect(PLAY, headers=same) as session:
+        session.receive_text()
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1:8000", "localhost", "[::1]:8000", "LOCALHOST:1", "127.8.9.1"])
+def test_this_machine_s_names_are_known(client: TestClient, name: str) -> None:
+    assert client.get("/", headers={"host": name}).status_code == 200
+
+
+def test_whoever_serves_to_others_is_called_what_they_like(server_state: ServerState) -> None:
+    with TestClient(server.app(server_state, "0.0.0.0"), base_url="http://laptop.local") as made:
+        assert made.get("/").status_code == 200
+    server_state.work.shutdown()
+
+
+@pytest.mark.parametrize(
+    "path", ["/%00", "/recordings/%00", "/" + "a" * 5000, "/recordings/" + "b" * 300, "/%ff", "/../x"]
+)
+def test_what_cannot_be_a_file_is_not_found(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+@pytest.fixture
+def served(server_state: ServerState, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A real server's port."""
+    monkeypatch.setattr(server, "HALF", 0.3)
+    at = server.listen("127.0.0.1", 0)
+    at.listen()
+    made = server.made(server_state)
+    thread = threading.Thread(target=made.run, kwargs={"sockets": [at]})
+    thread.start()
+    yield at.getsockname()[1]
+    made.should_exit = True
+    thread.join()
+    server_state.work.shutdown()
+
+
+HELLO = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def test_half_a_request_is_not_waited_for_and_a_whole_one_is_answered(served: int) -> None:
+    for sent, answered in ((b"", 0), (b"GET /", 0), (HELLO, 0), (HELLO + b"\r\n" + HELLO, 1), (HELLO + b"\r\n", 1)):
+        with socket.create_connection(("127.0.0.1", served), timeout=8) as caller:
+            began, got = time.monotonic(), b""
+            caller.sendall(sent)
+            while piece := caller.recv(65_536):
+                got += piece
+            assert got.count(b"200 OK") == answered and time.monotonic() - began < 7
+
+
+def test_nonsense_prints_no_traceback(served: int, capfd: pytest.CaptureFixture[str]) -> None:
+    upgrade = HELLO.replace(b"/ ", b"/play ") + b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    rng = np.random.default_rng(0)
+    for sent in (
+        b"\0" * 100, b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", HELLO + b"Content-Length: -1\r\n\r\n",
+        HELLO * 2 + b"\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", upgrade + b"\r\n",
+        upgrade + b"Sec-WebSocket-Key: short\r\nSec-WebSocket-Version: 13\r\n\r\n",
+        upgrade + b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n" + b"\xff" * 40,
+        b"GET / HTTP/1.1\r\nHost: \xff\xfe[\r\n\r\n", HELLO + b"X: " + b"y" * 200_000 + b"\r\n\r\n",
+        *(rng.bytes(200) for _ in range(20)),
+    ):  # fmt: skip
+        with socket.create_connection(("127.0.0.1", served), timeout=8) as caller:
+            caller.sendall(sent)
+            with contextlib.suppress(ConnectionResetError):
+                caller.recv(65_536)
+    with socket.create_connection(("127.0.0.1", served), timeout=8) as caller:
+        caller.sendall(HELLO + b"\r\n")
+        assert b"200 OK" in caller.recv(65_536)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_full_house(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "VISITORS", 1)
-    with client.websocket_connect("/play") as first:
+    with client.websocket_connect(PLAY) as first:
         Guest(first)
-        with client.websocket_connect("/play") as second:
+        with client.websocket_connect(PLAY) as second:
             assert "taken" in second.receive_json()["error"]
 
 
@@ -282,7 +367,7 @@ def test_a_fault_pauses_one_table_and_is_said(client: TestClient, monkeypatch: p
     def fail(self: GameSession, held: object = ()) -> None:
         raise ZeroDivisionError
 
-    with client.websocket_connect("/play") as session:
+    with client.websocket_connect(PLAY) as session:
         guest = Guest(session)
         guest.frame()
         with monkeypatch.context() as broken:
