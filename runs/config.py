@@ -66,6 +66,11 @@ class Config:
     def check(self) -> None:
         """Raises UserError naming the first value that is out of range, or that does not go with another."""
         settings.check(self)
+        if self.steps < self.train.prefill:
+            raise UserError(
+                f"steps must be at least train.prefill, the {self.train.prefill:,} steps of random play that learning "
+                f"begins with, not {self.steps:,}."
+            )
         length = getattr(self.model, "length", None)  # where dreams start from the segments that the model trains on
         if length is not None and self.train.burn_in >= length:
             raise UserError(f"train.burn_in must be below model.length, {length}, not {self.train.burn_in}.")

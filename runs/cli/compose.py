@@ -64,7 +64,8 @@ def prepared(words: Sequence[str]) -> list[str]:
     register(here + elsewhere or list(RECIPES))
     chosen = next(iter(elsewhere), asked)
     valid = keys(preset(chosen, SIZES[0])) if chosen in RECIPES or elsewhere else []
-    return [renamed(word, valid) for word in words]
+    # Hydra adds no key to a mapping that it knows to be empty, unless it is told to.
+    return ["++" + word if word.startswith("game.kwargs=") else renamed(word, valid) for word in words]
 
 
 def register(recipes: Sequence[str]) -> None:

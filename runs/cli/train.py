@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -30,12 +32,20 @@ def train(words: Sequence[str], job: Callable[[object], None] | None = None) -> 
         if chosen and chosen != ["size=xs"] and not (flags.cfg or flags.info):
             # The device must not decide unheard what is learned.
             print(f"{chosen[0]} was chosen by the device, as no size= was given; the published results are of size=xs.")
+    failed: list[tuple[Path, int]] = []
     before = sys.argv
     sys.argv = [before[0], *words]  # where Hydra reads them
     try:
-        compose.launch(job or _job, words)
+        compose.launch(job or partial(_job, failed, os.getpid()), words)
     finally:
         sys.argv = before
+    if failed:
+        if flags.multirun:
+            print(
+                f"Of the sweep {', '.join(str(folder) for folder, _ in failed)} failed; why stands above.",
+                file=sys.stderr,
+            )
+        raise SystemExit(max(code for _, code in failed))
 
 
 def composed(by_hydra: object) -> tuple[Config, Path]:
@@ -45,9 +55,11 @@ def composed(by_hydra: object) -> tuple[Config, Path]:
     return config, folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def _job(by_hydra: object) -> None:
+def _job(failed: list[tuple[Path, int]], process: int, by_hydra: object) -> None:
     config, folder = composed(by_hydra)
-    # Hydra would wrap what is raised here in lines of its own.
+    # Hydra would wrap what is raised here in lines of its own, and begin no further run of a sweep.
     code = guarded(lambda: commands.train(config, folder))
-    if code:
+    if code == 130 or (code and os.getpid() != process):  # Ctrl-C is meant for all; other processes tell no list
         raise SystemExit(code)
+    if code:
+        failed.append((folder, code))

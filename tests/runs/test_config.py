@@ -178,10 +178,10 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ---- what is composed ----
 def test_words_become_a_typed_configuration_and_a_run_folder(trained: list[tuple[Config, Path]], here: Path) -> None:
-    words = ["env=Catch-v0", "size=toy", "seed=3", "steps=1e3", "game.sticky=null", "train.save_every=5", "device=cpu"]
+    words = ["env=Catch-v0", "size=toy", "seed=3", "steps=1e4", "game.sticky=null", "train.save_every=5", "device=cpu"]
     assert main.main(words) == 0
     ((config, folder),) = trained
-    expected = {"env": "Catch-v0", "seed": 3, "steps": 1000, "device": "cpu", "train": {"save_every": 5.0}}
+    expected = {"env": "Catch-v0", "seed": 3, "steps": 10_000, "device": "cpu", "train": {"save_every": 5.0}}
     assert config == config_types.fill(preset("reverie", "toy"), expected)
     assert type(config.steps) is int and type(config.train.save_every) is float
     assert folder.parent == Path("runs/out") and folder.name.startswith("Catch-v0-reverie-3-")
@@ -207,11 +207,11 @@ def test_the_size_follows_the_device_unless_it_is_given(
 
 def test_a_protocol_is_a_word_and_single_keys_come_after_it(trained: list[tuple[Config, Path]]) -> None:
     assert main.main(["protocol=atari100k", "size=toy"]) == 0
-    assert main.main(["game.noops=5", "protocol=atari100k", "steps=70", "size=toy"]) == 0
+    assert main.main(["game.noops=5", "protocol=atari100k", "steps=7000", "size=toy"]) == 0
     (first, _), (second, _) = trained
     assert (first.protocol, first.steps, first.game.sticky, first.game.noops) == ("atari100k", 100_000, 0.0, 30)
     assert first.replay.validation == 0 and second.game.life_loss, "every one of its steps is trained on"
-    assert (second.protocol, second.steps, second.game.sticky, second.game.noops) == ("atari100k", 70, 0.0, 5)
+    assert (second.protocol, second.steps, second.game.sticky, second.game.noops) == ("atari100k", 7000, 0.0, 5)
 
 
 def test_a_sweep_is_one_run_in_a_folder_of_its_own_for_each_combination(trained: list[tuple[Config, Path]]) -> None:
@@ -230,9 +230,10 @@ def test_run_commands_get_the_run_with_its_changed_keys(finished: Run, monkeypat
     assert main.main(["resume", "run=old", "steps=5e5", "threads=2"]) == 0
     assert main.main(["evaluate", f"run={finished.folder}", "episodes=7"]) == 0
     assert runs[0].config == config_types.fill(finished.config, {"steps": 500_000, "threads": 2})
-    assert runs[1].config == config_types.fill(
-        finished.config, {"steps": 500_000, "episodes": 7}
-    )  # threads are of one day
+    # What was asked for counts for this time, until a checkpoint was gone on with.
+    assert runs[1].config == config_types.fill(finished.config, {"episodes": 7})
+    runs[0].keep_config(commands.OF_THE_MACHINE)
+    assert Run.open("old").config == config_types.fill(finished.config, {"steps": 500_000})  # threads are of one day
 
 
 def test_info_and_benchmark_get_a_configuration_and_make_no_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +243,33 @@ def test_info_and_benchmark_get_a_configuration_and_make_no_folder(here: Path, m
         assert main.main([command, "size=toy", "env=Catch-v0"]) == 0
     assert configs == [config_types.fill(preset("reverie", "toy"), {"env": "Catch-v0"})] * 2
     assert not list(here.iterdir())
+
+
+def test_steps_that_end_before_anything_is_learned_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["size=toy", "env=Catch-v0", "steps=100"]) == 2
+    assert "steps must be at least train.prefill" in capsys.readouterr().err
+
+
+def test_arguments_of_a_game_reach_it(trained: list[tuple[Config, Path]]) -> None:
+    assert main.main(["size=toy", "env=ALE/Pong-v5", "game.kwargs={difficulty: 1}"]) == 0
+    assert trained[0][0].game.kwargs == {"difficulty": 1}
+
+
+def test_what_fails_in_a_sweep_does_not_keep_the_others_from_running(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[int] = []
+
+    def work(config: Config, folder: Path) -> None:
+        ran.append(config.seed)
+        if config.seed in (1, 2):
+            raise UserError(f"seed {config.seed} is unlucky")
+
+    monkeypatch.setattr(commands, "train", work)
+    assert main.main(["-m", "size=toy", "env=Catch-v0", "seed=0,1,2,3"]) == 2
+    said = capsys.readouterr().err
+    assert ran == [0, 1, 2, 3] and said.count("is unlucky") == 2
+    assert "Of the sweep " in said and said.count("Catch-v0-reverie-") == 2
 
 
 def test_help_names_commands_keys_and_recipes(trained: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,6 +343,6 @@ def test_filling_names_what_is_wrong(given: dict[str, Any], said: str) -> None:
 
 def test_a_key_within_a_group_can_be_changed_too() -> None:
     config = RECIPES["world_models"]("toy")
-    changed = compose.changed(config, ["policy.real_generations=7", "steps=9"], ["steps", "policy.real_generations"])
-    assert (changed.policy.real_generations, changed.steps) == (7, 9)
+    changed = compose.changed(config, ["policy.real_generations=7", "steps=900"], ["steps", "policy.real_generations"])
+    assert (changed.policy.real_generations, changed.steps) == (7, 900)
     assert changed.policy.generations == config.policy.generations
