@@ -22,6 +22,8 @@ COMMANDS = {
     "import": Command("a checkpoint that another program published becomes a run",
                       "runs.cli.import_checkpoint:import_run", "runs.cli.import_checkpoint:ImportConfig",
                       "format=iris path=Pong.pt env=ALE/Pong-v5 run=NAME"),
+    "check": Command("what a game offers and what an agent would see of it, with a picture; for a game of your own",
+                     "runs.measure.check:check", RECIPE, "env=MODULE:Name-v0"),
     "info": Command("what a recipe is made of, with its parameter counts", "runs.cli.commands:info", RECIPE,
                     "recipe=iris size=m"),
     "benchmark": Command("how fast games, world model, dream and policy are here", "runs.cli.commands:benchmark",

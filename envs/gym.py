@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import cv2
 import gymnasium
 import numpy as np
 from gymnasium import error, spaces
@@ -19,7 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from envs.errors import UserError, nearest
 from envs.games import GameConfig, GameFailed, Games, Played, from_bounds, to_bounds
-from envs.pictures import as_picture, coloured, could_be_picture, is_colour, is_picture
+from envs.pictures import as_picture, coloured, framed, is_picture, part_with_picture
 from envs.spec import Spec
 
 
@@ -146,13 +145,9 @@ class GymGames(Games):
         self._films = drawn is not None
         if drawn is not None:
             return "render"
-        # A dictionary with one picture in it, or an observation that can be made one.
-        part = game.observation_space
-        if isinstance(part, spaces.Dict):
-            named = [name for name, one in part.items() if is_picture(one) or could_be_picture(one)]
-            self._key = named[0] if len(named) == 1 else None
-            part = part[named[0]] if len(named) == 1 else part
-        if told or is_picture(part) or could_be_picture(part):
+        found = part_with_picture(game.observation_space)
+        if found is not None:
+            self._key, part = found
             for self._space in (None, part) if told else (part,):  # what is not as it says may be floats of 0..1
                 if self._made(0) is not None:
                     return "observation"
@@ -178,11 +173,7 @@ class GymGames(Games):
         return picture
 
     def _frame(self, row: int) -> np.ndarray:
-        picture, size = self._picture(row), self.config.frame_size
-        if self.config.gray:
-            gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if is_colour(picture) else picture
-            return _resized(gray.reshape(gray.shape[:2]), size)[None]  # (1, H, W)
-        return _resized(coloured(picture), size).transpose(2, 0, 1)  # (3, H, W)
+        return framed(self._picture(row), self.config.frame_size, gray=self.config.gray)
 
     def render(self, row: int = 0) -> np.ndarray:
         """The game's own picture at its own size, (H, W, 3) uint8; what the agent sees where it has none."""
@@ -339,9 +330,3 @@ def _rendered(game: gymnasium.Env[Any, Any]) -> tuple[np.ndarray | None, str]:
 def _given(value: Any) -> str:
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"{type(value).__name__}"
 
-
-def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) or (H, W, 3) to `size`, height and width."""
-    if picture.shape[:2] == size:
-        return picture
-    return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)  # OpenCV names the width first

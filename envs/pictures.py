@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 from gymnasium import spaces
 
@@ -66,6 +67,29 @@ def is_colour(picture: np.ndarray) -> bool:
 def coloured(picture: np.ndarray) -> np.ndarray:
     """(H, W), (H, W, 1) or (H, W, 3) -> (H, W, 3)."""
     return picture if is_colour(picture) else np.repeat(picture.reshape(*picture.shape[:2], 1), 3, axis=2)
+
+
+def part_with_picture(space: spaces.Space[Any]) -> tuple[str | None, spaces.Space[Any]] | None:
+    """Where a picture is that `as_picture` takes: a key (None: it is the whole) and its space; None for nowhere."""
+    if isinstance(space, spaces.Dict):
+        named = [(name, one) for name, one in space.items() if is_picture(one) or could_be_picture(one)]
+        return named[0] if len(named) == 1 else None
+    return (None, space) if is_picture(space) or could_be_picture(space) else None
+
+
+def framed(picture: np.ndarray, size: tuple[int, int], *, gray: bool) -> np.ndarray:
+    """(H, W), (H, W, 1) or (H, W, 3) uint8 as an agent's frame of `size`, height and width: (C, h, w) uint8."""
+    if gray:
+        flat = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if is_colour(picture) else picture
+        return _resized(flat.reshape(flat.shape[:2]), size)[None]
+    return _resized(coloured(picture), size).transpose(2, 0, 1)
+
+
+def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) or (H, W, 3) to `size`, height and width."""
+    if picture.shape[:2] == size:
+        return picture
+    return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)  # OpenCV names the width first
 
 
 def _span(space: spaces.Box) -> tuple[float, float] | None:

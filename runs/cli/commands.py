@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from envs.games import GameFailed, Games
 from envs.make import make_games
 from envs.settings import setting
 from policies.planner import PlannerConfig
+from runs import data_sets
 from runs.cli import compose
 from runs.config import Config, recordings, resumable
 from runs.config_types import keys
@@ -74,8 +76,8 @@ def train(config: Config, folder: Path, command: str | None = None) -> Path:
     """
     print(announcement(config), flush=True)
     device, threads = _prepare(config)
-    for name in recordings(config):
-        recorded(name)  # says so before there is a folder, when there is no such run
+    for name in recordings(config):  # says so before there is a folder, when there is no such run or data set
+        data_sets.open_minari(name.removeprefix(data_sets.PREFIX)) if _is_minari(name) else recorded(name)
     run = Run.create(config, folder, command, threads=threads, device=device)
     _work(run, device, threads, resumed=False)
     return folder
@@ -160,7 +162,8 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
         try:
             loop = build.loop(config, games, run.episodes_folder, device)
             if not resumed and (named := recordings(config)):
-                taken = loop.take(*(folder for name in named for folder in recorded(name)))
+                with TemporaryDirectory(dir=run.folder, prefix=".recorded-") as place:
+                    taken = loop.take(*_folders(named, games, config, Path(place)))
                 if not taken:
                     raise UserError(f"No episode of {', '.join(named)} can be used: {loop.replay.skipped[0]}")
                 run.note(init_replay={"episodes": taken, "steps": loop.replay.steps})
@@ -201,6 +204,19 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
     print(f"the learning curve: {curve.draw(run)}")
     if drawn := draw_reconstructions(run):
         print(f"ten frames as the model came to see them: {drawn}")
+
+
+def _is_minari(name: str) -> bool:
+    return name.startswith(data_sets.PREFIX)
+
+
+def _folders(named: Sequence[str], games: Games, config: Config, place: Path) -> Iterator[Path]:
+    """Where the recorded episodes lie; those of data sets are written into `place` first."""
+    for number, name in enumerate(named):
+        if _is_minari(name):
+            yield data_sets.write(name.removeprefix(data_sets.PREFIX), games.spec, config.game, place / str(number))
+        else:
+            yield from recorded(name)
 
 
 def _prepare(config: Config) -> tuple[str, int]:
