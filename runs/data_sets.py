@@ -29,7 +29,7 @@ def open_minari(name: str) -> Any:
     try:
         import minari
     except ImportError as problem:
-        raise UserError(f'init_replay={PREFIX}{name} needs Minari: pip install "minari[hdf5]".') from problem
+        raise UserError(f'init_replay={PREFIX}{name} needs Minari: pip install "minari[hdf5,hf]".') from problem
     try:
         return minari.load_dataset(name, download=True)
     except Exception as problem:  # of the network, of the file, of the name

@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_said(known: dict[str, DataSet], capsys: pytest.Cap
 
 def test_without_minari_a_person_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "minari", None)
-    with pytest.raises(UserError, match=r'needs Minari: pip install "minari\[hdf5\]"'):
+    with pytest.raises(UserError, match=r'needs Minari: pip install "minari\[hdf5,hf\]"'):
         data_sets.open_minari("x")
 
 
