@@ -79,7 +79,13 @@ def _dispatch(words: list[str]) -> None:
             raise UserError(f'Unknown command "{name}": choose one of {", ".join(COMMANDS)}. {hint}'.strip())
     row, asked_for_help = COMMANDS[name], {"--help", "-h"} & set(words)
     # What follows is imported late: it brings torch, and neither a wrong word nor the overview should wait for it.
-    if asked_for_help and not named:
+    if "--version" in words and not named:
+        from runs.folder.system import facts
+
+        told = facts()
+        ours = told["versions"].get("dreamloop", "(not installed)")
+        print(f"dreamloop {ours}, torch {told['versions']['torch']}, commit {told['commit']}")
+    elif asked_for_help and not named:
         from runs.cli import table
 
         print(table.overview(COMMANDS))

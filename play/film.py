@@ -67,6 +67,10 @@ class Film:
 
     def _open(self, width: int, height: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            open(self._rest, "wb").close()  # noqa: SIM115  ffmpeg would tell in pages why it cannot
+        except FileNotFoundError as problem:
+            raise PermissionError(errno.EACCES, "no file can be made there", str(self.path)) from problem
         options = ["-crf", "18", "-preset", "veryfast", "-movflags", "+faststart"]
         self._writer = imageio_ffmpeg.write_frames(
             str(self._rest), (width, height), fps=self.fps, codec="libx264", macro_block_size=1, quality=None,

@@ -137,7 +137,7 @@ def typed(kind: Any) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        return f'"{value}"'
+        return f'"{value}"' if len(value) <= 200 else f'"{value[:200]}..."'
     if type(value) is int and abs(value) > sys.float_info.max:
         return "one of hundreds of digits"  # which Python may refuse to print
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)

@@ -65,7 +65,17 @@ def prepared(words: Sequence[str]) -> list[str]:
     chosen = next(iter(elsewhere), asked)
     valid = keys(preset(chosen, SIZES[0])) if chosen in RECIPES or elsewhere else []
     # Hydra adds no key to a mapping that it knows to be empty, unless it is told to.
+    words = [quoted(word) for word in words]
     return ["++" + word if word.startswith("game.kwargs=") else renamed(word, valid) for word in words]
+
+
+def quoted(word: str) -> str:
+    """A word as Hydra's grammar reads it: a value that it cannot read, such as a path with = or ü, is text."""
+    key, equals, value = word.partition("=")
+    if not equals or word.startswith("-") or _read(word) is not None:
+        return word
+    text = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ("\\" + found[2] if found[2] else ""), value)
+    return whole if _read(whole := f'{key}="{text}"') is not None else word
 
 
 def register(recipes: Sequence[str]) -> None:
@@ -276,16 +286,21 @@ def _hydra_refuses(problem: Exception) -> UserError:
 
 
 def _parsed(words: Sequence[str]) -> list[Override]:
-    parser = OverridesParser.create()
     overrides = []
     for word in words:
-        try:
-            overrides.append(parser.parse_override(word))
-        except (HydraException, ValueError, RecursionError) as problem:  # numbers of thousands of digits, deep nesting
+        override = _read(quoted(word))
+        if override is None:
             shown = word if len(word) <= 80 else word[:80] + "..."
-            text = f'Cannot read "{shown}": write key=value, with quotes around special characters.'
-            raise UserError(text) from problem
+            raise UserError(f'Cannot read "{shown}": write key=value, with quotes around special characters.')
+        overrides.append(override)
     return overrides
+
+
+def _read(word: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except (HydraException, ValueError, RecursionError):  # numbers of thousands of digits, deep nesting
+        return None
 
 
 def _texts(override: Override) -> Iterator[str]:

@@ -321,11 +321,12 @@ def find(path: str | Path) -> Path:
         UserError: no such folder (with the nearest run), or no run in it.
     """
     for folder in (Path(path), OUT / path):
-        if (folder / "config.json").is_file():
+        if _exists(folder / "config.json"):
             return folder
-    if Path(path).exists():
+    if _exists(Path(path)):
         raise UserError(f"{path} is not a run folder: it has no config.json.")
-    hint = nearest(Path(path).name, _names()) or newest()
+    hint = nearest(Path(path).name[:100], _names()) or newest()
+    path = path if len(str(path)) <= 200 else f"{str(path)[:200]}..."
     raise UserError(f"There is no run {path}, neither as a path nor under {OUT}. {hint}".strip())
 
 
@@ -343,6 +344,13 @@ def recorded(path: str | Path) -> list[Path]:
     if not folders:
         raise UserError(f"{run} holds no episodes: nothing has been played in it yet.")
     return folders
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long a name, a null byte
+        return False
 
 
 def newest() -> str:

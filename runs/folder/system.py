@@ -20,7 +20,7 @@ from world_model.threads import torch_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (
-    "torch", "numpy", "gymnasium", "ale-py", "opencv-python", "opencv-python-headless", "hydra-core",
+    "dreamloop", "torch", "numpy", "gymnasium", "ale-py", "opencv-python", "opencv-python-headless", "hydra-core",
     "stable-baselines3",
 )  # fmt: skip
 DEVICES = ("auto", "cpu", "cuda")

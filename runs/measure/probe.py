@@ -52,7 +52,8 @@ CHAIN = 4  # frames drawn in a row
 DREAMS, STEPS = 32, 200  # of the score
 CHANGED = 0.15  # of the brightness
 DIRECTIONS = 32  # of codes, from which a leak is read
-TEACHING, INVERSE = 3_000, 500  # updates of a probe, and of the inverse model
+TEACHING, INVERSE = 3_000, 800  # updates of a probe, and of the inverse model
+DIFFERENCE = 4.0  # by how much more the inverse model sees of what changed
 PLAYERS = ("paddle", "white")  # what games call the thing that is played
 
 
@@ -192,7 +193,7 @@ class Inverse(nn.Module):
 
     def __init__(self, frame: tuple[int, int, int], actions: int) -> None:
         super().__init__()
-        channels = [2 * frame[0], 32, 64, 64, 64]
+        channels = [3 * frame[0], 32, 64, 64, 64]
         parts: list[nn.Module] = []
         for narrow, wide in zip(channels, channels[1:], strict=False):
             parts += [nn.Conv2d(narrow, wide, 4, 2, 1), nn.ReLU()]
@@ -202,7 +203,9 @@ class Inverse(nn.Module):
         )
 
     def forward(self, pair: Tensor) -> Tensor:
-        return self.layers(pair.float() / 127.5 - 1)  # type: ignore[no-any-return]
+        before, after = (pair.float() / 127.5 - 1).chunk(2, 1)
+        # What moved is a few pixels in thousands that stand still.
+        return self.layers(torch.cat([before, after, DIFFERENCE * (after - before)], 1))  # type: ignore[no-any-return]
 
 
 def actions_told(loaded: Loaded, data: Transitions, judged: Tensor) -> dict[str, float]:

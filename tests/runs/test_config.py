@@ -96,8 +96,8 @@ MISTAKES = {
     "-cd nowhere env=Catch-v0 size=toy": "Hydra refuses the command line: Additional config directory",
     "env=Catch-v0 -- -m": "-- has no meaning here",
     "env=Catch-v0 size=toy hydra.run.dir=" + 300 * "x": "File name too long",
-    "env=Catch-v0 seed=" + 5_000 * "9": "write key=value",
-    "play seed=" + 5_000 * "9": "write key=value",
+    "env=Catch-v0 seed=" + 5_000 * "9": "seed needs a whole number",
+    "play seed=" + 5_000 * "9": "seed needs a whole number",
     "--nonsense": "nonsense",
     "info -m seed=1,2": "takes no flags",
     "info seed=1,2": "sweep",
@@ -270,6 +270,19 @@ def test_what_fails_in_a_sweep_does_not_keep_the_others_from_running(
     said = capsys.readouterr().err
     assert ran == [0, 1, 2, 3] and said.count("is unlucky") == 2
     assert "Of the sweep " in said and said.count("Catch-v0-reverie-") == 2
+
+
+@pytest.mark.parametrize("name", ["rün", "a=b", "c[d]", "e'f", 'g"h\\', "k l", "{x", "$y", "1e3", "a:b", "(z"])
+def test_a_value_that_the_grammar_cannot_read_is_text(name: str) -> None:
+    """Paths have any letters; the words reach train and the other commands alike."""
+    assert compose.changed(commands.ResumeConfig(), [f"run={name}"]).run in (name, str(1000.0))
+    (override,) = compose.read(compose.prepared([f"hydra.run.dir={name}"]))
+    assert str(override.value()).strip("'\"") in (name.strip("'\""), "1000.0")
+
+
+def test_the_version_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("dreamloop ")
 
 
 def test_help_names_commands_keys_and_recipes(trained: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
