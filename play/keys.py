@@ -24,7 +24,7 @@ KEYS = (
     Key("l", "load", "back to the kept moment"),
     Key("r", "reset", "another start"),
     Key("m", "mode", "dream, real game, both"),
-    Key("c", "player", "you, the agent, a planner, chance"),
+    Key("c", "player", "you, the agent, a planner, at random"),
     Key("b", "sync", "dream on from the real game"),
     Key("v", "record", "start, stop recording"),
     Key("[", "cooler", "dream less freely"),
@@ -32,6 +32,7 @@ KEYS = (
     Key("-", "slower", "fewer frames a second"),
     Key("=", "faster", "more frames a second"),
     Key("z", "zoom", "larger, smaller"),
+    Key("f", "fullscreen", "the whole screen"),
     Key("h", "help", "this list"),
 )
 PAD = ("left", "right", "up", "down", "space", *"123456789")  # what fingers and gamepads can press

@@ -86,8 +86,8 @@ class Snapshot(NamedTuple):
         """What there is to see, in the order in which it is shown."""
         seen = {name: side.picture for name, side in (("real", self.real), ("dream", self.dream)) if side is not None}
         if self.real is not None and self.dream is not None:
-            apart = np.abs(self.real.picture.astype(np.int16) - self.dream.picture)
-            seen["difference"] = apart.astype(np.uint8)
+            apart = np.abs(self.real.picture.astype(np.float32) - self.dream.picture)
+            seen["difference"] = np.sqrt(255 * apart).astype(np.uint8)  # small ones would be black on a screen
         return seen
 
 

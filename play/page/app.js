@@ -4,10 +4,11 @@
 const $ = (id) => document.getElementById(id);
 const NAMES = { " ": "space", arrowleft: "left", arrowright: "right", arrowup: "up", arrowdown: "down", "+": "=" };
 const ARROWS = { left: "←", right: "→", up: "↑", down: "↓" };
-const LABELS = { dream: "Dream", real: "Real game", both: "Both", human: "You", agent: "Agent", planner: "Planner", random: "Chance" };
+const LABELS = { dream: "Dream", real: "Real game", both: "Both", human: "You", agent: "Agent", planner: "Planner", random: "Random" };
 const CAPTIONS = { real: "Real game", dream: "Dream", difference: "Difference" };
 const NOTHING = "false"; // no key, and not back: what the server takes for granted
-const ZOOMS = [1, 1.35, 0.7];
+const ZOOMS = [1, 0.7, 0.45]; // of what fits
+const SHARE = 0.66; // of the window's height that the pictures take
 const TOUCH = matchMedia("(pointer: coarse)").matches || new URLSearchParams(location.search).has("touch");
 
 // Read by tests and by the benchmark as well.
@@ -23,7 +24,7 @@ const trace = []; // the agent's values
 let acknowledged = 0; // what to add to the frames seen: those of earlier connections do not count
 let dirty = false; // there are figures to show
 let hint = ""; // how to play
-let input = 0, lastHeld = NOTHING, fingersBack = false, hiddenPause = false;
+let input = 0, lastHeld = NOTHING, fingersBack = false, hiddenPause = false, helpPause = false;
 
 // ---- the connection ----
 function connect() {
@@ -131,10 +132,10 @@ function panels(names) {
 function paint(canvas, rgb, width, height) {
   if (canvas.width !== width || canvas.height !== height || !canvas.image) {
     Object.assign(canvas, { width, height });
-    canvas.parentElement.style.setProperty("--aspect", width / height);
     canvas.image = new ImageData(width, height);
     canvas.brush = canvas.getContext("2d", { alpha: false });
     canvas.image.data.fill(255);
+    fit();
   }
   const rgba = canvas.image.data;
   for (let i = 0, j = 0; i < rgb.length; i += 3, j += 4) {
@@ -142,6 +143,24 @@ function paint(canvas, rgb, width, height) {
   }
   canvas.brush.putImageData(canvas.image, 0, 0);
 }
+
+// Pictures are shown at whole multiples of their size, in the screen's own pixels: all of theirs are then alike.
+function fit() {
+  const place = $("panels"), canvases = [...place.querySelectorAll("canvas")], style = getComputedStyle(place);
+  if (!canvases.some((canvas) => canvas.image)) return;
+  const dots = devicePixelRatio, full = Boolean(document.fullscreenElement), flat = TOUCH && innerHeight < 500;
+  const around = parseFloat(style.paddingLeft) + parseFloat(style.paddingRight) + parseFloat(style.columnGap || 0) * (canvases.length - 1);
+  const wide = ((place.clientWidth - around) / canvases.length) * dots;
+  const high = innerHeight * (full || flat ? 0.8 : SHARE) * dots;
+  for (const { width, height, style } of canvases) {
+    const most = Math.min(wide / width, high / height), times = Math.min(most, most * (full || flat ? 1 : ZOOMS[zoom]));
+    const whole = times >= 1 ? Math.floor(times) : times; // a picture larger than the window shrinks as it must
+    style.width = `${(whole * width) / dots}px`;
+    style.height = `${(whole * height) / dots}px`;
+  }
+}
+addEventListener("resize", fit);
+document.addEventListener("fullscreenchange", fit);
 
 // ---- figures: not more often than the screen can show, nor than anybody can read ----
 let figuresAt = 0;
@@ -238,7 +257,7 @@ function draw(canvas, values) {
   brush.clearRect(0, 0, width, height);
   brush.beginPath();
   values.forEach((value, i) => brush.lineTo((i / 159) * width, height - 4 - ((value - low) / (high - low)) * (height - 8)));
-  brush.strokeStyle = "#8fb0ff";
+  brush.strokeStyle = getComputedStyle(canvas).getPropertyValue("--accent");
   brush.lineWidth = 2;
   brush.stroke();
 }
@@ -264,17 +283,31 @@ function command(name) {
   if (name === "mode" || name === "player") give(name, next(hello[`${name}s`], state[name]));
   else if (name === "warmer" || name === "cooler") give("temperature", Math.min(hello.hottest, Math.max(0, Math.round(20 * state.temperature + (name === "warmer" ? 2 : -2)) / 20)));
   else if (name === "faster" || name === "slower") give("fps", Math.min(hello.most_fps, Math.max(1, Math.round(state.fps * (name === "faster" ? 1.25 : 0.8)) + (name === "faster" ? 1 : -1))));
-  else if (name === "zoom") document.documentElement.style.setProperty("--zoom", ZOOMS[(zoom = (zoom + 1) % ZOOMS.length)]);
-  else if (name === "help") $("keys").open ? $("keys").close() : $("keys").showModal();
+  else if (name === "zoom") { zoom = (zoom + 1) % ZOOMS.length; fit(); }
+  else if (name === "fullscreen") document.fullscreenElement ? document.exitFullscreen() : $("stage").requestFullscreen?.();
+  else if (name === "help") $("keys").open ? $("keys").close() : help();
   else if (name !== "rewind") give(name);
 }
+function help() { // the game waits while somebody reads
+  helpPause = !play.state.paused;
+  if (helpPause) give("pause", true);
+  $("keys").showModal();
+}
+$("keys").onclose = () => {
+  if (helpPause) give("pause", false);
+  helpPause = false;
+};
+$("keys").onclick = ({ target, clientX, clientY }) => { // beside it
+  const box = $("keys").getBoundingClientRect();
+  if (target === $("keys") && (clientX < box.left || clientX > box.right || clientY < box.top || clientY > box.bottom)) $("keys").close();
+};
 for (const button of document.querySelectorAll("[data-do], [data-client]")) {
   const name = button.dataset.do ?? button.dataset.client;
   if (name === "rewind") {
     const hold = (on) => { fingersBack = on; tell(); };
     button.onpointerdown = (event) => { button.setPointerCapture(event.pointerId); hold(true); };
     button.onpointerup = button.onpointercancel = () => hold(false);
-    button.onkeydown = ({ key }) => key === "Enter" && give("rewind", 5);
+    button.onkeydown = ({ key }) => { if (key === "Enter" || key === " ") give("rewind", 5); };
   } else {
     button.onclick = (event) => { command(name); if (event.detail) button.blur(); };
   }
@@ -302,8 +335,9 @@ function release() {
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || !play.hello) return;
   const lower = event.key.toLowerCase(), key = NAMES[lower] ?? lower;
-  const focused = document.activeElement;
-  if (focused?.matches("input, button:focus-visible") && ["left", "right", "up", "down", "space", "enter", "tab"].includes(key)) return;
+  // A slider keeps its arrows and a button what presses it; Tab is always the reader's.
+  const focused = document.activeElement, own = focused?.matches("input") ? ["left", "right", "up", "down"] : focused?.matches("button:focus-visible") ? ["space", "enter"] : [];
+  if (key === "tab" || own.includes(key)) return;
   if ($("keys").open && key !== "h") return;
   if (gameKeys.has(key) || commands.get(key) === "rewind") {
     event.preventDefault();

@@ -195,7 +195,7 @@ def test_a_picture_keeps_its_shape(chromium: Any, tmp_path: Path, size: str) -> 
         assert page.evaluate("[canvas_dream.height, canvas_dream.width]") == [height, width]
         box = page.locator("#canvas_dream").bounding_box()
         assert box["height"] / box["width"] == pytest.approx(height / width, rel=0.02)
-        assert 200 < max(box["height"], box["width"]) <= 520
+        assert 200 < max(box["height"], box["width"]) and box["height"] <= 0.7 * 800 and box["width"] <= 960
         page.close()
 
 
@@ -213,3 +213,109 @@ def test_a_phone(chromium: Any, url: str) -> None:
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     phone.wait_for_function("play.state.action === 1")
     context.close()
+
+
+def test_a_keyboard_leaves_every_button_and_arrows_steer_beside_them(page: Any) -> None:
+    """WCAG 2.1.2: Tab goes on from wherever it is; only sliders keep their arrows."""
+    seen = []
+    page.locator("#help").focus()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        seen.append(
+            page.evaluate(
+                "document.activeElement.id || document.activeElement.innerText || document.activeElement.tagName"
+            )
+        )
+    for name in ("Back", "Size", "temperature", "fps", "help"):
+        assert any(name in one for one in seen), (name, seen)
+    page.locator("[data-client=zoom]").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.down("ArrowRight")
+    page.wait_for_function("play.state.action === 2")
+    page.keyboard.up("ArrowRight")
+    page.locator("#temperature").focus()
+    before = told(page, "temperature")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"play.state.temperature > {before}")
+    assert told(page, "action") == 1
+
+
+def test_the_game_waits_while_its_keys_are_read(page: Any) -> None:
+    page.keyboard.press("h")
+    page.wait_for_function("play.state.paused")
+    page.mouse.click(3, 3)
+    page.wait_for_function("!play.state.paused")
+    assert not page.evaluate("document.getElementById('keys').open")
+    page.keyboard.press("p")
+    page.wait_for_function("play.state.paused")
+    page.keyboard.press("h")
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(200)
+    assert told(page, "paused"), "who had paused before has not gone on by reading"
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "dots"), [(1920, 1080, 1.0), (1280, 800, 2.0), (1000, 700, 1.25), (390, 844, 3.0)]
+)
+def test_pictures_are_whole_multiples_of_their_size(
+    chromium: Any, url: str, width: int, height: int, dots: float
+) -> None:
+    context = chromium.new_context(viewport={"width": width, "height": height}, device_scale_factor=dots)
+    page = opened(context, url)
+    for _ in range(3):  # of the sizes
+        box = page.locator("#canvas_dream").bounding_box()
+        times = box["width"] * dots / page.evaluate("canvas_dream.width")
+        assert times == pytest.approx(round(times), abs=0.02) and times >= 2
+        page.keyboard.press("z")
+    biggest = max(
+        page.evaluate("canvas_dream.clientHeight / innerHeight") for _ in range(3) if not page.keyboard.press("z")
+    )
+    assert biggest > 0.5 or width < 500, "the screen is used"
+    context.close()
+
+
+def test_a_phone_on_its_side_shows_picture_and_buttons_at_once(chromium: Any, url: str) -> None:
+    context = chromium.new_context(viewport={"width": 844, "height": 390}, has_touch=True, is_mobile=True)
+    phone = opened(context, f"{url}?touch")
+    shown = phone.locator("#canvas_dream").bounding_box()
+    assert shown["height"] > 230
+    for name in ("←", "→"):
+        box = phone.locator("#pad button", has_text=name).bounding_box()
+        assert box["y"] + box["height"] <= 390
+        assert box["x"] + box["width"] < shown["x"] or box["x"] > shown["x"] + shown["width"]
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_the_page_is_light_where_the_system_is(chromium: Any, url: str, scheme: str) -> None:
+    """And its words can be read: contrast of at least 4.5 of all text to what lies behind (WCAG 1.4.3)."""
+    context = chromium.new_context(color_scheme=scheme)
+    page = opened(context, url)
+    lights = page.evaluate(CONTRASTS)
+    assert lights and min(ratio for ratio, _ in lights) >= 4.5, sorted(lights)[:5]
+    back = page.evaluate("getComputedStyle(document.documentElement).backgroundColor").strip("rgb()").split(", ")
+    assert (int(back[0]) > 128) == (scheme == "light")
+    context.close()
+
+
+CONTRASTS = """() => {
+  const numbers = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const [r, g, b, a = 1] = numbers(getComputedStyle(node).backgroundColor);
+      if (a > 0.9) return [r, g, b];
+    }
+    return [255, 255, 255];
+  };
+  const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement;
+    if (!walker.currentNode.textContent.trim() || !node.offsetParent) continue;
+    if (node.closest("script, :disabled, #toast, dialog:not([open])")) continue;
+    const [a, b] = [light(numbers(getComputedStyle(node).color)), light(behind(node))].sort((x, y) => y - x);
+    found.push([(a + 0.05) / (b + 0.05), walker.currentNode.textContent.trim().slice(0, 30)]);
+  }
+  return found;
+}"""
