@@ -19,7 +19,8 @@ from world_model.interface import Metric
 
 PPO = "ppo"
 SMALLEST = 36  # pixels of a picture, of which the three convolutions leave one
-SAME = ("sticky", "noops", "action_repeat", "max_steps")  # of GameConfig: what makes it the same game as another run's
+# Of GameConfig: what makes it the same game as another run's.
+SAME = ("sticky", "noops", "action_repeat", "max_steps", "kwargs")
 METRICS = {key: loop.METRICS[key] for key in ("episode/return", "memory_gb")} | {
     "updates": Metric("rollouts that it has learned from so far"),
     "policy/learning_rate": Metric("falls to 0 over the processor hours", panel="learning rate"),
@@ -70,7 +71,7 @@ class PpoConfig:
         """Raises UserError when it is not said what is played, or for how long, or both are said twice."""
         if not (self.env or self.run or self.name):
             raise UserError("ppo needs env=... and hours=..., or run=NAME to compare with, or name=NAME to go on with.")
-        own = any(getattr(self.game, key) is not None for key in SAME)  # 0 says something too
+        own = any(getattr(self.game, key) not in (None, {}) for key in SAME)  # 0 says something too
         if self.run and (self.env or self.protocol != "default" or own):
             told = ", ".join(["env", "protocol", *(f"game.{key}" for key in SAME)])
             raise UserError(f"run=... says which game is played: leave out {told}.")
@@ -100,7 +101,7 @@ class PpoConfig:
         if self.game.num * self.policy.n_steps < 2:
             raise UserError("PPO cannot learn from one step alone: game.num=2 or policy.n_steps=2 is the least.")
         # SB3's terminal_on_life_loss: the end of an episode for the learner, while the game goes on.
-        made = replace(self.game, **game, life_loss=is_atari(find_game(env), replace(self.game, **game)))
+        made = replace(self.game, **game, life_loss=is_atari(find_game(env, game["kwargs"]), replace(self.game, **game)))
         return replace(self, env=env, protocol=protocol, hours=hours, game=made)
 
 

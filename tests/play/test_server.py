@@ -324,7 +324,7 @@ HELLO = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
 
 def test_half_a_request_is_not_waited_for_and_a_whole_one_is_answered(served: int) -> None:
-    for sent, answered in ((b"", 0), (b"GET /", 0), (HELLO, 0), (HELLO + b"\r\n" + HELLO, 1), (HELLO + b"\r\n", 1)):
+    for sent, answered in ((b"", 0), (b"GET /", 0), (HELLO, 0), (HELLO + b"\r\n" + HELLO, 1)):
         with socket.create_connection(("127.0.0.1", served), timeout=8) as caller:
             began, got = time.monotonic(), b""
             caller.sendall(sent)

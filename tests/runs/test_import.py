@@ -126,7 +126,7 @@ def test_a_published_checkpoint_becomes_a_run(capsys: pytest.CaptureFixture[str]
     assert agent.world_model.step(began, starts.action[:, 0]).reward.isfinite().all()
 
     assert main.main(["evaluate", "run=pong", "episodes=1", "threads=1"]) == 0
-    result = json.loads(Path("runs/out/pong/results/evaluation-sampled.json").read_text())
+    result = json.loads(Path("runs/out/pong/results/evaluation-sampled-episodes1.json").read_text())
     assert result["episodes"] == 1 and -21 <= result["mean"] <= 21
 
     assert main.main(["resume", "run=pong", f"steps={import_checkpoint.PLAYED + 16}", "episodes=1"]) == 0
