@@ -101,7 +101,8 @@ class PpoConfig:
         if self.game.num * self.policy.n_steps < 2:
             raise UserError("PPO cannot learn from one step alone: game.num=2 or policy.n_steps=2 is the least.")
         # SB3's terminal_on_life_loss: the end of an episode for the learner, while the game goes on.
-        made = replace(self.game, **game, life_loss=is_atari(find_game(env, game["kwargs"]), replace(self.game, **game)))
+        made = replace(self.game, **game)
+        made = replace(made, life_loss=is_atari(find_game(env, made.kwargs), made))
         return replace(self, env=env, protocol=protocol, hours=hours, game=made)
 
 
