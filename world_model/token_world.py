@@ -72,7 +72,7 @@ TOKENIZER_METRICS = {
     "commitment": Metric("what pulls the latents to the codes"),
     "codebook_usage": Metric("share of the codes that a batch uses"),
     "dead_codes": Metric("how many of them it does not"),
-    "code_entropy": Metric("entropy of their use, nats"),
+    "code_entropy": Metric("entropy of their use, nats", panel="entropy of the codes' use, nats"),
     "perplexity": Metric("its exponential"),
     "uneven": Metric("log of how many there are, less the entropy of their mean use: 0 where all are used alike"),
     "label": Metric("pairs: cross-entropy of the known actions, read off the codes, nats"),

@@ -86,21 +86,32 @@ def points(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def _draw_returns(figure: Any, lines: list[dict[str, Any]], config: Config, metrics: Mapping[str, Metric]) -> None:
-    """Returns of the real game and four of the run's own measures against agent steps; of a world model alone these."""
+    """Returns of the real game and five of the run's own measures against agent steps.
+
+    Of a world model alone these measures against processor hours: it may have learned for long from the same steps.
+    """
     panels = {key: metric.panel for key, metric in metrics.items() if metric.panel}
-    known = [key for key in panels if any(key in line for line in lines)][:4]
+    known = [key for key in panels if any(key in line for line in lines)][:5]
     title = f"{config.env}, {config.recipe} {config.size}, seed {config.seed}"
-    if isinstance(config, Config) and not config.train.policy:
+    alone = isinstance(config, Config) and not config.train.policy
+    if alone:
         grid = figure.add_gridspec(1, max(1, len(known)))
         figure.suptitle(f"{title}: the world model alone")
     else:
-        grid = figure.add_gridspec(2, 4, height_ratios=(2, 1))
+        grid = figure.add_gridspec(2, max(4, len(known)), height_ratios=(2, 1))
         _returns(figure.add_subplot(grid[0, :]), lines, title)
     for i, key in enumerate(known):
         axis = figure.add_subplot(grid[-1, i])
-        axis.plot(*_series([line for line in lines if "updates" in line], key), linewidth=0.8)  # without pretraining
-        axis.xaxis.set_major_formatter("{x:,.0f}")
-        axis.locator_params(axis="x", nbins=3)
+        if alone:
+            told = [line for line in lines if key in line]
+            hours = "core_hours" if all("core_hours" in line for line in told) else "hours"
+            axis.plot([line[hours] for line in told], [line[key] for line in told], "o-", markersize=3)
+            axis.set(xlabel="processor hours" if hours == "core_hours" else "hours", ylim=(0, None))
+        else:
+            rounds = [line for line in lines if "updates" in line]  # without the pretraining
+            axis.plot(*_series(rounds, key), linewidth=0.8)
+            axis.xaxis.set_major_formatter("{x:,.0f}")
+            axis.locator_params(axis="x", nbins=3)
         axis.set_title(panels[key], fontsize=8)
         axis.tick_params(labelsize=7)
 

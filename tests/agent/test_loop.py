@@ -120,9 +120,9 @@ def test_evaluation_counts_every_episode_once_whatever_its_length() -> None:
 def test_catch_is_solved_by_imagination_alone(tmp_path: Path) -> None:
     """No update ever sees the real game: the policy learns from dreams only.
 
-    A random player catches one in three; after 8,000 of these steps seed 0 caught 89 %.
+    A random player catches one in three; after 7,500 of these steps seeds 0 and 1 caught 84 and 87 %.
     """
-    config = replace(reverie("toy"), env="Catch-v0", steps=9_000)
+    config = replace(reverie("toy"), env="Catch-v0", steps=7_500)
     config = replace(config, game=replace(config.game, size=32))
     games = make_games(config.env, config.game)
     loop = build.loop(config, games, tmp_path)
