@@ -472,7 +472,7 @@ class Loop:
         self.agent.load_state_dict(state["agent"])
         self.trainer.load_state_dict(state["trainer"])
         self.collector.load_state_dict(state["collector"], state["replay"])
-        self.updates, self.returns = state["updates"], list(state["returns"])
+        self.updates, self.returns = int(state["updates"]), list(state["returns"])
         self.done, self.only = dict(state.get("done", {})), state.get("only", "")  # older runs have none
         self.ahead, self.waiting = state.get("ahead", 0), state.get("waiting", 0)
         self.fixed = state["fixed"].cpu() if "fixed" in state else self.fixed  # older runs choose theirs now

@@ -196,9 +196,11 @@ def _from_run(run: Run, device: str) -> Loaded:
     state = run.load_checkpoint("cpu")
     spec, controls = _game(run)
     agent = build.agent(run.config, spec, device)
-    _fill(agent, state["agent"], run.folder)
-    kept = state.get("starts") or {}
-    starts = Starts(kept["frame"], kept["action"]) if len(kept.get("frame", ())) else _from_episodes(run, spec)
+    with run.understood():
+        _fill(agent, state["agent"], run.folder)
+        kept = state.get("starts") or {}
+        starts = Starts(kept["frame"], kept["action"]) if len(kept.get("frame", ())) else None
+    starts = starts or _from_episodes(run, spec)
     return Loaded(run.config, agent, starts, controls, run, run.step)
 
 

@@ -169,7 +169,9 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
                 run.note(init_replay={"episodes": taken, "steps": loop.replay.steps})
                 progress.say(f"{taken} episodes of {', '.join(named)}, {loop.replay.steps:,} steps")
             if resumed:
-                loop.load_state_dict(run.load_checkpoint(device, say=progress.say))
+                state = run.load_checkpoint(device, say=progress.say)
+                with run.understood():
+                    loop.load_state_dict(state)
                 loop.choose(only)
                 run.keep_config(OF_THE_MACHINE)  # only now: a resume that fails has changed nothing
                 run.rewind(threads=threads, device=device)

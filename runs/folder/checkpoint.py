@@ -83,4 +83,14 @@ def _read(path: Path, device: str | torch.device) -> dict[str, Any]:
         raise _Corrupt("torch cannot read it") from problem
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint of this program.")
+    state = content.get("state")
+    if isinstance(state, dict) and not _finite(state.get("agent")):
+        raise _Corrupt("some of its weights are no numbers")
     return content
+
+
+def _finite(value: Any) -> bool:
+    """Whether all weights in nested dicts are numbers."""
+    if isinstance(value, dict):
+        return all(_finite(part) for part in value.values())
+    return not isinstance(value, torch.Tensor) or not value.is_floating_point() or bool(value.isfinite().all())

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -167,7 +168,8 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """Every line logged so far, oldest first; a line torn by a kill is left out."""
         path = self.folder / "metrics.jsonl"
-        return [line for text in path.read_text().splitlines() if (line := _line(text))] if path.exists() else []
+        text = path.read_text(errors="replace") if path.is_file() else ""
+        return [line for one in text.splitlines() if (line := _line(one))]
 
     def picture(self, step: int, name: str, image: np.ndarray) -> Path:
         """Writes an (H, W, 3) uint8 image as PNG, and to TensorBoard."""
@@ -211,7 +213,8 @@ class Run:
             UserError: no readable checkpoint, one that was not written by this program, or one of another recipe.
         """
         content, said = checkpoint.load(self.folder / "checkpoints", device)
-        if not {"step", "hours", "config", "state"} <= content.keys():
+        kinds = {"step": int, "hours": float, "config": dict, "state": dict}
+        if not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
             raise UserError(f"The checkpoint in {self.folder} was not written by this program.")
         self._check_same_model(content["config"])
         self.step, self._hours_before, self._opened = content["step"], content["hours"], time.monotonic()
@@ -221,6 +224,19 @@ class Run:
         for sentence in said:
             say(sentence)
         return dict(content["state"])
+
+    @contextmanager
+    def understood(self) -> Iterator[None]:
+        """For whoever makes something of a checkpoint's state: what it lacks or holds wrongly is a UserError."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+            told = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0][:100]}"
+            raise UserError(
+                f"The checkpoint in {self.folder} can be read, but does not hold what this program saves ({told})."
+            ) from problem
 
     def rewind(self, **how: Any) -> None:
         """Goes on from the loaded checkpoint, which is written down with the command, the code and further facts.
@@ -368,7 +384,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """What a run's config.json or meta.json holds; raises UserError when it cannot be read."""
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise UserError(f"{path} cannot be read: it is missing or not JSON.") from problem
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a run's description.")
@@ -380,8 +396,15 @@ def _rounded(name: str, value: float | None) -> dict[str, float]:
 
 
 def _line(text: str) -> dict[str, Any] | None:
+    """A logged line, as far as it holds numbers, or None where one was not finite; None for what is none of ours."""
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) and "step" in line else None
+    if not isinstance(line, dict) or not all(_is_number(line.get(key)) for key in ("step", "hours")):
+        return None
+    return {key: value for key, value in line.items() if value is None or _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -39,7 +39,8 @@ def measure(run: Run, device: str, plan: PlannerConfig | None = None) -> dict[st
     try:
         agent = build.agent(config, games.spec, device)
         state = run.load_checkpoint(device)
-        agent.load_state_dict(state["agent"])
+        with run.understood():
+            agent.load_state_dict(state["agent"])
         # What a population was judged by is no experience of the world model, and not among the run's steps.
         about = {"judged_in_real_game": state["real"]} if state.get("real") else {}
         if plan is None:
