@@ -37,6 +37,7 @@ class Progress:
         self.returns: deque[float] = deque(maxlen=20)
         self.seconds: dict[str, float] = {}  # wall time spent in each phase
         self._marks: deque[tuple[float, int]] = deque()
+        self._parts: dict[str, tuple[float, int]] = {}  # of values "2 of 30": when each was first told, and how much
         self._entered = self._began = time.monotonic()
         self._live: Live | None = None
         self._over = threading.Event()
@@ -68,13 +69,19 @@ class Progress:
         self.name, self._entered = name, now
 
     def update(self, step: int, **values: float | str | None) -> None:
-        """The newest numbers: agent steps so far, and any named values (updates, losses); None removes one."""
+        """The newest numbers: agent steps so far, and any named values (updates, losses); None removes one.
+
+        A value like "2 of 30" also tells how long that will take.
+        """
         self.step = step
         for name, value in values.items():
             if value is None:
                 self.values.pop(name, None)
+                self._parts.pop(name, None)
             else:
                 self.values[name] = value
+                if name not in self._parts and (told := _of(value)):
+                    self._parts[name] = time.monotonic(), told[0]
 
     def episode(self, ret: float, length: int) -> None:
         """A finished episode: its return in the game's units and its length in agent steps."""
@@ -151,10 +158,15 @@ class Progress:
         gone = f"{duration(time.monotonic() - self._began)} gone"
         if not self.total:
             return gone
+        for name, (began, first) in dict(self._parts).items():  # while one lasts, no step is played
+            done, whole = _of(self.values.get(name, "")) or (first, first)
+            if done > first:
+                left = (time.monotonic() - began) / (done - first) * (whole - done)
+                return f"{gone}, {duration(left)} left of {name.replace('_', ' ')}"
         rate = self._rate()
         # all games play whole steps, and a round of updates follows the last one: then nobody knows
-        left = duration((self.total - self.step) / rate) if rate > 0 and self.step <= self.total else "?"
-        return f"{gone}, {left} left"
+        left_of_all = duration((self.total - self.step) / rate) if rate > 0 and self.step < self.total else "?"
+        return f"{gone}, {left_of_all} left"
 
     def _mean_return(self) -> float:
         returns = list(self.returns)
@@ -174,8 +186,17 @@ class Progress:
         table = Table.grid(padding=(0, 2))
         for name, value in rows.items():
             table.add_row(Text(name, style="dim"), Text(value))
-        bar = [ProgressBar(total=self.total, completed=self.step, width=60)] if self.total else []
-        return Group(*bar, table)
+        whole = Table.grid()
+        if self.total:  # in a line of its own, which a bar by itself does not end
+            whole.add_row(ProgressBar(total=self.total, completed=min(self.step, self.total), width=60))
+        whole.add_row(table)
+        return Group(whole)
+
+
+def _of(value: float | str) -> tuple[int, int] | None:
+    """(2, 30) of "2 of 30"."""
+    parts = value.replace(",", "").split(" of ") if isinstance(value, str) else []
+    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(part.isdecimal() for part in parts) else None
 
 
 def number(value: float | str) -> str:

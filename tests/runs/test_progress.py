@@ -113,3 +113,29 @@ def test_the_measurement_of_threads_is_real_and_short() -> None:
     begin = time.monotonic()
     assert 1 <= system.choose_threads(0.1) <= system.cores()
     assert time.monotonic() - begin < 10
+
+
+def test_the_bar_has_a_line_of_its_own() -> None:
+    for width in (80, 120):
+        console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+        progress = Progress(console)
+        progress.total, progress.step = 100, 40
+        progress.update(40, pretraining="3 of 30")
+        console.print(progress._table())
+        lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        assert "━" in lines[0] and "phase" not in lines[0] and lines[1].startswith("phase")
+        assert max(map(len, lines)) <= width
+
+
+def test_a_part_of_a_round_says_how_long_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = Progress(Console(file=io.StringIO()))
+    progress.total = 1_000
+    assert "? left" in progress.line()
+    progress.update(10, world_model="1 of 1,001")
+    now[0] = 20.0
+    progress.update(10, world_model="101 of 1,001")
+    assert "3 min left of world model" in progress.line()
+    progress.update(10, world_model=None)
+    assert "? left" in progress.line()
