@@ -329,4 +329,3 @@ def _rendered(game: gymnasium.Env[Any, Any]) -> tuple[np.ndarray | None, str]:
 
 def _given(value: Any) -> str:
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"{type(value).__name__}"
-
