@@ -11,9 +11,8 @@ from agent.collector import episode_seed
 from envs.games import Games
 
 EVALUATION_SEED = 10_000_000  # added to the run's, so that no evaluation episode was ever trained on
-
-
-LONGEST_FILM = 30_000  # steps: pictures of a game without an end would fill the memory
+# Steps after which an episode without an end is strange, and no more of it filmed: half an hour of Atari has 27,000.
+LONG = 30_000
 
 
 class Evaluation(NamedTuple):
@@ -49,7 +48,7 @@ def watch(
     frames = games.reset([episode_seed(seed + EVALUATION_SEED, number) for number in row_episode])
     is_first = np.ones(games.num, dtype=bool)
     while len(finished) < episodes:
-        if film and row_episode[0] == 0 and len(pictures) < LONGEST_FILM:
+        if film and row_episode[0] == 0 and len(pictures) < LONG:
             pictures.append(games.render(0))
         brought = games.step(player.act(frames, is_first))
         frames, is_first = brought.frame, brought.done

@@ -31,9 +31,9 @@ def is_atari(found: EnvSpec, config: GameConfig) -> bool:
     """
     if found.entry_point != "ale_py.env:AtariEnv":
         return False
-    asked, own = means(found), {"obs_type": "rgb", "mode": None, "difficulty": None, "continuous": False}
+    asked = means(found)
     plain = not found.additional_wrappers and found.max_episode_steps is None and asked.keys() <= DEFAULTS.keys()
-    plain = plain and all(asked[name] == value for name, value in own.items())
+    plain = plain and all(asked[name] == DEFAULTS[name] for name in ("obs_type", "mode", "difficulty", "continuous"))
     return plain and isinstance(config.action_repeat or asked["frameskip"], int)
 
 
@@ -52,7 +52,8 @@ class AtariGames(Games):
 
     def __init__(self, env: str, num: int, *, config: GameConfig) -> None:
         super().__init__(env, num, config=config)
-        asked = means(find(env, config.kwargs))
+        self._found = find(env, config.kwargs)
+        asked = means(self._found)
         repeat = config.action_repeat or asked["frameskip"]
         sticky = asked["repeat_action_probability"] if config.sticky is None else config.sticky
         noops = config.noops or 0
@@ -127,7 +128,7 @@ class AtariGames(Games):
 
     def keys_to_action(self) -> dict[tuple[str, ...], Any] | None:
         """Returns ALE's own keys: w a s d to move, space to fire, e to wait."""
-        single = make_env(find(self.env, self.config.kwargs))
+        single = make_env(self._found)
         try:
             keys: dict[tuple[str, ...], Any] = single.unwrapped.get_keys_to_action()  # type: ignore[attr-defined]
         finally:

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from envs.games import GameConfig
-from envs.gym import GymGames, find, make_env
+from envs.gym import GymGames, make_env
 
 
 def is_car_racing(found: EnvSpec) -> bool:
@@ -37,7 +37,7 @@ class CarRacingGames(GymGames):
         self._renderer = Renderer()
 
     def _open(self) -> gymnasium.Env[Any, Any]:
-        unrendered = copy.copy(find(self.env, self.config.kwargs))  # the same limits and arguments
+        unrendered = copy.copy(self._found)  # the same limits and arguments
         unrendered.entry_point = "envs.car_rendering:UnrenderedCarRacing"
         return make_env(unrendered)
 

@@ -74,7 +74,7 @@ class GymGames(Games):
                     f"game.{name} is for Atari games with a fixed frame skip and no wrappers, limits or modes of their "
                     f"own, and {env} is not one."
                 )
-        self._repeat = config.action_repeat or 1
+        self._found, self._repeat = find(env, config.kwargs), config.action_repeat or 1
         self._copies = [self._open()]
         self._observed: list[Any] = [None] * num
         try:
@@ -92,10 +92,10 @@ class GymGames(Games):
 
     def _open(self) -> gymnasium.Env[Any, Any]:
         """Makes one copy. Raises UserError when a package is missing or the game's own code refuses."""
-        return make_env(find(self.env, self.config.kwargs))
+        return make_env(self._found)
 
     def _described(self) -> list[str]:
-        means = find(self.env, self.config.kwargs).kwargs
+        means = self._found.kwargs
         skip, count = means.get("frameskip"), self.spec.action_size
         return [
             *([f"{self._repeat} game steps a step"] if self._repeat > 1 else []),
@@ -140,8 +140,7 @@ class GymGames(Games):
             return "observation"
         drawn, problem = _rendered(game) if game.render_mode == "rgb_array" else (None, "it has no rgb_array render")
         if told:
-            kind = f"{observed.dtype} {observed.shape}" if isinstance(observed, np.ndarray) else type(observed).__name__
-            self._surprise = f" (its observations are {kind}, although its space says otherwise)"
+            self._surprise = f" (its observations are {_given(observed)}, although its space says otherwise)"
         self._films = drawn is not None
         if drawn is not None:
             return "render"
@@ -169,7 +168,7 @@ class GymGames(Games):
             picture, problem = _rendered(self._copies[row])
             problem = f"of its render {problem}"
         if picture is None:
-            raise self._failed(f"step {self._length[row]} of an episode", problem)
+            raise self._failed(_step(self._length[row]), problem)
         return picture
 
     def _frame(self, row: int) -> np.ndarray:
@@ -196,7 +195,7 @@ class GymGames(Games):
         for row, copy in enumerate(self._copies):
             action = self._native(actions[row])
             for _ in range(self._repeat):
-                with self._failing(f"step {self._length[row] + 1} of an episode"):
+                with self._failing(_step(self._length[row] + 1)):
                     brought: Any = copy.step(action)
                     if len(brought) != 5:
                         raise ValueError(f"step() gives {len(brought)} values and not gymnasium's five {STEP}")
@@ -220,9 +219,7 @@ class GymGames(Games):
         except (TypeError, ValueError):
             number = float("nan")
         if not abs(number) <= float(np.finfo(np.float32).max):
-            raise self._failed(
-                f"step {self._length[row] + 1} of an episode", f"its reward is no finite number: {reward}"
-            )
+            raise self._failed(_step(self._length[row] + 1), f"its reward is no finite number: {reward}")
         return number
 
     @contextlib.contextmanager
@@ -263,6 +260,10 @@ class GymGames(Games):
         for copy in self._copies:
             with contextlib.suppress(Exception):  # of a game that has failed already
                 copy.close()
+
+
+def _step(number: int) -> str:
+    return f"step {number} of an episode"
 
 
 def _names(keys: Any) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from agent.evaluate import Acting, Evaluation, watch
+from agent.evaluate import LONG, Acting, Evaluation, watch
 from agent.player import Player
 from envs.games import Games
 from envs.make import make_games
@@ -23,7 +23,6 @@ from runs.folder.run import Run
 from runs.measure.scores import human_normalised
 
 OF_EPISODES = ("episodes", "seed", "game.max_steps")  # which games are judged, and how far
-LONG = 30_000  # steps after which an episode without an end is strange: half an hour of an Atari game has 27,000
 HEARTBEAT = 12.0  # seconds between two lines where there is no terminal
 ROWS = 32  # games side by side: acting for many at once costs little more than for one
 
