@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
-from runs.cli.exit_codes import guarded
+if __name__ == "__main__":  # first of all: until a command has begun there is nothing to be ended in good order
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, lambda *_: os._exit(130))
+
+from runs.cli.exit_codes import guarded, interruptible
 from runs.cli.table import RECIPE, RUN, Command, load
 
 COMMANDS = {
@@ -64,6 +70,9 @@ COMMANDS = {
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0, 2 for a person's mistake, 130 after Ctrl-C."""
+    if sys.platform == "win32":
+        print("This program runs on Linux and macOS; on Windows it runs in WSL.", file=sys.stderr)
+        return 2
     return guarded(lambda: _dispatch(list(sys.argv[1:] if words is None else words)))
 
 
@@ -114,17 +123,23 @@ def _run(name: str, row: Command, words: list[str]) -> None:
     if row.reads == RECIPE:
         words = compose.prepared(words)
         (asked,) = compose.check(compose.with_size(words))
-        load(row.function)(asked)
+        work = load(row.function)
+        interruptible()
+        work(asked)
     elif row.reads == RUN:
         from runs.cli import commands
 
-        getattr(commands, name)(*commands.opened(name, words))
+        arguments = commands.opened(name, words)
+        interruptible()
+        getattr(commands, name)(*arguments)
     else:
         template = load(row.reads)()
         others = [word for word in words if row.passes_on and word.split("=")[0] not in keys(template)]
         asked_for = compose.filled(name, template, [word for word in words if word not in others])
         more = [others] if row.passes_on else [COMMANDS] if name == "docs" else []
-        load(row.function)(asked_for, *more)
+        work = load(row.function)
+        interruptible()
+        work(asked_for, *more)
 
 
 if __name__ == "__main__":

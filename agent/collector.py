@@ -116,7 +116,8 @@ class Collector:
             self.replay.load_state_dict(replay_state, _no_episode)
             return
         try:
-            traces = self.games.restore([e["seed"] for e in going], [e["actions"].cpu().numpy() for e in going])
+            actions, past = [e["actions"].cpu().numpy() for e in going], [e.get("past", 0) for e in going]
+            traces = self.games.restore([e["seed"] for e in going], actions, past)
             if self.games.done.any():
                 raise ValueError(f"an episode of {self.games.env} ended with its recorded actions, which it had not")
         except (GameFailed, ValueError) as problem:
@@ -127,10 +128,10 @@ class Collector:
             return
         rebuilt = {
             entry["seed"]: Episode(
-                trace.frame, entry["actions"].cpu().numpy(), trace.reward, trace.terminated, trace.truncated,
-                float(trace.score.sum(dtype=np.float64)), entry["seed"],
+                trace.frame, taken[cut:], trace.reward, trace.terminated, trace.truncated,
+                entry.get("score", float(trace.score.sum(dtype=np.float64))), entry["seed"],
             )
-            for entry, trace in zip(going, traces, strict=True)
+            for entry, trace, taken, cut in zip(going, traces, actions, past, strict=True)
         }  # fmt: skip
         self.frames = np.stack([trace.frame[-1] for trace in traces])
         self.replay.load_state_dict(replay_state, lambda seed, actions: rebuilt[seed])

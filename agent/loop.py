@@ -385,6 +385,7 @@ class Loop:
         with torch.no_grad(), self.trainer.mixed():
             for number, episode in self.replay.memory().items():
                 old = codes.get(number, np.zeros(0))
+                old = old if len(old) <= len(episode.frame) else old[:0]  # it was cut
                 grown = len(old) < len(episode.frame)
                 found[number] = self._codes_of(episode, stage.encode, old) if grown else old
         self._codes[stage.name] = version, found
@@ -462,6 +463,7 @@ class Loop:
             "real": {} if self.real is None else self.real.state_dict(),
             "returns": list(self.returns),
             "starts": start_contexts(self.replay),
+            "whole_rewards": self.replay.whole_rewards,
             "fixed": self.fixed,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

@@ -28,7 +28,8 @@ class Replay:
 
     Episodes are numbered as they begin. A share of them (`validation`: at a tenth 9, 19, ...) is never sampled for
     training.
-    Episodes in progress are sampled like finished ones.
+    Episodes in progress are sampled like finished ones. One that would take more than its share of half of the bound is
+    cut: its older half is kept, saved and forgotten as an episode of its own, so that a game without an end fits too.
     """
 
     def __init__(self, folder: Path | None, spec: Spec, config: ReplayConfig, *, seed: int):
@@ -41,6 +42,7 @@ class Replay:
         self.taken: list[str] = []  # names of the files that `take_in` has read
         self._next = 0  # the number of the next episode to begin
         self._open: dict[int, tuple[int, Recording]] = {}  # row -> number, recording
+        self._past: dict[int, list[np.ndarray]] = {}  # row -> the actions of what was cut from its episode
         self._forget_all()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +51,11 @@ class Replay:
     def memory_bytes(self) -> int:
         """Bytes that the episodes in memory take."""
         return self._kept_bytes + sum(recording.nbytes for _, recording in self._open.values())
+
+    @property
+    def whole_rewards(self) -> bool:
+        """Whether every reward in memory is a whole number."""
+        return all((episode.reward == episode.reward.round()).all() for episode in self.memory().values())
 
     def frames(self, split: Split) -> int:
         """The number of frames that `sample` can draw from now."""
@@ -62,12 +69,13 @@ class Replay:
         if row in self._open:
             raise ValueError(f"row {row} is in the middle of an episode")
         self._open[row] = (self._next, Recording(self.spec, frame, seed=int(seed)))
+        self._past[row] = []
         self._next += 1
         self._forget()
 
     def abandon(self) -> None:
         """The episodes in progress are forgotten."""
-        self._open = {}
+        self._open, self._past = {}, {}
 
     def begin_rows(self, rows: Sequence[int], frames: np.ndarray, seeds: Sequence[int]) -> None:
         """`begin` for several rows: frames (len(rows), C, H, W), one seed each."""
@@ -75,10 +83,15 @@ class Replay:
             self.begin(int(row), frame=frame, seed=seed)
 
     def add(self, row: int, action: Any, step: Transition) -> Episode | None:
-        """One step of one row (`step` holds that row's values); the episode, when this step has finished it."""
+        """One step of one row (`step` holds that row's values); the episode, when this step has finished it.
+
+        Of an episode that was cut only the last piece is returned, with the whole score.
+        """
         if row not in self._open:
             raise ValueError(f"row {row} has no episode: begin one first")
         number, recording = self._open[row]
+        if recording.full and 2 * recording.nbytes > self.config.memory_gb * 1e9 / 2 / len(self._open):
+            number, recording = self._cut(row)
         bytes_before = recording.nbytes
         recording.append(action, step)
         self.steps += 1
@@ -86,7 +99,7 @@ class Replay:
             self._forget()
         if not step.done:
             return None
-        del self._open[row]
+        del self._open[row], self._past[row]
         episode = recording.finish()
         self._keep(number, episode)
         return episode
@@ -142,6 +155,15 @@ class Replay:
             except ValueError as error:
                 self.skipped.append(f"{path} is not used: {error}.")
         return self.episodes - before
+
+    def _cut(self, row: int) -> tuple[int, Recording]:
+        """The older half of a long episode in progress becomes one of its own, and may be forgotten."""
+        number, recording = self._open[row]
+        older, newer = recording.cut()
+        self._open[row], self._next = (self._next, newer), self._next + 1
+        self._past[row].append(older.action)
+        self._keep(number, older)
+        return self._open[row]
 
     def _keep(self, number: int, episode: Episode) -> None:
         self._remember(number, episode)
@@ -265,8 +287,9 @@ class Replay:
             "in_memory": list(self._numbers),
             "taken": list(self.taken),
             "open": [
-                {"row": row, "number": number, "seed": recording.seed,
-                 "actions": torch.from_numpy(recording.view().action.copy())}
+                {"row": row, "number": number, "seed": recording.seed, "score": recording.score,
+                 "past": sum(len(piece) for piece in self._past[row]),
+                 "actions": torch.from_numpy(np.concatenate([*self._past[row], recording.view().action]))}
                 for row, (number, recording) in sorted(self._open.items())
             ],
         }  # fmt: skip
@@ -275,7 +298,8 @@ class Replay:
         """Go back to `state`: sampling then continues bit-identically.
 
         Finished episodes are read from the folder (one that cannot be used is named in `self.skipped`); files of
-        episodes that had not finished yet are deleted; `replay_game(seed, actions)` rebuilds each of those in progress.
+        episodes that had not finished yet are deleted; `replay_game(seed, actions)` rebuilds each of those in progress,
+        from `past` actions on, if any were cut.
         Raises ValueError without a folder, or when a game does not replay.
         """
         if self.folder is None:
@@ -283,7 +307,8 @@ class Replay:
         self.steps, self.episodes, self._next = state["steps"], state["episodes"], state["next"]
         self.taken = list(state.get("taken", ()))  # runs from before people played have none
         self._remove_later({entry["number"] for entry in state["open"]})
-        self.skipped, self._open = [], {}
+        self.skipped = []
+        self.abandon()
         self._forget_all()
         for number in state["in_memory"]:
             try:
@@ -291,12 +316,13 @@ class Replay:
             except CorruptEpisode as error:
                 self.skipped.append(str(error))
         for entry in state["open"]:
-            actions = entry["actions"].numpy()
+            actions, past = entry["actions"].numpy(), entry.get("past", 0)  # runs from before it had none cut
             episode = replay_game(entry["seed"], actions)
             problem = episode.problem(self.spec)
-            if problem or not np.array_equal(episode.action, actions):
+            if problem or not np.array_equal(episode.action, actions[past:]):
                 raise ValueError(f"seed {entry['seed']} did not replay: {problem or 'the actions are others'}")
             self._open[entry["row"]] = (entry["number"], Recording.resumed(self.spec, episode))
+            self._past[entry["row"]] = [actions[:past].copy()] if past else []
         self._forget()
         self.rng.bit_generator.state = json.loads(state["rng"])
 

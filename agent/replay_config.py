@@ -12,7 +12,7 @@ class ReplayConfig:
     """What is kept in memory and what is sampled from it."""
 
     memory_gb: float = setting(
-        2.5, above=0, help="bound on the episodes in memory, 1e9 bytes; the oldest leave (and stay on disk)"
+        2.5, 1e-3, help="bound on the episodes in memory, 1e9 bytes; the oldest leave (and stay on disk)"
     )
     recency: float = setting(
         0.0, 0, 1, help="share of the training segments that is drawn from the newest `recent_steps`"

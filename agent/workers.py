@@ -129,12 +129,15 @@ class Workers(EvaluationPool):
     """Plays tasks in `count` processes of their own, or in this one when it is 0. A context manager.
 
     `make` is called once by every process. `say` hears what a person should know. Nothing starts before it is needed.
+    The weights wait for the processes in a folder `.weights-*` within `folder`, the system's temporary one when None.
     """
 
-    def __init__(self, make: Make, count: int, *, say: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, make: Make, count: int, *, folder: Path | None = None, say: Callable[[str], None] | None = None
+    ) -> None:
         if count < 0:
             raise UserError(f"The number of workers must be at least 0, not {count}.")
-        self.make, self.count, self.say = make, count, say or _to_stderr
+        self.make, self.count, self.folder, self.say = make, count, folder, say or _to_stderr
         self._local: Worker | None = None
         self._pool: Pool | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -182,7 +185,7 @@ class Workers(EvaluationPool):
         if not self.count:
             self._sent = version, weights
             return
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="weights-")
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix=".weights-", dir=self.folder)
         path = Path(self._folder.name) / f"{version}.npz"  # a file, so that they are not sent with every chunk
         np.savez(path, **weights)  # type: ignore[arg-type]
         if self._sent and isinstance(self._sent[1], Path):

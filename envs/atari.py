@@ -126,6 +126,11 @@ class AtariGames(Games):
             self._shadow = _Shadow(self._open(1, _screen(self._settings["game"]), gray=False, threads=1))
         return self._shadow.follow(self._seeds[row], self._taken[row])
 
+    @property
+    def aspect(self) -> float:
+        """Of a television, whose pixels were wider than high."""
+        return 4 / 3
+
     def keys_to_action(self) -> dict[tuple[str, ...], Any] | None:
         """Returns ALE's own keys: w a s d to move, space to fire, e to wait."""
         single = make_env(self._found)

@@ -40,8 +40,9 @@ class Episode:
     """One episode of n agent steps.
 
     frame (n + 1, C, H, W) uint8; action (n,) int64 or (n, A) float32 in [-1, 1]; reward (n,) float32 as the agent
-    learns it; terminated and truncated (n,) bool; score: the sum in the game's own units; seed: what the game was reset
-    with; weight: how much more often than an ordinary episode it is replayed.
+    learns it; terminated and truncated (n,) bool; score: the sum in the game's own units since the game's reset; seed:
+    what the game was reset with; weight: how much more often than an ordinary episode it is replayed. A piece of an
+    episode that was too long for the memory begins in the middle of its game; see `agent.replay`.
     """
 
     frame: np.ndarray
@@ -127,6 +128,11 @@ class Episode:
         return episode
 
 
+def _own(episode: Episode) -> Episode:
+    """The same with arrays of its own."""
+    return replace(episode, **{name: getattr(episode, name).copy() for name in ("frame", *PER_STEP)})
+
+
 def _array(content: bytes) -> np.ndarray:
     return np.lib.format.read_array(BytesIO(content), allow_pickle=False)
 
@@ -193,8 +199,22 @@ class Recording:
 
     def finish(self) -> Episode:
         """The whole episode with arrays of its own, free of spare capacity."""
-        view = self.view()
-        return replace(view, **{name: getattr(view, name).copy() for name in ("frame", *PER_STEP)})
+        return _own(self.view())
+
+    @property
+    def full(self) -> bool:
+        """Whether one more step doubles its memory."""
+        return self.length == len(self._columns["action"])
+
+    def cut(self) -> tuple[Episode, Recording]:
+        """The older half as an episode of its own, and a recording that goes on with the newer one.
+
+        The newer half begins with the frame that the older one ends with. Both have the score so far.
+        """
+        whole, at = self.view(), self.length - self.length // 2
+        older = {"frame": whole.frame[: at + 1]} | {name: getattr(whole, name)[:at] for name in PER_STEP}
+        newer = {"frame": whole.frame[at:]} | {name: getattr(whole, name)[at:] for name in PER_STEP}
+        return _own(replace(whole, **older)), Recording.resumed(self.spec, replace(whole, **newer))
 
     def _checked(self, frame: np.ndarray) -> np.ndarray:
         # numpy would turn [0, 1] floats into a black picture, and stretch (H, W) over the channels, without a word.

@@ -138,6 +138,16 @@ class Games(ABC):
     def close(self) -> None:
         """Frees the emulators."""
 
+    @property
+    def aspect(self) -> float:
+        """Width by height at which a screen shows what the agent sees, however many pixels that has."""
+        return 1.0
+
+    @property
+    def film_aspect(self) -> float:
+        """The same of what `render` gives."""
+        return self.aspect
+
     def keys_to_action(self) -> dict[tuple[str, ...], Any] | None:
         """Returns which keys held together mean which action (as `step` takes it), or None when the game names none."""
         return None
@@ -172,14 +182,18 @@ class Games(ABC):
         reward = np.clip(played.score, -1, 1) if self.config.clip_rewards else played.score.copy()
         return Transition(played.frame, reward, played.score, terminated, truncated, self._done.copy())
 
-    def restore(self, seeds: Sequence[int], actions: Sequence[np.ndarray]) -> list[Trace]:
+    def restore(
+        self, seeds: Sequence[int], actions: Sequence[np.ndarray], since: Sequence[int] | None = None
+    ) -> list[Trace]:
         """Brings every row to where `actions[row]` (n, ...) from `seeds[row]` lead, and returns what they brought.
 
-        Rows of different lengths end together: a shorter one waits, playing anything, and is reset in time.
+        Of a row only the steps from `since[row]` on are returned, and kept on the way. Rows of different lengths end
+        together: a shorter one waits, playing anything, and is reset in time.
         Raises ValueError when a row's episode ends before its actions do.
         """
         longest = max(len(taken) for taken in actions)
         begin = [longest - len(taken) for taken in actions]
+        kept = [start + skipped for start, skipped in zip(begin, since or [0] * self.num, strict=True)]
         dtype = np.dtype(np.int64 if self.spec.discrete else np.float32)
         idle = np.zeros(() if self.spec.discrete else self.spec.action_size, dtype)
         frames = self.reset(seeds)
@@ -189,14 +203,17 @@ class Games(ABC):
             begins = [row for row in range(self.num) if begin[row] == t > 0 or (begin[row] > t and self._done[row])]
             if begins:
                 frames = self.reset([seeds[row] for row in begins], begins)
-                first = [frames[row] if row in begins else first[row] for row in range(self.num)]
+            first = [frames[row] if kept[row] == t else first[row] for row in range(self.num)]
             if t == longest:
                 break
             if self._done.any():
                 raise ValueError(f"an episode of {self.env} ended before its recorded actions did")
             now = [actions[row][t - begin[row]] if t >= begin[row] else idle for row in range(self.num)]
-            brought.append(self.step(np.stack([np.asarray(action, dtype) for action in now])))
-        return [_trace(first[row], brought[begin[row] :], row) for row in range(self.num)]
+            step = self.step(np.stack([np.asarray(action, dtype) for action in now]))
+            frames = step.frame
+            if t >= min(kept):
+                brought.append(step)
+        return [_trace(first[row], brought[kept[row] - min(kept) :], row) for row in range(self.num)]
 
     def _checked(self, actions: np.ndarray) -> np.ndarray:
         shape = (self.num,) if self.spec.discrete else (self.num, self.spec.action_size)

@@ -179,6 +179,18 @@ class GymGames(Games):
         picture = _rendered(self._copies[row])[0] if self._films else None
         return coloured(self._picture(row) if picture is None else picture).copy()
 
+    @property
+    def aspect(self) -> float:
+        """Of the picture before it is resized, with square pixels."""
+        height, width = self._picture(0).shape[:2]
+        return width / height
+
+    @property
+    def film_aspect(self) -> float:
+        """Of the render."""
+        height, width = self.render().shape[:2]
+        return width / height
+
     # ---- play ----
     def _restart(self, rows: list[int], seeds: list[int]) -> np.ndarray:
         for row, seed in zip(rows, seeds, strict=True):

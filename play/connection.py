@@ -225,12 +225,12 @@ class Connection:
         self.ready.set()
 
     def _packed(self) -> bytes:
-        pictures = self.session.now.pictures()
-        shape = next(iter(pictures.values())).shape
-        about = self.session.to_dict() | {
-            "pictures": list(pictures), "height": shape[0], "width": shape[1], "input": self.seen,
-            "dropped": self.dropped,
-        }  # fmt: skip
+        pictures = self.session.now.pictures(film=True)
+        shown = [
+            {"name": name, "height": one.shape[0], "width": one.shape[1], "aspect": self.session.aspect(name)}
+            for name, one in pictures.items()
+        ]
+        about = self.session.to_dict() | {"pictures": shown, "input": self.seen, "dropped": self.dropped}
         head = json.dumps(about, allow_nan=False).encode()
         return b"".join([struct.pack("<I", len(head)), head, *(part.tobytes() for part in pictures.values())])
 

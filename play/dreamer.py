@@ -13,7 +13,7 @@ from torch import Tensor
 
 from envs.controls import Action
 from envs.games import Transition
-from play.snapshot import Estimate, Parts, Snapshot, View
+from play.snapshot import Estimate, Packed, Parts, Snapshot, View
 from policies.planner import Planner, PlannerConfig
 from world_model.dream.batch import Dream, DreamBatch
 from world_model.interface import State, to_unit
@@ -31,19 +31,19 @@ class Dreamer(DreamBatch):
         """A dream that goes on from one of the world's starts."""
         return _view(self.begin(np.array([start])))
 
-    def from_frame(self, frame: np.ndarray) -> View:
-        """The real game at its first frame (C, H, W) uint8."""
-        return View(self.model.observe(self.model.initial(1), self._unit(frame)), _shown(frame), frame)
+    def from_frame(self, frame: np.ndarray, film: np.ndarray) -> View:
+        """The real game at its first frame (C, H, W) uint8; `film` is its own picture."""
+        return View(self.model.observe(self.model.initial(1), self._unit(frame)), _shown(frame), film, frame)
 
     def from_state(self, state: State, total: float = 0.0) -> View:
         """A dream that begins at this state."""
         return _view(self.at(state), total)
 
-    def follow(self, before: View, action: Action, brought: Transition) -> View:
+    def follow(self, before: View, action: Action, brought: Transition, film: np.ndarray) -> View:
         """The real game one step on."""
         state, _, cont = self.model.step(before.state, self._tensor(action), frame=self._unit(brought.frame))
         score, frame = float(brought.score), brought.frame
-        return View(state, _shown(frame), frame, score, before.total + score, float(cont), bool(brought.done))
+        return View(state, _shown(frame), film, frame, score, before.total + score, float(cont), bool(brought.done))
 
     def dream(self, before: View, action: Action, temperature: float, off: Collection[int] = ()) -> View:
         """The dream one step on; once it has ended it stays so, however long it is dreamed on.
@@ -80,11 +80,19 @@ class Dreamer(DreamBatch):
 
     def condensed(self, moment: Snapshot) -> Snapshot:
         """A moment to be kept beside hundreds."""
-        return self._remembering(moment, self.model.condense)
+        moment = self._remembering(moment, self.model.condense)
+        real = moment.real
+        if real is None or not isinstance(real.film, np.ndarray):
+            return moment
+        return moment._replace(real=real._replace(film=Packed.of(real.film)))
 
     def recalled(self, moment: Snapshot) -> Snapshot:
         """A condensed moment again."""
-        return self._remembering(moment, self.model.recall)
+        moment = self._remembering(moment, self.model.recall)
+        real = moment.real
+        if real is None or not isinstance(real.film, Packed):
+            return moment
+        return moment._replace(real=real._replace(film=real.film.picture()))
 
     @staticmethod
     def _remembering(moment: Snapshot, change: Callable[[Tree], Tree]) -> Snapshot:
@@ -106,7 +114,7 @@ class Dreamer(DreamBatch):
 def _view(dream: Dream, total: float = 0.0, done: bool = False) -> View:
     """One dream as a display shows it."""
     reward, cont, ended = dream.reward.item(), dream.cont.item(), dream.ended.item()
-    return View(dream.state, dream.picture[0], None, reward, total + reward, cont, done or ended)
+    return View(dream.state, dream.picture[0], None, None, reward, total + reward, cont, done or ended)
 
 
 def _shown(frame: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ class Real:
         self.games = games
         self.position = ReplayPosition(0, [], 0)
         self._behind = False
+        self.aspect = games.film_aspect  # width by height at which its picture is shown
 
     def reset(self, seed: int) -> np.ndarray:
         """A new episode; its first frame (C, H, W) uint8."""
@@ -43,6 +44,10 @@ class Real:
         taken.append(action)
         self.position = ReplayPosition(seed, taken, length + 1)
         return Transition(*(values[0] for values in brought))
+
+    def picture(self) -> np.ndarray:
+        """The game's own picture of this moment at its own size, (H, W, 3) uint8."""
+        return self.games.render()
 
     def back(self, position: ReplayPosition) -> None:
         """Returns to a moment; the game itself is played up to it only when it goes on, so that rewinding is free."""

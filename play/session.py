@@ -68,10 +68,14 @@ class GameSession:
         with self.dreamer.rng_scope():
             action, memory = self._choose(held)
         thought = time.perf_counter()
-        brought = self._real.step(action) if self._real is not None and now.real is not None else None
+        brought = film = None
+        if self._real is not None and now.real is not None:
+            brought, film = self._real.step(action), self._real.picture()
         played = time.perf_counter()
         with self.dreamer.rng_scope():
-            real = self.dreamer.follow(now.real, action, brought) if now.real is not None and brought else None
+            real = None
+            if now.real is not None and brought is not None and film is not None:
+                real = self.dreamer.follow(now.real, action, brought, film)
             dream = None
             if now.dream is not None:
                 dream = self.dreamer.dream(now.dream, action, self.temperature, self.off)
@@ -182,6 +186,10 @@ class GameSession:
         self._cut()
         self.recording = on
 
+    def aspect(self, picture: str) -> float | None:
+        """Width by height at which "real", "dream" or "difference" is shown; None: that of its pixels."""
+        return self._real.aspect if picture == "real" and self._real is not None else self.parts.aspect
+
     def close(self) -> None:
         """Frees the emulator and cuts the recording."""
         self._cut()
@@ -222,9 +230,9 @@ class GameSession:
 
     def _real_from(self, mode: str, seed: int) -> Snapshot:
         assert self._real is not None
-        frame = self._real.reset(seed % 2**31)
+        frame, film = self._real.reset(seed % 2**31), self._real.picture()
         with self.dreamer.rng_scope():
-            real = self.dreamer.from_frame(frame)
+            real = self.dreamer.from_frame(frame, film)
             dream = self.dreamer.from_state(real.state) if mode == "both" else None
             return self._first(mode, seed, None, dream=dream, real=real)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,13 +34,30 @@ class Parts:
     game: Callable[[], Games]  # opens one copy of the real game; raises UserError where that is impossible
     human_weight: float = 5.0  # of episodes that a person played
     players: tuple[str, ...] = PLAYERS  # who can be put at the controls
+    aspect: float | None = None  # width by height at which the dream is shown; None: that of its pixels
+
+
+class Packed(NamedTuple):
+    """A picture (H, W, 3) uint8 that takes a hundredth of its memory: most of it is alike."""
+
+    data: bytes
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def of(picture: np.ndarray) -> Packed:
+        return Packed(zlib.compress(picture.tobytes(), 1), picture.shape)
+
+    def picture(self) -> np.ndarray:
+        """As it was."""
+        return np.frombuffer(zlib.decompress(self.data), np.uint8).reshape(self.shape)
 
 
 class View(NamedTuple):
     """The dream or the real game, at one moment."""
 
     state: State  # of the dreamer, or of the model that follows the game
-    picture: np.ndarray
+    picture: np.ndarray  # of the model's size
+    film: np.ndarray | Packed | None = None  # what the real game itself shows, at its own size
     frame: np.ndarray | None = None  # (C, H, W) uint8 of the real game
     reward: float = 0.0  # of the last step, in the game's units; the dream's is the model's expectation
     total: float = 0.0  # since the start
@@ -82,9 +100,11 @@ class Snapshot(NamedTuple):
         side = self.real or self.dream
         return side is not None and side.done
 
-    def pictures(self) -> dict[str, np.ndarray]:
-        """What there is to see, in the order in which it is shown."""
+    def pictures(self, *, film: bool = False) -> dict[str, np.ndarray]:
+        """What there is to see, in the order in which it is shown; with `film` the real game's own picture."""
         seen = {name: side.picture for name, side in (("real", self.real), ("dream", self.dream)) if side is not None}
+        if film and self.real is not None and isinstance(self.real.film, np.ndarray):
+            seen["real"] = self.real.film
         if self.real is not None and self.dream is not None:
             apart = np.abs(self.real.picture.astype(np.float32) - self.dream.picture)
             seen["difference"] = np.sqrt(255 * apart).astype(np.uint8)  # small ones would be black on a screen

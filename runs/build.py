@@ -50,7 +50,8 @@ def loop(config: Config, games: Games, folder: Path | None, device: str | torch.
     replay = Replay(folder, games.spec, config.replay, seed=config.seed)
     return Loop(
         made, games, replay, config=config.train, dreams=config.policy, seed=config.seed,
-        real=_real_game(config, made), diagnostics=partial(diagnostics, action_names=games.action_names),
+        real=_real_game(config, made, folder and folder.parent),
+        diagnostics=partial(diagnostics, action_names=games.action_names),
     )  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def agent_and_games(config: Config) -> tuple[Agent, Games]:
     return agent(config, games.spec), games
 
 
-def _real_game(config: Config, made: Agent) -> RealGame | None:
+def _real_game(config: Config, made: Agent, folder: Path | None) -> RealGame | None:
     """Who plays the real game for a population; nobody is started before that is asked for."""
     if not isinstance(made.learner, Evolution):
         return None
@@ -79,5 +80,5 @@ def _real_game(config: Config, made: Agent) -> RealGame | None:
     if config.cluster:
         crew = Cluster(make, config.workers or None, address=None if config.cluster == "local" else config.cluster)
     else:
-        crew = Workers(make, config.workers or (cores() if cores() > 1 else 0))
+        crew = Workers(make, config.workers or (cores() if cores() > 1 else 0), folder=folder)
     return RealGame(crew, rollouts=config.policy.real_rollouts, seed=config.seed)

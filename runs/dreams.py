@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -53,6 +54,8 @@ class Loaded(NamedTuple):
     controls: Controls
     run: Run | None  # None: a packed model
     step: int  # agent steps of the real game that it was trained on
+    whole_rewards: bool = False  # all rewards that the game gave were whole numbers; older runs do not tell
+    aspect: float | None = None  # width by height at which its pictures are shown; None: that of their pixels
 
     def temperature(self, asked: float | None) -> float:
         """The one asked for, or that of the policy's training."""
@@ -65,7 +68,8 @@ class Loaded(NamedTuple):
 
     def world(self, *, many: bool = False) -> World:
         """What DreamEnv and, with `many`, DreamVectorEnv take."""
-        return World(self.agent.world_model, self.starts, self.controls, self.format(many=many) != "fp32")
+        mixed = self.format(many=many) != "fp32"
+        return World(self.agent.world_model, self.starts, self.controls, mixed, self.whole_rewards)
 
     def format(self, *, many: bool = False) -> Format:
         """The number format in which one dream or, with `many`, a batch of them is fastest."""
@@ -131,9 +135,9 @@ def make_env(
 
 def make_vector(
     num_envs: int, run: str | Path | None = None, *, horizon: int | None = None, temperature: float | None = None,
-    render_mode: str | None = None,
+    render_mode: str | None = None, autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
 ) -> DreamVectorEnv:  # fmt: skip
-    """`gymnasium.make_vec("Dream-v0", num_envs=...)`."""
+    """`gymnasium.make_vec("Dream-v0", num_envs=...)`; a row that is over begins anew as `DreamVectorEnv` says."""
     parts = load_parts(run)
     return DreamVectorEnv(
         parts.world(many=True),
@@ -141,6 +145,7 @@ def make_vector(
         horizon=horizon,
         temperature=parts.temperature(temperature),
         render_mode=render_mode,
+        autoreset_mode=autoreset_mode,
     )
 
 
@@ -200,8 +205,9 @@ def _from_run(run: Run, device: str) -> Loaded:
         _fill(agent, state["agent"], run.folder)
         kept = state.get("starts") or {}
         starts = Starts(kept["frame"], kept["action"]) if len(kept.get("frame", ())) else None
+        whole = bool(state.get("whole_rewards"))
     starts = starts or _from_episodes(run, spec)
-    return Loaded(run.config, agent, starts, controls, run, run.step)
+    return Loaded(run.config, agent, starts, controls, run, run.step, whole, _aspect(run.meta))
 
 
 def _game(run: Run) -> tuple[Spec, Controls]:
@@ -273,4 +279,9 @@ def _from_packed(path: Path, device: str) -> Loaded:
     spec, controls = _described(told, about)
     agent = build.agent(config, spec, device)
     _fill(agent, tensors, path)
-    return Loaded(config, agent, starts, controls, None, step)
+    return Loaded(config, agent, starts, controls, None, step, told.get("whole_rewards") is True, _aspect(told))
+
+
+def _aspect(told: Mapping[str, Any]) -> float | None:
+    found = told.get("aspect")  # older runs do not tell
+    return float(found) if isinstance(found, int | float) and 0.1 <= found <= 10 else None

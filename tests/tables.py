@@ -98,8 +98,10 @@ def sooner(model: WorldModel, by: float) -> None:
             made.cont[-1].bias -= by
 
 
-def table(mode: str = "dream", env: str = "Catch-v0", seed: int = 0, recipe: str = "reverie") -> GameSession:
+def table(
+    mode: str = "dream", env: str = "Catch-v0", seed: int = 0, recipe: str = "reverie", size: int = 64
+) -> GameSession:
     """A table of a model made for it."""
-    made = GameSession(parts(env, recipe=recipe), seed=seed)
+    made = GameSession(parts(env, recipe=recipe, size=size), seed=seed)
     made.set_mode(mode)
     return made

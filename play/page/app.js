@@ -98,10 +98,13 @@ function list(place, pairs) {
 function see(data) {
   const size = new DataView(data).getUint32(0, true);
   const state = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, size)));
-  const { width, height, pictures } = state;
-  panels(pictures);
-  const bytes = width * height * 3;
-  pictures.forEach((name, i) => paint($(`canvas_${name}`), new Uint8Array(data, 4 + size + i * bytes, bytes), width, height));
+  let at = 4 + size;
+  panels(state.pictures.map(({ name }) => name));
+  for (const picture of state.pictures) {
+    const bytes = picture.width * picture.height * 3;
+    paint($(`canvas_${picture.name}`), new Uint8Array(data, at, bytes), picture);
+    at += bytes;
+  }
   play.state = state;
   play.frames += 1;
   send({ ack: play.frames + acknowledged });
@@ -129,11 +132,11 @@ function panels(names) {
     return figure;
   }));
 }
-function paint(canvas, rgb, width, height) {
-  if (canvas.width !== width || canvas.height !== height || !canvas.image) {
-    Object.assign(canvas, { width, height });
+function paint(canvas, rgb, { width, height, aspect }) {
+  const own = canvas.own;
+  if (!own || own.width !== width || own.height !== height || own.told !== aspect) {
+    canvas.own = { width, height, told: aspect, aspect: aspect ?? width / height };
     canvas.image = new ImageData(width, height);
-    canvas.brush = canvas.getContext("2d", { alpha: false });
     canvas.image.data.fill(255);
     fit();
   }
@@ -141,22 +144,39 @@ function paint(canvas, rgb, width, height) {
   for (let i = 0, j = 0; i < rgb.length; i += 3, j += 4) {
     rgba[j] = rgb[i]; rgba[j + 1] = rgb[i + 1]; rgba[j + 2] = rgb[i + 2];
   }
-  canvas.brush.putImageData(canvas.image, 0, 0);
+  put(canvas);
+}
+function put(canvas) {
+  const { image, own, width } = canvas, brush = canvas.getContext("2d", { alpha: false });
+  if (width === own.width) return brush.putImageData(image, 0, 0);
+  canvas.raw ??= document.createElement("canvas");
+  Object.assign(canvas.raw, { width: own.width, height: own.height });
+  canvas.raw.getContext("2d", { alpha: false }).putImageData(image, 0, 0);
+  brush.imageSmoothingEnabled = false;
+  brush.drawImage(canvas.raw, 0, 0, canvas.width, canvas.height);
 }
 
-// Pictures are shown at whole multiples of their size, in the screen's own pixels: all of theirs are then alike.
+// All pictures are shown at one size: whole multiples of the dream's, in the screen's own pixels, so that all of its
+// pixels are alike; how many times as wide is what comes nearest to the game's own shape, which need not be that of its
+// pixels. A picture that this does not divide is enlarged to the next whole multiple and shrunk smoothly from there.
 function fit() {
-  const place = $("panels"), canvases = [...place.querySelectorAll("canvas")], style = getComputedStyle(place);
-  if (!canvases.some((canvas) => canvas.image)) return;
+  const place = $("panels"), canvases = [...place.querySelectorAll("canvas")].filter((canvas) => canvas.own);
+  if (!canvases.length) return;
+  const shape = getComputedStyle(place), count = place.children.length;
   const dots = devicePixelRatio, full = Boolean(document.fullscreenElement), flat = TOUCH && innerHeight < 500;
-  const around = parseFloat(style.paddingLeft) + parseFloat(style.paddingRight) + parseFloat(style.columnGap || 0) * (canvases.length - 1);
-  const wide = ((place.clientWidth - around) / canvases.length) * dots;
-  const high = innerHeight * (full || flat ? 0.8 : SHARE) * dots;
-  for (const { width, height, style } of canvases) {
-    const most = Math.min(wide / width, high / height), times = Math.min(most, most * (full || flat ? 1 : ZOOMS[zoom]));
-    const whole = times >= 1 ? Math.floor(times) : times; // a picture larger than the window shrinks as it must
-    style.width = `${(whole * width) / dots}px`;
-    style.height = `${(whole * height) / dots}px`;
+  const around = parseFloat(shape.paddingLeft) + parseFloat(shape.paddingRight) + parseFloat(shape.columnGap || 0) * (count - 1);
+  const wide = ((place.clientWidth - around) / count) * dots, high = innerHeight * (full || flat ? 0.8 : SHARE) * dots;
+  const { width, height, aspect } = canvases.at(-1).own;
+  const tall = Math.min(high, wide / aspect) * (full || flat ? 1 : ZOOMS[zoom]);
+  let down = Math.floor(tall / height), across = Math.min(Math.round((down * height * aspect) / width), Math.floor(wide / width));
+  if (!down || !across) [down, across] = [tall / height, (tall * aspect) / width]; // too large: it shrinks as it must
+  const box = { width: Math.round(across * width), height: Math.round(down * height) };
+  for (const canvas of canvases) {
+    const { own, style } = canvas, sharp = box.width % own.width === 0 && box.height % own.height === 0;
+    const times = (side) => (sharp || box[side] < own[side] ? 1 : Math.ceil(box[side] / own[side]));
+    Object.assign(canvas, { width: own.width * times("width"), height: own.height * times("height") });
+    Object.assign(style, { width: `${box.width / dots}px`, height: `${box.height / dots}px`, imageRendering: sharp ? "pixelated" : "auto" });
+    put(canvas);
   }
 }
 addEventListener("resize", fit);

@@ -19,7 +19,7 @@ from rich.table import Table
 from envs.errors import UserError, nearest
 from envs.settings import setting
 from runs.cli import commands, compose, train
-from runs.cli.exit_codes import guarded
+from runs.cli.exit_codes import guarded, interruptible
 from runs.config import Config, resumable
 from runs.config_types import values
 from runs.folder.files import write_json
@@ -112,6 +112,7 @@ def _games(words: Sequence[str]) -> list[str]:
 def _job(composed: object) -> None:
     """One game and seed, called by Hydra or one of its launchers. What fails is said, and the others go on."""
     config, folder = train.composed(composed)
+    interruptible()
     code = guarded(lambda: _go_on(config, folder))
     if code == 130:  # Ctrl-C is meant for all of them
         raise SystemExit(code)

@@ -143,7 +143,7 @@ def announcement(config: Config, results: Path = RESULTS) -> str:
 
 def about(games: Games) -> dict[str, Any]:
     """What a dream has to know of its game, so that it is played without it."""
-    return {"spec": asdict(games.spec), "controls": Controls.of(games).to_dict()}
+    return {"spec": asdict(games.spec), "controls": Controls.of(games).to_dict(), "aspect": games.aspect}
 
 
 def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "") -> None:
@@ -161,14 +161,9 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
         progress.say(f"{'resuming' if resumed else 'writing'} {run.folder}")
         try:
             loop = build.loop(config, games, run.episodes_folder, device)
-            if not resumed and (named := recordings(config)):
-                with TemporaryDirectory(dir=run.folder, prefix=".recorded-") as place:
-                    taken = loop.take(*_folders(named, games, config, Path(place)))
-                if not taken:
-                    raise UserError(f"No episode of {', '.join(named)} can be used: {loop.replay.skipped[0]}")
-                run.note(init_replay={"episodes": taken, "steps": loop.replay.steps})
-                progress.say(f"{taken} episodes of {', '.join(named)}, {loop.replay.steps:,} steps")
-            if resumed:
+            if not resumed:
+                _take_recorded(run, loop, games, progress)
+            else:
                 state = run.load_checkpoint(device, say=progress.say)
                 with run.understood():
                     loop.load_state_dict(state)
@@ -183,8 +178,12 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
             progress.start(config.steps, loop.step)
             loop.train(config.steps, run, progress, only)
         except KeyboardInterrupt:
-            if run.step:
-                progress.say(f"stopped at step {run.step:,}; go on with python main.py resume run={run.folder}")
+            saved = any((run.folder / "checkpoints").glob("*"))
+            how = f"go on with python main.py resume run={run.folder}" if saved else "the same command begins again"
+            progress.say(f"stopped at step {run.step:,}; {how}")
+            raise
+        except OSError:
+            run.check_there()
             raise
         except GameFailed as problem:
             raise UserError(
@@ -206,6 +205,18 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
     print(f"the learning curve: {curve.draw(run)}")
     if drawn := draw_reconstructions(run):
         print(f"ten frames as the model came to see them: {drawn}")
+
+
+def _take_recorded(run: Run, loop: Loop, games: Games, progress: Progress) -> None:
+    """What `init_replay` names becomes the new run's first experience."""
+    if not (named := recordings(run.config)):
+        return
+    with TemporaryDirectory(dir=run.folder, prefix=".recorded-") as place:
+        taken = loop.take(*_folders(named, games, run.config, Path(place)))
+    if not taken:
+        raise UserError(f"No episode of {', '.join(named)} can be used: {loop.replay.skipped[0]}")
+    run.note(init_replay={"episodes": taken, "steps": loop.replay.steps})
+    progress.say(f"{taken} episodes of {', '.join(named)}, {loop.replay.steps:,} steps")
 
 
 def _is_minari(name: str) -> bool:

@@ -17,12 +17,22 @@ PERSONS = (
 )  # fmt: skip
 
 
-def guarded(work: Callable[[], object]) -> int:
-    """Runs `work`; a mistake that a person can repair becomes one sentence on standard error and exit code 2."""
-    # `kill` ends a run as Ctrl-C does; so does Ctrl-C itself where a shell had it ignored, as for background jobs.
+_interrupted = False
+
+
+def interruptible() -> None:
+    """From here on `kill` ends the work as Ctrl-C does: by KeyboardInterrupt, so that it ends in good order.
+
+    So does Ctrl-C itself where a shell had it ignored, as for background jobs. To be called once everything is
+    imported: packages that are interrupted while they load raise anything, or crash.
+    """
     if threading.current_thread() is threading.main_thread():
         for sign in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sign, _interrupt)
+
+
+def guarded(work: Callable[[], object]) -> int:
+    """Runs `work`; a mistake that a person can repair becomes one sentence on standard error and exit code 2."""
     try:
         work()
         sys.stdout.flush()
@@ -54,10 +64,16 @@ def guarded(work: Callable[[], object]) -> int:
         return 130
     except SystemExit as leaving:  # Hydra's way to end after --version and the like, and ours out of a sweep
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except Exception:
+        if _interrupted:  # what was interrupted, an import for one, may have made another error of it
+            return 130
+        raise
     return 0
 
 
 def _interrupt(sign: int, frame: object) -> None:
+    global _interrupted
+    _interrupted = True
     raise KeyboardInterrupt
 
 

@@ -8,7 +8,9 @@ each pooled frame is shrunk by the area of its pixels; theirs were shrunk biline
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +27,7 @@ from envs.settings import setting
 from runs import build
 from runs.cli.commands import about
 from runs.config import Config
+from runs.folder.files import Lock
 from runs.folder.progress import Progress
 from runs.folder.run import OUT, Run
 from runs.recipes import choice, preset
@@ -32,6 +35,7 @@ from world_model import iris_checkpoint
 from world_model.iris_checkpoint import Published
 from world_model.token_world import TokenWorld
 
+PREFIX = ".importing-"  # of the folder in which a run is made before it has its place
 PLAYED = 512  # agent steps of the real game, from which dreams can begin
 # The actor-critic's parts, as we name them and as a published state dict does.
 ACTOR_CRITIC_NAMES = {
@@ -106,7 +110,8 @@ def _iris(asked: ImportConfig) -> None:
 def _write(asked: ImportConfig, config: Config, games: Games, fill: Callable[[Agent], None]) -> None:
     """Makes the run beside its place, and moves it there when it is complete."""
     asked.folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=asked.folder.parent, prefix=".importing-") as place, Progress() as progress:
+    _remove_leftovers(asked.folder.parent)
+    with TemporaryDirectory(dir=asked.folder.parent, prefix=PREFIX) as place, Progress() as progress:
         run = Run.create(config, Path(place) / "run", imported={"format": asked.format, "path": asked.path})
         run.note(**about(games))
         loop: Loop = build.loop(config, games, run.episodes_folder)
@@ -122,6 +127,15 @@ def _write(asked: ImportConfig, config: Config, games: Games, fill: Callable[[Ag
         loop.save(run)
         run.close()
         os.rename(run.folder, asked.folder)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What imports that were killed have left; one that is still at work holds its run's lock."""
+    for place in folder.glob(f"{PREFIX}*"):
+        with suppress(BlockingIOError):
+            if (place / "run").exists():
+                Lock(place / "run" / "lock").release()
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _iris_config(env: str, published: Published) -> Config:

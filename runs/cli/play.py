@@ -103,7 +103,7 @@ def parts(loaded: Loaded) -> Parts:
     config, world = loaded.config, loaded.world()
     for_inference(loaded.agent.world_model, loaded.agent.learner, format=loaded.format())
     game, weight = partial(_game, loaded), config.replay.human_weight
-    return Parts(config.env, world, loaded.agent.learner, game, weight, players(loaded))
+    return Parts(config.env, world, loaded.agent.learner, game, weight, players(loaded), loaded.aspect)
 
 
 def players(loaded: Loaded) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from runs import recipes
 from runs.cli import commands, compose
-from runs.cli.exit_codes import guarded
+from runs.cli.exit_codes import guarded, interruptible
 from runs.config import Config
 
 
@@ -58,6 +58,7 @@ def composed(by_hydra: object) -> tuple[Config, Path]:
 def _job(failed: list[tuple[Path, int]], process: int, by_hydra: object) -> None:
     config, folder = composed(by_hydra)
     # Hydra would wrap what is raised here in lines of its own, and begin no further run of a sweep.
+    interruptible()
     code = guarded(lambda: commands.train(config, folder))
     if code == 130 or (code and os.getpid() != process):  # Ctrl-C is meant for all; other processes tell no list
         raise SystemExit(code)

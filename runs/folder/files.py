@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -45,6 +46,9 @@ def adopt(rest: Path, path: Path) -> None:
         os.close(folder)
 
 
+TEMPORARY = (".recorded-", ".weights-")  # folders within a run's, as long as one process works
+
+
 class Lock:
     """A file that one process holds; whatever ends the process sets it free. Where the system knows no locks, nothing.
 
@@ -66,6 +70,16 @@ class Lock:
     def release(self) -> None:
         """Lets others have it."""
         self._file.close()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what a process that was killed has left of its unfinished files; nobody may be writing there."""
+    for path in folder.rglob("*.tmp*"):
+        if path.name.endswith((".tmp", ".tmp.mp4")):
+            path.unlink(missing_ok=True)
+    for prefix in TEMPORARY:
+        for path in folder.glob(f"{prefix}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_png(path: Path, image: np.ndarray) -> None:

@@ -40,7 +40,8 @@ def pack(run: Run, folder: Path) -> Path:
         "what": "box", "env": parts.config.env, "seed": parts.config.seed, "step": parts.step,
         "training": {key: run.meta[key] for key in TRAINING if key in run.meta}, "score": score,
         "config": asdict(parts.config), "controls": parts.controls.to_dict(),
-        "spec": asdict(parts.agent.world_model.spec),
+        "spec": asdict(parts.agent.world_model.spec), "whole_rewards": parts.whole_rewards,
+        "aspect": parts.aspect,
     }  # fmt: skip
     tensors = save(_tensors(parts))
     write_atomic(path, lambda file: file.write(tensors))

@@ -24,7 +24,7 @@ from envs.errors import UserError, nearest
 from runs.config import OLD_NAMES, resumable
 from runs.config_types import keys, renamed
 from runs.folder import checkpoint, video
-from runs.folder.files import Lock, plain, write_atomic, write_json, write_png
+from runs.folder.files import Lock, plain, remove_leftovers, write_atomic, write_json, write_png
 from runs.folder.system import clock, facts, memory_gb
 
 if TYPE_CHECKING:
@@ -125,6 +125,14 @@ class Run:
 
         return from_recorded(given)
 
+    def check_there(self) -> None:
+        """Raises UserError when the folder was moved or deleted: else a second one would begin in its place."""
+        if not (self.folder / "config.json").exists():
+            raise UserError(
+                f"{self.folder} is no longer there: it was moved or deleted while the run was at work. Go on with it "
+                "where it lies now, python main.py resume run=FOLDER, from its last checkpoint."
+            )
+
     @property
     def episodes_folder(self) -> Path:
         return self.folder / EPISODES
@@ -152,6 +160,7 @@ class Run:
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends one line to metrics.jsonl, with the memory used so far, and the same scalars to TensorBoard."""
+        self.check_there()
         if self._metrics is None:
             self._metrics = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115  a line reaches the file at once
         values = {name: float(value) for name, value in scalars.items()} | {"memory_gb": round(memory_gb(), 3)}
@@ -173,6 +182,7 @@ class Run:
 
     def picture(self, step: int, name: str, image: np.ndarray) -> Path:
         """Writes an (H, W, 3) uint8 image as PNG, and to TensorBoard."""
+        self.check_there()
         video.check_pictures(image, 3)
         path = self.folder / "pictures" / f"{name}-{step:09d}.png"
         write_png(path, image)
@@ -181,6 +191,7 @@ class Run:
 
     def reconstructions(self, step: int, updates: int, frames: np.ndarray) -> Path:
         """Writes what fixed frames look like after so many updates, (N, H, W, 3) uint8, one below the other."""
+        self.check_there()
         video.check_pictures(frames, 4)
         path = self.reconstructions_folder / f"{step:09d}-{updates:09d}.png"
         write_png(path, frames.reshape(-1, *frames.shape[2:]))
@@ -188,6 +199,7 @@ class Run:
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float = 15) -> Path:
         """Writes (T, H, W, 3) uint8 frames as an mp4 (H.264), and the first ones to TensorBoard as an animation."""
+        self.check_there()
         path = self.folder / "videos" / f"{name}-{step:09d}.mp4"
         video.write_mp4(path, frames, fps)
         self._animate(step, name, video.gif(frames[:GIF_FRAMES], fps))
@@ -195,6 +207,7 @@ class Run:
 
     def save_checkpoint(self, state: Mapping[str, Any], step: int) -> Path:
         """Writes everything needed to go on from `step`, atomically; the newest two are kept."""
+        self.check_there()
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
         hours, core_hours = self.hours, self.core_hours
@@ -257,6 +270,7 @@ class Run:
 
     def result(self, name: str, values: Mapping[str, Any]) -> Path:
         """Writes results/<name>.json atomically: `values` beside the run's keys, versions, commit and machine."""
+        self.check_there()
         config = self.config
         about = {key: getattr(config, key) for key in ("recipe", "env", "protocol", "size", "seed")}
         trained = {"hours": round(self._hours_saved, 4), "env_steps": self.step}  # of the checkpoint
@@ -313,8 +327,11 @@ class Run:
 
 
 def _claimed(folder: Path) -> Lock:
+    """Held by this process alone, and free of what others were killed over."""
     try:
-        return Lock(folder / "lock")
+        lock = Lock(folder / "lock")
+        remove_leftovers(folder)
+        return lock
     except BlockingIOError as problem:
         raise UserError(
             f"Another process is working on {folder}: wait until it has ended, or choose another hydra.run.dir."

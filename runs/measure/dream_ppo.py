@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
 from agent.evaluate import watch
@@ -114,7 +115,10 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
         raise UserError(f"{settings.run} is a packed model: name the folder of a run, where the result can be kept.")
     world = parts.world(many=True)
     began = time.monotonic()
-    dream = DreamVectorEnv(world, settings.dreams, horizon=settings.horizon, temperature=parts.temperature(None))
+    dream = DreamVectorEnv(
+        world, settings.dreams, horizon=settings.horizon, temperature=parts.temperature(None),
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )  # fmt: skip
     ppo = learn(dream, settings, console)
     minutes = (time.monotonic() - began) / 60
     games = make_games(parts.config.env, parts.config.game, min(8, settings.episodes))

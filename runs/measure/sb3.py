@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
 from agent.collector import episode_seed
@@ -45,9 +46,14 @@ class _Rows(VecEnv):
 
 
 class DreamVecEnv(_Rows):
-    """A DreamVectorEnv as a Stable-Baselines3 VecEnv: every row learns from one forward pass of the world model."""
+    """A DreamVectorEnv as a Stable-Baselines3 VecEnv: every row learns from one forward pass of the world model.
+
+    Raises ValueError for one that does not begin anew in the same step, as Stable-Baselines3 wants it.
+    """
 
     def __init__(self, dream: DreamVectorEnv) -> None:
+        if dream.autoreset_mode is not AutoresetMode.SAME_STEP:
+            raise ValueError(f"the dreams must have autoreset_mode=SAME_STEP, not {dream.autoreset_mode.name}")
         self.dream = dream
         super().__init__(dream, dream.num_envs, dream.single_observation_space, dream.single_action_space)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from agent.replay import Replay, ReplayConfig
 from envs import GameConfig
-from envs.episode import Episode
+from envs.episode import PER_STEP, Episode
 from envs.make import make_games
 from tests import numbered
 from tests.agent.test_replay import equal, fill, fresh, seeds
@@ -50,6 +51,45 @@ def test_resumed_sampling_is_bit_identical(tmp_path: Path) -> None:
     assert all(equal(again.sample(16, 8), batch) for batch in expected)
     again.add(0, numbered.action(32, 7), numbered.step(32, 7, True))
     assert Episode.load(tmp_path / "000032.npz").score == numbered.episode(32, 8).score
+
+
+def test_games_without_an_end_fit_into_the_bound(tmp_path: Path) -> None:
+    """Two rows that never end: the newest steps are in memory, all on disk, and a resumed replay goes on the same."""
+    replay, steps = fresh(tmp_path, memory_gb=2e-5, validation=0), 3_000
+    for row, seed in ((0, 1), (1, 2)):
+        replay.begin(row, frame=numbered.frame(seed, 0), seed=seed)
+    for t in range(steps):
+        for row, seed in ((0, 1), (1, 2)):
+            assert replay.add(row, numbered.action(seed, t), numbered.step(seed, t, False)) is None
+            assert replay.memory_bytes <= 2e4
+    assert replay.steps == 2 * steps and replay.frames("train") > 500
+    assert all(len(episode) >= 128 for episode in replay.open().values())
+    at = {1: 0, 2: 0}
+    for path in sorted(tmp_path.iterdir()):
+        piece = Episode.load(path)
+        assert not piece.truncated.any() and numbered.read(piece.frame[0]) == (piece.seed, at[piece.seed])
+        at[piece.seed] += len(piece)
+        assert numbered.read(piece.frame[-1]) == (piece.seed, at[piece.seed])
+    assert [at[row + 1] + len(episode) for row, episode in replay.open().items()] == [steps, steps]
+
+    def again(seed: int, actions: np.ndarray) -> Episode:
+        whole, past = numbered.again(seed, actions), at[seed]
+        parts = {name: getattr(whole, name)[past:] for name in ("frame", *PER_STEP)}
+        return replace(whole, **parts)
+
+    state = saved(replay)
+    expected = [replay.sample(16, 8) for _ in range(4)]
+    numbered_end(replay, 0, 1, steps)
+    other = Replay(tmp_path, DISCRETE, replay.config, seed=99)
+    other.load_state_dict(state, again)
+    assert not other.skipped and all(equal(other.sample(16, 8), batch) for batch in expected)
+    last = numbered_end(other, 0, 1, steps)
+    assert last is not None and last.score == numbered.episode(1, steps + 1).score and last.truncated[-1]
+
+
+def numbered_end(replay: Replay, row: int, seed: int, t: int) -> Episode | None:
+    """The game in `row` ends with its step `t`."""
+    return replay.add(row, numbered.action(seed, t), numbered.step(seed, t, True))
 
 
 def test_unusable_files_are_reported_and_skipped(tmp_path: Path) -> None:

@@ -284,6 +284,11 @@ def test_restore_brings_rows_of_different_ages_back() -> None:
         np.testing.assert_array_equal(traces[row].frame[1:], [step.frame[row] for step in record[row]])
     for action in some_actions(14, 20, 3, 4):
         np.testing.assert_array_equal(again.step(action).frame, games.step(action).frame)
+    since = [0, len(record[1]) - 3, 20]
+    later = build("ALE/Breakout-v5", 3).restore(seeds, [actions[begun[row] :, row] for row in range(3)], since)
+    for whole, part, skipped in zip(traces, later, since, strict=True):
+        for name in whole._fields:
+            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[skipped:])
 
 
 def test_keys_are_those_of_the_game() -> None:

@@ -80,9 +80,13 @@ class Guest:
 def unpacked(data: bytes) -> Frame:
     (size,) = struct.unpack("<I", data[:4])
     told = json.loads(data[4 : 4 + size])
-    shape = (len(told["pictures"]), told["height"], told["width"], 3)
-    pixels = np.frombuffer(data[4 + size :], np.uint8).reshape(shape)
-    return Frame(told, dict(zip(told["pictures"], pixels, strict=True)))
+    pixels, pictures = np.frombuffer(data[4 + size :], np.uint8), {}
+    for one in told["pictures"]:
+        count = one["height"] * one["width"] * 3
+        pictures[one["name"]] = pixels[:count].reshape(one["height"], one["width"], 3)
+        pixels = pixels[count:]
+    assert not len(pixels)
+    return Frame(told, pictures)
 
 
 @pytest.fixture

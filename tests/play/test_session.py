@@ -141,6 +141,20 @@ def test_both_dreams_on_from_the_real_game() -> None:
     made.close()
 
 
+def test_the_real_game_is_shown_as_large_as_it_is_also_in_the_past() -> None:
+    made = tables.table("both", env="MountainCar-v0", size=16)
+    first = made.now.pictures(film=True)
+    assert first["real"].shape == (400, 600, 3) and first["dream"].shape == first["difference"].shape == (16, 16, 3)
+    assert made.now.pictures()["real"].shape == (16, 16, 3), "as the agent sees it"
+    assert made.aspect("real") == 1.5
+    for _ in range(3):
+        made.step()
+    assert not np.array_equal(made.now.pictures(film=True)["real"], first["real"])
+    made.rewind(3)
+    assert np.array_equal(made.now.pictures(film=True)["real"], first["real"])
+    made.close()
+
+
 def test_modes_go_on_where_the_real_game_stands() -> None:
     made = tables.table("real")
     follow(made)

@@ -40,7 +40,7 @@ def test_stable_baselines3_sees_the_last_frame_of_a_dream(run_folder: Path) -> N
     from runs.measure.sb3 import DreamVecEnv
 
     parts = dreams.load_parts(run_folder)
-    plain, adapted = (DreamVectorEnv(parts.world(), 3, horizon=2) for _ in range(2))
+    plain, adapted = (DreamVectorEnv(parts.world(), 3, horizon=2, autoreset_mode="SameStep") for _ in range(2))
     rows = DreamVecEnv(adapted)
     rows.seed(5)
     assert np.array_equal(rows.reset(), plain.reset(seed=5)[0])

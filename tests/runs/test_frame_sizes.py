@@ -16,7 +16,7 @@ QUICK = "size=toy env=Catch-v0 threads=1 steps=440 train.prefill=400 train.pretr
 @pytest.mark.parametrize("recipe", ["reverie", "world_models_ac train.show_every=2", "iris train.show_every=2"])
 def test_a_whole_run_with_frames_of_height_x_width(recipe: str, tmp_path: Path) -> None:
     folder, film = tmp_path / "run", tmp_path / "film.mp4"
-    words = [*QUICK.split(), *f"recipe={recipe}".split()]  # two rounds of each, the last with pictures
+    words = [*QUICK.split(), *f"recipe={recipe}".split(), "game.max_steps=20"]  # two rounds, the last with pictures
     assert main.main([*words, "game.size=48x32", f"hydra.run.dir={folder}"]) == 0
     assert Run.open(folder).config.game.frame_size == (48, 32)
     assert main.main(["play", f"run={folder}", f"record={film}", "steps=3", "device=cpu"]) == 0

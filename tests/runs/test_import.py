@@ -125,11 +125,12 @@ def test_a_published_checkpoint_becomes_a_run(capsys: pytest.CaptureFixture[str]
     began = agent.world_model.start(starts.frame / 255, starts.action)
     assert agent.world_model.step(began, starts.action[:, 0]).reward.isfinite().all()
 
-    assert main.main(["evaluate", "run=pong", "episodes=1", "threads=1"]) == 0
-    result = json.loads(Path("runs/out/pong/results/evaluation-sampled-episodes1.json").read_text())
+    assert main.main(["evaluate", "run=pong", "episodes=1", "threads=1", "game.max_steps=100"]) == 0
+    result = json.loads(Path("runs/out/pong/results/evaluation-sampled-episodes1-max_steps100.json").read_text())
     assert result["episodes"] == 1 and -21 <= result["mean"] <= 21
 
-    assert main.main(["resume", "run=pong", f"steps={import_checkpoint.PLAYED + 16}", "episodes=1"]) == 0
+    more = [f"steps={import_checkpoint.PLAYED + 16}", "episodes=1", "game.max_steps=100"]
+    assert main.main(["resume", "run=pong", *more]) == 0
     again = load_parts("pong", "cpu")
     assert again.step == import_checkpoint.PLAYED + 16
     moved = [not torch.equal(a, b) for a, b in zip(agent.parameters(), again.agent.parameters(), strict=True)]

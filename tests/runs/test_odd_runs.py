@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,8 +90,7 @@ def test_a_game_that_does_not_replay_goes_on_without_its_open_episodes(capfd: py
     assert json.loads(Path("run/results/evaluation-greedy.json").read_text())["env_steps"] == 120
 
 
-@pytest.mark.parametrize("lasts", [1, 2])
-@pytest.mark.parametrize("recipe", ["reverie", "iris_ac"])
+@pytest.mark.parametrize(("recipe", "lasts"), [("reverie", 1), ("reverie", 2), ("iris_ac", 1)])
 def test_however_short_its_episodes_it_trains(lasts: int, recipe: str) -> None:
     Moody.lasts = lasts
     assert train(f"recipe={recipe}", "game.size=64" if recipe == "iris_ac" else "game.size=16") == 0
@@ -139,6 +140,57 @@ def test_a_folder_has_one_writer(capfd: pytest.CaptureFixture[str]) -> None:
         assert main.main(["evaluate", "run=run", "episodes=1"]) == 0, "which writes nothing that the other one does"
         other.kill()
     assert main.main(["resume", "run=run", "steps=104"]) == 0
+
+
+def test_what_a_killed_process_left_is_gone_with_the_next_start() -> None:
+    assert train("steps=80") == 0
+    left = [
+        "checkpoints/000000000080.pt.tmp",
+        "videos/.dream-000000001.tmp.mp4",
+        "config.json.tmp",
+        "episodes/.000001.npz.tmp",
+    ]
+    for name in left:
+        (Path("run") / name).parent.mkdir(exist_ok=True)
+        (Path("run") / name).write_bytes(b"half")
+    for name in (".recorded-x/0", ".weights-y"):
+        (Path("run") / name).mkdir(parents=True)
+        (Path("run") / name / "1.npz").write_bytes(b"half")
+    before = {path for path in Path("run").rglob("*") if path.is_file()}
+    assert main.main(["resume", "run=run", "steps=88"]) == 0
+    after = {str(path) for path in Path("run").rglob("*")}
+    assert not [name for name in after if ".tmp" in name or ".recorded" in name or ".weights" in name]
+    kept = {path for path in before if path.parts[1] in ("config.json", "meta.json", "metrics.jsonl", "results")}
+    assert all(path.exists() for path in kept if ".tmp" not in path.name)
+
+
+def test_a_folder_that_is_moved_while_it_trains_is_a_sentence(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = Moody.step
+
+    def moves(game: Moody, action: Any) -> Any:
+        if Moody.played == 80:
+            Path("run").rename("elsewhere")
+        return played(game, action)
+
+    monkeypatch.setattr(Moody, "step", moves)
+    assert train() == 2
+    said = capfd.readouterr().err
+    assert "run is no longer there: it was moved or deleted" in said and "Traceback" not in said
+    assert not Path("run").exists() and main.main(["resume", "run=elsewhere"]) == 0
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.9, 1.8])
+def test_ctrl_c_at_any_moment_is_no_traceback(seconds: float) -> None:
+    """Of a program that is still starting, too."""
+    program = [sys.executable, str(Path(main.__file__)), "env=Catch-v0", *TOY, "hydra.run.dir=run", "steps=100000"]
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in error, error
+    assert process.returncode == 130 or seconds < 0.1, "before the first line of the program"
 
 
 def test_a_run_without_a_checkpoint_is_begun_again(tmp_path: Path) -> None:

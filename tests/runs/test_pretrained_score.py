@@ -12,7 +12,7 @@ from agent.player import Player
 from envs.make import make_games
 from runs import dreams
 
-EPISODES = 4
+EPISODES = 2
 
 
 def test_the_published_score_holds() -> None:

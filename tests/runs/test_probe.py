@@ -14,7 +14,7 @@ from runs.measure.probe import Transitions
 from tests import trained
 from world_model.token_world import TokenWorld
 
-COUNT = 1_500
+COUNT = 600
 
 
 @pytest.fixture(scope="module")

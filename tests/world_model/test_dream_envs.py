@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -187,7 +188,7 @@ def test_continuous_actions_are_the_games_own() -> None:
 
 
 def test_vector_rows_begin_anew_and_keep_their_final_frame() -> None:
-    env = DreamVectorEnv(world(cont=0.6), 8, horizon=4, render_mode="rgb_array")
+    env = DreamVectorEnv(world(cont=0.6), 8, horizon=4, render_mode="rgb_array", autoreset_mode="SameStep")
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     frames, info = env.reset(seed=0, options={"start": [0, 1, 2, 0, 1, 2, 0, 1]})
     assert env.observation_space.contains(frames) and info["start"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
@@ -207,6 +208,79 @@ def test_vector_rows_begin_anew_and_keep_their_final_frame() -> None:
         age[done] = 0
         assert np.array_equal(np.stack(env.render() or ()), frames)
     assert seen > 8
+
+
+def test_rows_begin_anew_with_the_next_step_as_in_gymnasium() -> None:
+    """Beside gymnasium's own vector of single dreams, whose ends are those of the horizon; and its wrappers take it."""
+    made = world(cont=1.0)
+    ours = DreamVectorEnv(made, 3, horizon=4)
+    theirs = gymnasium.vector.SyncVectorEnv([lambda: DreamEnv(made, horizon=4)] * 3)
+    assert ours.metadata["autoreset_mode"] is theirs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    counted = gymnasium.wrappers.vector.RecordEpisodeStatistics(ours)
+    first, _ = counted.reset(seed=0)
+    theirs.reset(seed=0)
+    for t in range(1, 12):
+        frames, reward, terminated, truncated, info = counted.step(np.array([0, 1, 2]))
+        expected = theirs.step(np.array([0, 1, 2]))
+        assert np.array_equal(truncated, expected[3]) and np.array_equal(terminated, expected[2])
+        assert truncated.all() == (t % 5 == 4)
+        if t % 5 == 0:  # the action of that step was not played
+            assert (reward == 0).all() and not (ours.time.any() or truncated.any())
+        if t == 4:
+            assert info["episode"]["l"].tolist() == [4, 4, 4]
+    moment = ours.get_state()
+    ours.step(np.zeros(3, int))
+    assert moment.done is not ours.done
+
+
+def test_only_rows_that_are_over_begin_anew() -> None:
+    env = DreamVectorEnv(world(cont=0.5), 20)
+    env.reset(seed=1)
+    ended = env.step(np.zeros(20, int))[2]
+    assert 0 < ended.sum() < 20
+    _, reward, *_ = env.step(np.zeros(20, int))
+    assert (reward[ended] == 0).all() and (env.time == np.where(ended, 0, 2)).all()
+
+
+def test_who_resets_by_himself_says_which_rows() -> None:
+    env = DreamVectorEnv(world(cont=1.0), 4, horizon=2, autoreset_mode=AutoresetMode.DISABLED)
+    with pytest.raises(ValueError, match="at first all"):
+        env.reset(options={"reset_mask": np.array([True, False, True, True])})
+    env.reset(seed=0)
+    env.step(np.zeros(4, int))
+    before = env.reset(options={"reset_mask": np.array([True, False, True, True]), "start": 1})
+    assert before[1]["start"].tolist() == [1, 1, 1] and env.time.tolist() == [0, 1, 0, 0]
+    assert env.step(np.zeros(4, int))[3].tolist() == [False, True, False, False]
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros(4, int))
+    env.reset(options={"reset_mask": np.array([False, True, False, False])})
+    env.step(np.zeros(4, int))
+    with pytest.raises(ValueError, match="no mask"):
+        env.reset(options={"reset_mask": [1, 0]})
+
+
+@pytest.mark.parametrize(("whole", "expected"), [(True, [0, 1, -1, 0.6, 0, 0.2]), (False, None)])
+def test_a_reward_that_is_nearly_whole_is_whole_where_the_games_are(whole: bool, expected: list[float] | None) -> None:
+    made = replace(world(cont=1.0), whole_rewards=whole)
+    told = [7.5e-8, 0.93, -0.92, 0.6, -1e-9, 0.2]
+    made.model.outcome = lambda state: (torch.tensor(told), torch.ones(6))  # type: ignore[method-assign]
+    env = DreamVectorEnv(made, 6)
+    env.reset(seed=0)
+    reward = env.step(np.zeros(6, int))[1]
+    assert reward.tolist() == pytest.approx(expected or told, abs=1e-6)
+    assert not whole or str(reward[4]) == "0.0", "and not -0.0"
+
+
+def test_without_a_display_no_window_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that gymnasium's checker, which tries every mode that is offered, passes on a server."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    made = world(cont=1.0)
+    spec = EnvSpec("ToyDream-v0", entry_point=lambda **kwargs: DreamEnv(made, horizon=50, **kwargs))
+    env = gymnasium.make(spec, render_mode="rgb_array").unwrapped
+    assert env.metadata["render_modes"] == ["rgb_array"]
+    check_env(env)
 
 
 def test_one_row_dreams_as_one_dream() -> None:

@@ -125,9 +125,9 @@ def turning(batch_size: int, length: int, worth: tuple[float, ...] = (1.0, 0.0, 
     return Batch(frame, action, torch.tensor(worth)[place[:, 1:]], ~flags, flags, flags)
 
 
-@pytest.mark.parametrize("worth", [(1.0, 0.0, 0.0, 0.0), (5.0, 0.0, -20.0, 0.0)])
-def test_it_learns_a_small_world_and_knows_it_beyond_its_window(worth: tuple[float, ...]) -> None:
+def test_it_learns_a_small_world_and_knows_it_beyond_its_window() -> None:
     torch.manual_seed(0)
+    worth = (5.0, 0.0, -20.0, 0.0)
     made = replace(TOY, quantizer="ema", tokenizer_lr=1e-2, lr=5e-3).build(replace(SPEC, action_size=2))
     made.prepare(to_unit(turning(8, 8).frame).flatten(0, 1))
     tokenizer, world_model = objectives(made)

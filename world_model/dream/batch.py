@@ -20,6 +20,8 @@ from envs.errors import UserError
 from world_model import trees
 from world_model.interface import State, WorldModel, to_pixels, to_unit
 
+NEARLY = 0.1  # from a whole number: a dreamed reward that is no further from it is that number
+
 
 class Starts(NamedTuple):
     """S real contexts, from whose last frame a dream goes on."""
@@ -55,7 +57,8 @@ class Dream(NamedTuple):
 class World:
     """What can be dreamed in. The model must not be trained on while an environment uses it.
 
-    `autocast` runs it in bfloat16 where that is possible, as training does.
+    `autocast` runs it in bfloat16 where that is possible, as training does. `whole_rewards`: all rewards of the game
+    were whole numbers; then an expectation that is nearly one (within 0.1) is that number.
 
     Raises:
         ValueError: starts or controls that do not fit the model.
@@ -65,6 +68,7 @@ class World:
     starts: Starts
     controls: Controls
     autocast: bool = False
+    whole_rewards: bool = False
 
     def __post_init__(self) -> None:
         spec, (frame, action) = self.model.spec, self.starts
@@ -149,6 +153,8 @@ class DreamBatch:
         state, reward, cont = self.world.model.step(state, action.to(self.device), temperature=temperature)
         picture, drawn = self._shown(state), torch.rand_like(cont, dtype=torch.float64)
         gain, going, uniform = torch.stack([reward.double(), cont.double(), drawn]).cpu().numpy()
+        if self.world.whole_rewards:
+            gain = np.where(np.abs(gain - gain.round()) < NEARLY, gain.round() + 0.0, gain)  # + 0.0: -0.0 is 0
         return Dream(state, picture, gain, going, uniform >= going)
 
     def _shown(self, state: State) -> np.ndarray:

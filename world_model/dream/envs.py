@@ -6,6 +6,7 @@ Shapes: N dreams, H W picture, A action size. Observations are (H, W, 3) uint8.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -122,8 +123,9 @@ class _Dreaming:
 class DreamEnv(_Dreaming, gymnasium.Env[np.ndarray, Any]):
     """One dream. `reset(options={"start": i})` chooses the start, else it is drawn; info tells `start` and `cont`.
 
-    The reward is the model's expectation in the game's units; the end is drawn from its continuation head. `horizon`
-    steps (None: no limit) end it as truncation. `render_mode="human"` opens a window and needs pygame-ce.
+    The reward is the model's expectation in the game's units (see `World.whole_rewards`); the end is drawn from its
+    continuation head. `horizon` steps (None: no limit) end it as truncation. `render_mode="human"` opens a window and
+    needs pygame-ce; without a display it is not among the modes of `metadata`, and begins with a UserError.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": FPS}
@@ -135,6 +137,8 @@ class DreamEnv(_Dreaming, gymnasium.Env[np.ndarray, Any]):
             raise ValueError(f'render_mode is "rgb_array", "human" or None, not "{render_mode}"')
         super().__init__(world, 1, horizon=horizon, temperature=temperature)
         self.render_mode = render_mode
+        if not _has_display():
+            self.metadata = self.metadata | {"render_modes": ["rgb_array"]}
         self.observation_space, self.action_space = world.observation_space, world.action_space
         self._window: _Window | None = None
 
@@ -179,23 +183,23 @@ class DreamEnv(_Dreaming, gymnasium.Env[np.ndarray, Any]):
 
 
 class DreamVectorEnv(_Dreaming, VectorEnv[np.ndarray, Any, np.ndarray]):
-    """N dreams in one forward pass. A row that is over begins anew in the same step, from a start that is drawn.
+    """N dreams in one forward pass. A row that is over begins anew from a drawn start, when `autoreset_mode` says.
 
-    `infos["final_obs"][i]` is then its last frame, (H, W, 3), and `infos["_final_obs"]` (N,) tells which rows these
-    are; `infos["cont"]` (N,) belongs to the step taken, in every row. One seed determines all rows together.
+    NEXT_STEP, gymnasium's default: the step after; the action of that row is ignored and its reward is 0.
+    SAME_STEP: at once; `infos["final_obs"][i]` is then its last frame, (H, W, 3), and `infos["_final_obs"]` (N,) tells
+    which rows these are. DISABLED: by `reset(options={"reset_mask": ...})` with a mask (N,) of the rows that begin.
+    `infos["cont"]` (N,) belongs to the step taken, in every row. One seed determines all rows together.
     """
-
-    metadata: dict[str, Any] = {
-        "render_modes": ["rgb_array"], "render_fps": FPS, "autoreset_mode": AutoresetMode.SAME_STEP,
-    }  # fmt: skip
 
     def __init__(
         self, world: World, num_envs: int, *, horizon: int | None = None, temperature: float = 1.0,
-        render_mode: str | None = None,
+        render_mode: str | None = None, autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:  # fmt: skip
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'render_mode is "rgb_array" or None, not "{render_mode}"')
         super().__init__(world, num_envs, horizon=horizon, temperature=temperature)
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": FPS, "autoreset_mode": self.autoreset_mode}
         self.num_envs, self.render_mode = num_envs, render_mode
         self.single_observation_space, self.single_action_space = world.observation_space, world.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -204,16 +208,33 @@ class DreamVectorEnv(_Dreaming, VectorEnv[np.ndarray, Any, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begins every row; options={"start": i} or N indices choose the starts."""
+        """Begins every row; options={"start": i} or an index a row choose the starts.
+
+        With options={"reset_mask": mask} (N,) bool only those rows begin, and `info["start"]` tells of them alone.
+        """
         super().reset(seed=seed)
-        starts = self._begin(np.arange(self.num_envs), options, seeded=seed is not None)
+        mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
+        first = self.now is None
+        if mask.dtype != bool or mask.shape != (self.num_envs,) or not (mask.all() if first else mask.any()):
+            raise ValueError(f"{mask} is no mask of the rows that begin: at least one, and at first all of them")
+        starts = self._begin(np.flatnonzero(mask), options, seeded=seed is not None)
         return self._picture, {"start": starts.copy(), "cont": np.ones(self.num_envs)}
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One action in every row, (N,) or (N, A). Raises ValueError for what is no action."""
-        now, done = self._step(actions), self.done
+        """One action in every row, (N,) or (N, A).
+
+        Raises ValueError for what is no action, ResetNeeded with DISABLED when a row is over.
+        """
+        over = np.zeros(self.num_envs, bool)
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP and self.now is not None:
+            over, self.done = self.done, over
+        now = self._step(actions)
+        if over.any():
+            self._begin(np.flatnonzero(over), None, seeded=False)
+            now = self.now or now
+        done = self.done
         infos: dict[str, Any] = {"cont": now.cont}
-        if done.any():
+        if done.any() and self.autoreset_mode is AutoresetMode.SAME_STEP:
             final = np.full(self.num_envs, None, object)
             for row in np.flatnonzero(done):
                 final[row] = now.picture[row].copy()
@@ -224,6 +245,11 @@ class DreamVectorEnv(_Dreaming, VectorEnv[np.ndarray, Any, np.ndarray]):
     def render(self) -> tuple[np.ndarray, ...] | None:
         """What is seen now, N pictures (H, W, 3) uint8, with render_mode="rgb_array"."""
         return tuple(self._picture) if self.render_mode == "rgb_array" else None
+
+
+def _has_display() -> bool:
+    names = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    return not sys.platform.startswith("linux") or any(os.environ.get(name) for name in names)
 
 
 def open_window(width: int, height: int, title: str, *, resizable: bool = False) -> pygame.Surface:
