@@ -247,6 +247,8 @@ class Loop:
         """Random play, one look at it, and the world model's first updates; goes on where a stopped run had come to."""
         while self.replay.steps < self.config.prefill and not asked_to_stop():
             self.collect(min(PART, self.config.prefill - self.replay.steps), screen, at_random=True)
+            if time.monotonic() - self._saved > self.config.save_every:
+                self.save(run)  # a slow game takes minutes for it
         pretrained = self.first_updates
         if not pretrained:
             frames = self.replay.sample(64, 16).frame.flatten(0, 1)

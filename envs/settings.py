@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from envs.errors import UserError, nearest
 
+FLOAT32 = 3.4e38  # the largest number in single precision, about
 LARGEST = 10**12  # of a whole number without a bound of its own: what is larger overflows somewhere
 
 
@@ -83,6 +84,8 @@ def _check(key: str, value: Any, rule: Setting) -> None:
     if rule.choices and value not in rule.choices:
         hint = nearest(str(value), rule.choices)
         raise UserError(f'{key} must be one of {", ".join(rule.choices)}, not "{value}". {hint}'.strip())
+    if isinstance(value, float) and math.isfinite(value) and abs(value) > FLOAT32:
+        raise UserError(f"{key} must be at most {FLOAT32:g} in size, which is what torch computes with, not {value}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{key} must be {rule.limits or 'a finite number'}, not {value}.")
     if not isinstance(value, int | float):

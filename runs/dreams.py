@@ -9,7 +9,7 @@ make the same environments.
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as tensors_of
 from torch import Tensor
 
 from agent.batch import cut
@@ -33,7 +33,7 @@ from envs.make import make_games
 from envs.spec import Spec
 from runs import build
 from runs.config import Config
-from runs.folder.run import Run, newest
+from runs.folder.run import Run, newest, read_json
 from runs.folder.system import choose_device
 from runs.recipes import from_recorded
 from world_model.code_world import CodeWorld, meanings
@@ -225,9 +225,11 @@ def _described(values: Mapping[str, Any], path: Path) -> tuple[Spec, Controls]:
     try:
         spec = values["spec"]
         channels, height, width = spec["frame"]
-        return Spec((channels, height, width), spec["action_size"], spec["discrete"]), Controls.from_dict(
-            values["controls"]
-        )
+        sizes = (channels, height, width, spec["action_size"])
+        if not all(type(size) is int and 0 < size <= 10_000 for size in sizes) or type(spec["discrete"]) is not bool:
+            raise ValueError("sizes that no game has")
+        controls = Controls.from_dict(values["controls"])
+        return Spec((channels, height, width), spec["action_size"], spec["discrete"]), controls
     except (LookupError, TypeError, ValueError) as problem:
         raise UserError(
             f"{path} does not tell the game's frames and controls as this program writes them."
@@ -270,7 +272,11 @@ def _from_packed(path: Path, device: str) -> Loaded:
         missing = path if not path.is_file() else about
         raise UserError(f"There is no packed model: {missing} is missing. Name a run, run=FOLDER. {newest()}".strip())
     try:
-        told, tensors = json.loads(about.read_text()), load_file(path)
+        told, content = read_json(about), path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if told.get("sha256", digest) != digest:  # those that were packed before have none
+            raise ValueError("another checksum")
+        tensors = tensors_of(content)
         starts = Starts(tensors.pop("starts.frame"), tensors.pop("starts.action"))
         config, step = from_recorded(told["config"]), int(told["step"])
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as problem:

@@ -148,8 +148,6 @@ def about(games: Games) -> dict[str, Any]:
 
 def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "") -> None:
     from runs import build
-    from runs.report import curve
-    from runs.report.reconstructions import draw_reconstructions
 
     config = run.config
     games = make_games(config.env, config.game)
@@ -196,10 +194,21 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
             games.close()
             run.close()
             run.release()
+    _conclude(run)
+
+
+def _conclude(run: Run) -> None:
+    """What stands at the end of a run: its evaluation, and pictures of how it learned."""
+    from runs.report import curve
+    from runs.report.reconstructions import draw_reconstructions
+
     try:
         evaluate(run)
+    except GameFailed as problem:
+        how = f"python main.py evaluate run={run.folder} judges it once the game works again"
+        raise UserError(f"{str(problem).rstrip('.')}. The run itself is complete: {how}.") from problem
     except UserError as problem:
-        if config.train.policy:
+        if run.config.train.policy:
             raise
         print(problem)  # there is no suite of the game: the run is complete without it
     print(f"the learning curve: {curve.draw(run)}")

@@ -106,7 +106,15 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = get_args_parser()
     # argparse would print its usage and leave.
     parser.error = _refuse  # type: ignore[method-assign]
-    return parser.parse_intermixed_args(list(words))
+    flags = parser.parse_intermixed_args(list(words))
+    for name in ("config_path", "config_name", "config_dir", "experimental_rerun"):
+        if getattr(flags, name) is not None:  # the last one would run what a pickle says
+            _refuse(f"--{name.replace('_', '-')} has no meaning here: a recipe is chosen by recipe=NAME")
+    if flags.resolve and not flags.cfg:
+        _refuse("--resolve goes with --cfg job")
+    if sum(map(bool, (flags.run, flags.multirun, flags.cfg, flags.info, flags.shell_completion))) > 1:
+        _refuse("choose one of --run, --multirun, --cfg and --info")
+    return flags
 
 
 def check(words: Sequence[str], *, multirun: bool = False) -> list[Config]:

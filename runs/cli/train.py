@@ -24,7 +24,9 @@ def train(words: Sequence[str], job: Callable[[object], None] | None = None) -> 
     """
     words = compose.prepared(words)
     flags = compose.parse(words)
-    if not flags.hydra_help:
+    if flags.hydra_help:
+        words = ["--hydra-help"]  # Hydra takes nothing beside it
+    else:
         sized = compose.with_size(flags.overrides)
         compose.check(sized, multirun=flags.multirun)
         chosen = sized[len(flags.overrides) :]

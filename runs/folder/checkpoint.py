@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from envs.episode import DAMAGE
 from envs.errors import UserError
 from runs.folder.files import write_atomic
 
@@ -68,7 +69,7 @@ def _read(path: Path, device: str | torch.device) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:  # torch itself does not compare the checksums that it wrote
             broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as problem:
+    except DAMAGE as problem:
         raise _Corrupt("not a complete file") from problem
     if broken is not None:
         raise _Corrupt("its checksums do not fit")
@@ -79,7 +80,7 @@ def _read(path: Path, device: str | torch.device) -> dict[str, Any]:
             f"{path} holds more than tensors and plain values: it is no checkpoint of this program and is not loaded."
         )
         raise UserError(text) from problem
-    except (RuntimeError, EOFError, KeyError, ValueError) as problem:
+    except DAMAGE as problem:
         raise _Corrupt("torch cannot read it") from problem
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a checkpoint of this program.")

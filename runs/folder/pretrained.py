@@ -6,6 +6,7 @@ commit that made it, its score). `runs.dreams` reads them without running code f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -44,6 +45,7 @@ def pack(run: Run, folder: Path) -> Path:
         "aspect": parts.aspect,
     }  # fmt: skip
     tensors = save(_tensors(parts))
+    told["sha256"] = hashlib.sha256(tensors).hexdigest()  # safetensors has no checksum of its own
     write_atomic(path, lambda file: file.write(tensors))
     write_json(path.with_suffix(".json"), told)
     return path

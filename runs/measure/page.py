@@ -4,10 +4,14 @@
 were drawn; the latency is from a key going down to the first picture that knows of it, the browser's next repaint
 included. Writes results/page.json and a picture of the page, results/page.png.
 
-`what=stress`: 1,000 malformed messages, 50 visitors that come and go, and one that does not read. The server is a
-process of its own; its memory is read from /proc (Linux) before and after each. Writes results/page-stress.json.
+`what=stress`: 1,000 malformed messages, 100 visitors that come and go, 60 at once, one that does not read, pages from
+elsewhere under another name, requests of which only half comes. The server is a process of its own; its memory is read
+from /proc (Linux) before and after each. Writes results/page-stress.json.
 
-Both write into the run's folder, or into runs/out/ for the model that ships.
+`what=access`: what axe-core (`npm pack axe-core`) finds on the page and in its dialog, on four screens. Writes
+results/page-access.json.
+
+All write into the run's folder, or into runs/out/ for the model that ships.
 """
 
 from __future__ import annotations
@@ -16,22 +20,25 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table as Lines
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from envs.errors import UserError
@@ -49,7 +56,15 @@ if TYPE_CHECKING:
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PRESSES = 120
 CASES = (("dream", None), ("real", None), ("both", None), ("dream", 15.0))  # what is shown, and the frame-rate limit
-MALFORMED, VISITS = 1_000, 50
+MALFORMED, VISITS, AT_ONCE, FOREIGN, HALVES = 1_000, 100, 60, 40, 20
+# What a server that endures says of itself.
+ENDURED = {"alive": True, "tracebacks": 0, "foreign_answered": 0, "half_requests_still_open": 0, "at_once": AT_ONCE}
+SCREENS: dict[str, dict[str, Any]] = {  # as a browser is told of them
+    "large, dark": {"viewport": {"width": 1920, "height": 1080}, "color_scheme": "dark"},
+    "laptop, light": {"viewport": {"width": 1280, "height": 800}, "color_scheme": "light"},
+    "phone": {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
+    "phone on its side": {"viewport": {"width": 844, "height": 390}, "has_touch": True, "is_mobile": True},
+}
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = (
     "", "{", "[]", "null", '{"do":', '{"do": "fly"}', '{"do": {"a": 1}}', '{"keys": 7}',
@@ -63,7 +78,11 @@ class PageConfig:
     """What `python main.py page` takes."""
 
     run: str | None = setting(None, help="a run's folder or name; the Pong that ships when not given")
-    what: str = setting("speed", choices=("speed", "stress"), help="how fast the page is, or what its server endures")
+    what: str = setting(
+        "speed", choices=("speed", "stress", "access"),
+        help="how fast the page is, what its server endures, or what keeps people from it",
+    )  # fmt: skip
+    axe: str = setting("", help="axe.min.js of npm's axe-core, for what=access")
     seconds: float = setting(20.0, 1, 3600, help="of each case; of the guest that does not read")
     fps: float = setting(120.0, 1, 240, help="limit, more than a screen shows")
     patience: float = setting(120.0, above=0, high=3600, help="seconds to wait for the server under stress")
@@ -73,10 +92,7 @@ class PageConfig:
 
 def command(asked: PageConfig) -> None:
     """Measures, prints and writes; raises UserError for a run without a model or a machine without a browser."""
-    if asked.what == "speed":
-        _speed(asked)
-    else:
-        _stress(asked)
+    {"speed": _speed, "stress": _stress, "access": _access}[asked.what](asked)
 
 
 # ---- a browser and a server for it ----
@@ -233,16 +249,27 @@ class Guest:
 class Victim:
     """The server process."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str, patience: float) -> None:
-        self.process, self.url, self.patience = process, url, patience
+    def __init__(self, process: subprocess.Popen[str], url: str, patience: float, log: IO[str]) -> None:
+        self.process, self.url, self.patience, self.log = process, url, patience, log
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        parts = urlsplit(self.url)
+        return str(parts.hostname), int(parts.port or 80)
+
+    def tracebacks(self) -> int:
+        """How many it has written so far."""
+        self.log.seek(0)
+        return self.log.read().count("Traceback (most recent call last)")
 
     @contextmanager
     def visit(self) -> Iterator[Guest]:
         """A visitor, who leaves at the end."""
         address = self.url.replace("http", "ws", 1) + "play"
         wait = self.patience
-        with connect(address, open_timeout=wait, max_size=None, close_timeout=wait) as socket:
-            yield Guest(socket, wait)
+        with connect(address, open_timeout=wait, max_size=None, close_timeout=wait) as line:
+            yield Guest(line, wait)
 
     def megabytes(self) -> float:
         """Resident memory."""
@@ -255,15 +282,18 @@ def victim(asked: PageConfig) -> Iterator[Victim]:
     """A server on a free port."""
     words = [sys.executable, "main.py", "play", "open=false", "port=0", "fps=120", "player=agent"]
     words += [f"run={Path(asked.run).resolve() if Path(asked.run).exists() else asked.run}"] if asked.run else []
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the server
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
         url = next((line.split()[0] for line in lines if line.startswith("http")), None)
         if url is None:
-            raise UserError("The server did not start; its own sentence stands above.")
-        yield Victim(process, url, asked.patience)
+            log.seek(0)
+            raise UserError(f"The server did not start: {log.read().strip()}")
+        yield Victim(process, url, asked.patience, log)
     finally:
+        log.close()
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(30)
@@ -271,7 +301,7 @@ def victim(asked: PageConfig) -> Iterator[Victim]:
 
 
 def measure_stress(server: Victim, seconds: float) -> dict[str, Any]:
-    """All three, one after the other; memory in megabytes."""
+    """All of it, one after the other; memory in megabytes."""
     with server.visit() as guest:
         guest.frames(700)  # as much as a visitor can rewind through: memory that belongs to it
     found: dict[str, Any] = {"mb_before": server.megabytes()}
@@ -280,10 +310,126 @@ def measure_stress(server: Victim, seconds: float) -> dict[str, Any]:
         with server.visit() as guest:
             guest.frames(2)
     found |= {"visits": VISITS, "mb_after_visits": server.megabytes()}
+    found |= _together(server) | {"mb_after_many_at_once": server.megabytes()}
     found |= _slow(server, seconds) | {"mb_after_slow_reader": server.megabytes()}
+    found |= _foreign(server) | _halves(server)
     with server.visit() as guest:
         guest.frames(30)
-    return found | {"alive": server.process.poll() is None}
+    return found | {"alive": server.process.poll() is None, "tracebacks": server.tracebacks()}
+
+
+def _together(server: Victim) -> dict[str, Any]:
+    """How many of so many visitors at once each got a picture, or the sentence that it is full."""
+    served = full = 0
+    with ExitStack() as open_ones:
+        guests = [open_ones.enter_context(server.visit()) for _ in range(AT_ONCE)]
+        for guest in guests:
+            try:
+                guest.frames(1)
+                served += 1
+            except ConnectionClosed as problem:
+                full += problem.rcvd is not None and problem.rcvd.code == 1013
+    return {"at_once": served + full, "of_these_played": served}
+
+
+def _foreign(server: Victim) -> dict[str, Any]:
+    """Pages of other names, as after a rebinding of theirs, and nonsense for an origin: none may look or play."""
+    host, port = server.address
+    hosts = [
+        "evil.example",
+        f"evil.example:{port}",
+        "127.0.0.1.evil.example",
+        "",
+        "[",
+        "\xff",
+        "localhost.evil.example",
+    ]
+    origins = ["http://evil.example", "http://[", "null", "https://127.0.0.1.evil.example"]
+    answered = 0
+    for number in range(FOREIGN):
+        name, origin = hosts[number % len(hosts)], origins[number % len(origins)]
+        upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+        upgrade += "AAAAAAAAAAAAAAAAAAAAAA==\r\n" if number % 2 else "x\r\n"
+        path, lines = ("/play", upgrade) if number % 3 else ("/", "")
+        request = f"GET {path} HTTP/1.1\r\nHost: {name}\r\nOrigin: {origin}\r\n{lines}\r\n"
+        with socket.create_connection((host, port), timeout=server.patience) as line:
+            line.sendall(request.encode("latin-1"))
+            answered += line.recv(200).split(b" ")[1:2] in ([b"200"], [b"101"])
+    return {"foreign": FOREIGN, "foreign_answered": answered}
+
+
+def _halves(server: Victim) -> dict[str, Any]:
+    """Requests of which only the beginning comes: they are given up, and others are answered meanwhile."""
+    lines = [socket.create_connection(server.address, timeout=server.patience) for _ in range(HALVES)]
+    for number, line in enumerate(lines):
+        line.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n"[: number + 5])
+    with server.visit() as guest:
+        guest.frames(2)
+    still = 0
+    for line in lines:
+        with line:
+            try:
+                while line.recv(1_000):
+                    pass
+            except TimeoutError:
+                still += 1
+            except OSError:
+                pass
+    return {"half_requests": HALVES, "half_requests_still_open": still}
+
+
+# ---- access ----
+def measure_access(asked: PageConfig) -> dict[str, list[dict[str, Any]]]:
+    """What axe-core finds on each screen, on the page and in the dialog of its keys: rule, impact, how many nodes."""
+    try:
+        axe = Path(asked.axe).read_text()
+    except OSError as problem:
+        raise UserError(
+            "axe=PATH must name axe.min.js of npm's axe-core: npm pack axe-core, and tar xzf what that has fetched."
+        ) from problem
+    loaded = load_parts(asked.run, asked.device)
+    settings = PlayConfig(run=asked.run, mode="both", player="agent")
+    shared, found = parts(loaded), dict[str, list[dict[str, Any]]]()
+    house = ServerState(
+        shared,
+        about(loaded),
+        Path("/nonexistent"),
+        None,
+        partial(session, settings, loaded, shared),
+        asked.threads or 1,
+    )
+    with served(house) as url, chromium() as opened:
+        for name, screen in SCREENS.items():
+            context = opened.new_context(**screen)
+            page = context.new_page()
+            page.set_default_timeout(600_000)
+            page.goto(url + ("?touch" if screen.get("has_touch") else ""))
+            page.wait_for_function("play.frames > 10")
+            page.evaluate(axe)
+            for what in ("page", "dialog"):
+                if what == "dialog":
+                    page.evaluate("command('help')")
+                    page.wait_for_timeout(300)
+                told = page.evaluate("axe.run()")
+                found[f"{name}: {what}"] = [
+                    {"rule": one["id"], "impact": one["impact"], "nodes": len(one["nodes"])}
+                    for one in told["violations"]
+                ]
+            context.close()
+    return found
+
+
+def _finding(row: dict[str, Any]) -> str:
+    return f"{row['rule']} ({row['impact']}, {row['nodes']} nodes)"
+
+
+def _access(asked: PageConfig) -> None:
+    run = None if asked.run is None else Run.open(asked.run)
+    found = measure_access(asked)
+    console = Console(highlight=False)
+    for screen, rows in found.items():
+        console.print(f"{screen:28} {'; '.join(_finding(row) for row in rows) or 'nothing'}")
+    console.print(f"written to {keep(run, 'page-access', {'screens': found})}", soft_wrap=True)
 
 
 def _malformed(server: Victim) -> dict[str, Any]:

@@ -14,6 +14,7 @@ lives and clipped rewards too, which change what a step is said to bring and not
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -26,7 +27,7 @@ from rich.console import Console
 
 from agent.collector import episode_seed
 from agent.player import Player
-from envs.episode import Episode
+from envs.episode import DAMAGE, Episode
 from envs.errors import UserError
 from envs.games import PROTOCOLS, GameConfig, Games
 from envs.gym import find
@@ -146,12 +147,17 @@ def contexts(suite: Suite, tier: str) -> list[Context]:
 
 # ---- the file ----
 def read(path: Path) -> Suite:
-    """The suite in a file."""
-    with np.load(path) as kept:
-        about, length, action = json.loads(str(kept["about"])), kept["length"], kept["action"]
+    """The suite in a file. Raises UserError for one that is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # each part whole: its checksum is compared at its end
+            names = ("about", "seed", "kind", "score", "length", "action")
+            parts = {name: np.load(BytesIO(archive.read(f"{name}.npy")), allow_pickle=False) for name in names}
+        about, action = json.loads(str(parts["about"])), parts["action"]
         action = action.astype(np.int64) if action.ndim == 1 else action.astype(np.float32) / GRAIN
-        taken = np.split(action, np.cumsum(length)[:-1])
-        return Suite(path, about["env"], about["rules"], about, kept["seed"], kept["kind"], kept["score"], taken)
+        taken = np.split(action, np.cumsum(parts["length"])[:-1])
+        return Suite(path, about["env"], about["rules"], about, parts["seed"], parts["kind"], parts["score"], taken)
+    except DAMAGE as problem:
+        raise UserError(f"The suite {path} is damaged ({type(problem).__name__}): fetch or make it again.") from problem
 
 
 def write(suite: Suite) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from envs import settings
 from envs.errors import UserError, nearest
 from runs.config import BEFORE, OLD_NAMES, SIZES, Config
 from runs.config_types import fill, keys, renamed
@@ -74,7 +75,9 @@ def from_recorded(values: Mapping[str, Any]) -> Config:
         group, _, name = key.partition(".")
         if key in keys(config) and name not in values.get(group, {}):
             unsaid.setdefault(group, {})[name] = value
-    return fill(config, unsaid)
+    config = fill(config, unsaid)
+    settings.check(config)
+    return config
 
 
 def choice(key: str, word: Any, valid: Mapping[str, Any] | tuple[str, ...]) -> str:

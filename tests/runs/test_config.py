@@ -93,7 +93,7 @@ MISTAKES = {
     "hydra/launcher=nowhere": "hydra/launcher",
     "hydra.nothing=3": "nothing",
     "hydra.verbose={}": "hydra.verbose is true, false or a list",
-    "-cd nowhere env=Catch-v0 size=toy": "Hydra refuses the command line: Additional config directory",
+    "-cd nowhere env=Catch-v0 size=toy": "--config-dir has no meaning here",
     "env=Catch-v0 -- -m": "-- has no meaning here",
     "env=Catch-v0 size=toy hydra.run.dir=" + 300 * "x": "File name too long",
     "env=Catch-v0 seed=" + 5_000 * "9": "seed needs a whole number",

@@ -81,6 +81,15 @@ def test_a_game_that_fails_loses_nothing(capfd: pytest.CaptureFixture[str]) -> N
     assert json.loads(Path("run/results/evaluation-greedy.json").read_text())["env_steps"] == 96
 
 
+def test_a_game_that_fails_while_it_is_judged_leaves_a_whole_run(capfd: pytest.CaptureFixture[str]) -> None:
+    Moody.fails_at = 98
+    assert train() == 2
+    said = capfd.readouterr().err
+    assert "ConnectionError: the game server went away. The run itself is complete: python main.py evaluate" in said
+    Moody.fails_at = 10**9
+    assert main.main(["evaluate", "run=run"]) == 0
+
+
 def test_a_game_that_does_not_replay_goes_on_without_its_open_episodes(capfd: pytest.CaptureFixture[str]) -> None:
     Moody.lasts = None
     assert train() == 0
