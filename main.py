@@ -25,6 +25,8 @@ COMMANDS = {
                         "run=NAME episodes=100"),
     "play": Command("the dream in the browser, in a window or on film", "runs.cli.play:play",
                     "runs.cli.play:PlayConfig", "run=NAME mode=both"),
+    "export": Command("a dream as a page without a server: the model plays in the browser, on any static host",
+                      "runs.cli.export:command", "runs.cli.export:ExportConfig", "run=NAME out=FOLDER"),
     "import": Command("a checkpoint that another program published becomes a run",
                       "runs.cli.import_checkpoint:import_run", "runs.cli.import_checkpoint:ImportConfig",
                       "format=iris path=Pong.pt env=ALE/Pong-v5 run=NAME"),

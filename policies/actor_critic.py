@@ -19,6 +19,7 @@ from envs.settings import setting
 from envs.spec import Spec
 from policies.interface import ACTOR_METRICS, DREAM_METRICS, Learner, Policy, Rollout, Trajectory, Update
 from policies.returns import ReturnScale, lambda_returns
+from world_model import noise
 from world_model.interface import Losses, Metric, Objective, Optim, Term
 from world_model.parts.heads import TwoHot, draw
 from world_model.parts.nets import mlp
@@ -113,7 +114,7 @@ class ContinuousActor(Policy):
 
     def act(self, view: Tensor, memory: Tree = (), greedy: bool = False) -> tuple[Tensor, Tree]:
         mean, std = self._gaussian(view)
-        raw = mean if greedy else mean + std * torch.randn_like(mean)
+        raw = mean if greedy else mean + std * noise.normal(mean)
         return torch.tanh(raw), memory
 
     def evaluate(self, view: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:

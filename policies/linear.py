@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from envs.spec import Spec
 from policies.interface import Policy
+from world_model import noise
 from world_model.trees import Tree
 
 
@@ -38,9 +39,10 @@ class Linear(Policy):
         if greedy:
             return action, memory
         if self.discrete:
-            wander = torch.rand(action.shape, device=action.device) < self.noise
-            return torch.where(wander, torch.randint_like(action, self.actions), action), memory
-        return (action + self.noise * torch.randn_like(action)).clamp(-1, 1), memory
+            wander = noise.uniform(action.shape, action.device) < self.noise
+            other = (noise.uniform(action.shape, action.device) * self.actions).to(action.dtype)
+            return torch.where(wander, other, action), memory
+        return (action + self.noise * noise.normal(action)).clamp(-1, 1), memory
 
     def probabilities(self, view: Tensor) -> Tensor | None:
         """How far the scores of discrete actions are apart, as a softmax; it acts by the largest all the same."""

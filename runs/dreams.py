@@ -279,7 +279,7 @@ def _from_packed(path: Path, device: str) -> Loaded:
         tensors = tensors_of(content)
         starts = Starts(tensors.pop("starts.frame"), tensors.pop("starts.action"))
         config, step = from_recorded(told["config"]), int(told["step"])
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as problem:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, OverflowError) as problem:
         reason = problem if isinstance(problem, UserError) else "it is damaged, or was not packed by this program"
         raise UserError(f"The packed model {path} cannot be used: {str(reason).rstrip('.')}.") from problem
     spec, controls = _described(told, about)

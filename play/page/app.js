@@ -1,5 +1,6 @@
 "use strict";
-// The page: pictures and figures that the server sends, keys that it receives. See play/visitor.py for the messages.
+// The page: pictures and figures that the server sends, keys that it receives. See play/connection.py for the messages.
+// An exported page has no server: local.js, which stands before this file, takes its place.
 
 const $ = (id) => document.getElementById(id);
 const NAMES = { " ": "space", arrowleft: "left", arrowright: "right", arrowup: "up", arrowdown: "down", "+": "=" };
@@ -28,6 +29,11 @@ let input = 0, lastHeld = NOTHING, fingersBack = false, hiddenPause = false, hel
 
 // ---- the connection ----
 function connect() {
+  if (window.openDream) {
+    socket = window.openDream();
+    socket.onmessage = ({ data }) => (typeof data === "string" ? hear(JSON.parse(data)) : see(data));
+    return;
+  }
   const path = location.pathname.replace(/[^/]*$/, "play");
   socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${path}`);
   socket.binaryType = "arraybuffer";
@@ -45,6 +51,8 @@ function give(command, value) { send({ do: command, value }); }
 
 function hear(message) {
   if (message.hello) greet(message.hello);
+  if (message.loading !== undefined && !play.hello) $("note").textContent = `Loading the dream: ${Math.round(100 * message.loading)} %`;
+  if (message.failed) $("note").textContent = message.failed;
   if (message.error) toast(message.error, { bad: true });
   if (message.said) toast(message.said, { link: message.link });
 }
@@ -62,6 +70,8 @@ function greet(hello) {
   $("about").textContent = Object.entries(hello.about).map(([key, value]) => `${key} ${value}`).join(" · ");
   choice($("mode"), "mode", hello.modes);
   choice($("player"), "player", hello.players);
+  $("mode").parentElement.hidden = hello.modes.length < 2;
+  for (const name of hello.lacks ?? []) for (const part of document.querySelectorAll(`[data-do=${name}], [data-about=${name}]`)) part.hidden = true;
   $("components").hidden = !hello.components;
   choice($("component"), "component", Array.from({ length: hello.components }, (_, i) => i + 1));
   list($("game_keys"), hello.game_keys.map(({ keys, words }) => [keys, words]));

@@ -111,9 +111,8 @@ def _games(words: Sequence[str]) -> list[str]:
 
 def _job(composed: object) -> None:
     """One game and seed, called by Hydra or one of its launchers. What fails is said, and the others go on."""
-    config, folder = train.composed(composed)
     interruptible()
-    code = guarded(lambda: _go_on(config, folder))
+    code = guarded(lambda: _go_on(*train.composed(composed)))
     if code == 130:  # Ctrl-C is meant for all of them
         raise SystemExit(code)
 

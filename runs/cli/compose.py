@@ -117,6 +117,15 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
+def in_order(flags: argparse.Namespace) -> list[str]:
+    """The command line again, as Hydra's own parser understands it: flags first, each with its value."""
+    if flags.hydra_help:
+        return ["--hydra-help"]  # it takes nothing beside it
+    alone = [f"--{name}" for name in ("run", "multirun", "resolve") if getattr(flags, name)]
+    valued = [f"--{name}={value}" for name in ("cfg", "info", "package") if (value := getattr(flags, name)) is not None]
+    return [*alone, *valued, *flags.overrides]
+
+
 def check(words: Sequence[str], *, multirun: bool = False) -> list[Config]:
     """Every configuration that the overrides name: one, or with `multirun` each value of each sweep once.
 

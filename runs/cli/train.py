@@ -24,16 +24,15 @@ def train(words: Sequence[str], job: Callable[[object], None] | None = None) -> 
     """
     words = compose.prepared(words)
     flags = compose.parse(words)
-    if flags.hydra_help:
-        words = ["--hydra-help"]  # Hydra takes nothing beside it
-    else:
+    if not flags.hydra_help:
         sized = compose.with_size(flags.overrides)
         compose.check(sized, multirun=flags.multirun)
         chosen = sized[len(flags.overrides) :]
-        words = words + chosen
+        flags.overrides += chosen
         if chosen and chosen != ["size=xs"] and not (flags.cfg or flags.info):
             # The device must not decide unheard what is learned.
             print(f"{chosen[0]} was chosen by the device, as no size= was given; the published results are of size=xs.")
+    words = compose.in_order(flags)
     failed: list[tuple[Path, int]] = []
     before = sys.argv
     sys.argv = [before[0], *words]  # where Hydra reads them
@@ -51,17 +50,20 @@ def train(words: Sequence[str], job: Callable[[object], None] | None = None) -> 
 
 
 def composed(by_hydra: object) -> tuple[Config, Path]:
-    """The typed configuration of the job under way and its folder, as a person can type it again."""
-    config = recipes.from_dict(OmegaConf.to_container(by_hydra, resolve=True))  # type: ignore[arg-type]
+    """The typed configuration of the job under way and its folder."""
+    return recipes.from_dict(OmegaConf.to_container(by_hydra, resolve=True)), _folder()  # type: ignore[arg-type]
+
+
+def _folder() -> Path:
+    """Of the job under way, as a person can type it again."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    return config, folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _job(failed: list[tuple[Path, int]], process: int, by_hydra: object) -> None:
-    config, folder = composed(by_hydra)
     # Hydra would wrap what is raised here in lines of its own, and begin no further run of a sweep.
     interruptible()
-    code = guarded(lambda: commands.train(config, folder))
+    code, folder = guarded(lambda: commands.train(*composed(by_hydra))), _folder()
     if code == 130 or (code and os.getpid() != process):  # Ctrl-C is meant for all; other processes tell no list
         raise SystemExit(code)
     if code:

@@ -11,11 +11,15 @@ from /proc (Linux) before and after each. Writes results/page-stress.json.
 `what=access`: what axe-core (`npm pack axe-core`) finds on the page and in its dialog, on four screens. Writes
 results/page-access.json.
 
-All write into the run's folder, or into runs/out/ for the model that ships.
+`what=static folder=docs/play`: a page that `export` has written, without a server of ours: how soon, how fast, whether
+it slows or grows, and whether its figures are those of PyTorch. Writes runs/out/page-static.json.
+
+All others write into the run's folder, or into runs/out/ for the model that ships.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -30,6 +34,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -41,7 +46,10 @@ from rich.table import Table as Lines
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from agent.evaluate import watch
+from agent.player import Player
 from envs.errors import UserError
+from envs.make import make_games
 from envs.settings import setting
 from play import server
 from play.connection import ServerState
@@ -79,9 +87,12 @@ class PageConfig:
 
     run: str | None = setting(None, help="a run's folder or name; the Pong that ships when not given")
     what: str = setting(
-        "speed", choices=("speed", "stress", "access"),
-        help="how fast the page is, what its server endures, or what keeps people from it",
+        "speed", choices=("speed", "stress", "access", "static"),
+        help="how fast the page is, what its server endures, what keeps people from it, or how an exported one does",
     )  # fmt: skip
+    folder: str = setting("docs/play", help="of an exported page, for what=static; run names what it was made of")
+    weights: str = setting("int8", choices=("float32", "float16", "int8"), help="in which that page keeps its model")
+    episodes: int = setting(0, 0, 10_000, help="of the real game, played by the agent with those weights")
     axe: str = setting("", help="axe.min.js of npm's axe-core, for what=access")
     seconds: float = setting(20.0, 1, 3600, help="of each case; of the guest that does not read")
     fps: float = setting(120.0, 1, 240, help="limit, more than a screen shows")
@@ -92,7 +103,7 @@ class PageConfig:
 
 def command(asked: PageConfig) -> None:
     """Measures, prints and writes; raises UserError for a run without a model or a machine without a browser."""
-    {"speed": _speed, "stress": _stress, "access": _access}[asked.what](asked)
+    {"speed": _speed, "stress": _stress, "access": _access, "static": _static}[asked.what](asked)
 
 
 # ---- a browser and a server for it ----
@@ -417,6 +428,140 @@ def measure_access(asked: PageConfig) -> dict[str, list[dict[str, Any]]]:
                 ]
             context.close()
     return found
+
+
+# ---- an exported page ----
+PARITY, TOGETHER = 1_000, 50  # steps that are compared, and how many of them at a time
+STEPS_OF = """async ({ feeds, names }) => {
+  const { graph, ort } = dream, told = [];
+  const text = (array) => {
+    const bytes = new Uint8Array(Float32Array.from(array).buffer), parts = [];
+    for (let i = 0; i < bytes.length; i += 8192) parts.push(String.fromCharCode(...bytes.subarray(i, i + 8192)));
+    return btoa(parts.join(""));
+  };
+  for (const feed of feeds) {
+    const given = {};
+    for (const [name, { type, dims, data }] of Object.entries(feed)) {
+      const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0)).buffer;
+      const kinds = { float32: Float32Array, int32: Int32Array, int64: BigInt64Array, bool: Uint8Array };
+      if (graph.inputNames.includes(name)) given[name] = new ort.Tensor(type, new kinds[type](bytes), dims);
+    }
+    const out = await graph.run(given);
+    told.push(Object.fromEntries(names.map((name) => [name, text(Array.from(out[name].data, Number))])));
+  }
+  return told;
+}"""
+
+
+@contextmanager
+def hosted(folder: Path) -> Iterator[str]:
+    """The address of a folder on a server of plain files."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *told: Any) -> None:
+            """Nothing."""
+
+    host = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=host.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{host.server_address[1]}/"
+    finally:
+        host.shutdown()
+        host.server_close()
+
+
+def measure_static(asked: PageConfig) -> dict[str, Any]:
+    """How soon the first frame is there, frames a second and memory part by part, latency, and how near to PyTorch."""
+    folder, found = Path(asked.folder), dict[str, Any]()
+    if not (folder / "dream.json").exists():
+        raise UserError(f"{folder} holds no exported page: python main.py export out={folder} writes one.")
+    found["megabytes"] = round(sum(path.stat().st_size for path in folder.iterdir()) / 1e6, 2)
+    with hosted(folder) as url, chromium() as opened:
+        page = opened.new_page(viewport={"width": 1280, "height": 860})
+        page.set_default_timeout(600_000)
+        began = time.perf_counter()
+        page.goto(url)
+        page.wait_for_function("play.frames > 0")
+        found["first_frame_s"] = round(time.perf_counter() - began, 2)
+        page.evaluate("fps => { give('player', 'agent'); give('fps', fps); }", asked.fps)
+        parts = max(1, round(asked.seconds / 60))
+        rows, line = [], page.context.new_cdp_session(page)
+        for _ in range(parts):
+            began, before = time.perf_counter(), page.evaluate("play.frames")
+            page.wait_for_timeout(1000 * asked.seconds / parts)
+            fps = (page.evaluate("play.frames") - before) / (time.perf_counter() - began)
+            line.send("HeapProfiler.collectGarbage")
+            heap = line.send("Runtime.getHeapUsage")
+            rows.append({"frames_per_second": round(fps, 1), "heap_mb": round(heap["usedSize"] / 2**20, 1),
+                         "buffers_mb": round(heap.get("backingStorageSize", 0) / 2**20, 1)})  # fmt: skip
+        model = page.evaluate("play.state.model_ms")
+        found |= {
+            "parts_of_s": asked.seconds / parts,
+            "rows": rows,
+            "model_median_ms": model[0],
+            "model_p95_ms": model[1],
+        }
+        found |= _latency(page) | _parity(page, asked)
+    return found | (_score(asked) if asked.episodes else {})
+
+
+def _score(asked: PageConfig) -> dict[str, Any]:
+    """What the agent wins in the real game with the page's weights, beside what was published of it."""
+    from runs.cli.export import round_weights
+
+    loaded = load_parts(asked.run, "cpu")
+    round_weights(loaded.agent, asked.weights)
+    games = make_games(loaded.config.env, loaded.config.game, min(asked.episodes, 16))
+    torch.manual_seed(0)
+    try:
+        return {"score": watch(Player(loaded.agent), games, asked.episodes, seed=loaded.config.seed).summary()}
+    finally:
+        games.close()
+
+
+def _parity(page: Any, asked: PageConfig) -> dict[str, Any]:
+    """The graph in the browser beside the model in PyTorch, with the same weights, states and random numbers."""
+    from play import graph
+    from runs.cli.export import export_parts, round_weights
+
+    loaded = load_parts(asked.run, "cpu")
+    round_weights(loaded.agent, asked.weights)
+    shared = export_parts(loaded)
+    told = json.loads((Path(asked.folder) / "dream.json").read_text())
+    worst: dict[str, float] = {}
+    page.evaluate("give('pause', true)")
+    steps, drawn = graph.reference(shared, told["numbers"], PARITY), 0
+    for begin in range(0, PARITY, TOGETHER):
+        some = [next(steps) for _ in range(min(TOGETHER, PARITY - begin))]
+        names = list(some[0][1])
+        answer = page.evaluate(STEPS_OF, {"feeds": [_sent(feed) for feed, _ in some], "names": names})
+        for (_, expected), got in zip(some, answer, strict=True):
+            made = {name: np.frombuffer(base64.b64decode(got[name]), np.float32) for name in names}
+            apart = {name: float(np.abs(made[name] - expected[name].reshape(-1)).max()) for name in names}
+            if apart["state0_next"] > 0.5:  # a random number fell between the two: another latent was drawn
+                drawn += 1
+                continue
+            apart["picture"] = float(np.abs(made["picture"] - expected["picture"].reshape(-1)).mean()) / 255
+            worst = {name: max(worst.get(name, 0.0), value) for name, value in apart.items()}
+    return {"compared_steps": PARITY, "steps_with_another_draw": drawn,
+            "largest_difference": {name: float(f"{value:.2g}") for name, value in worst.items()}}  # fmt: skip
+
+
+def _sent(feed: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {
+        name: {"type": str(array.dtype), "dims": list(array.shape), "data": base64.b64encode(array.tobytes()).decode()}
+        for name, array in feed.items()
+    }
+
+
+def _static(asked: PageConfig) -> None:
+    before = os.getloadavg()
+    found = measure_static(asked) | {"load_before": [round(load, 2) for load in before], "folder": asked.folder}
+    console = Console(highlight=False)
+    for name, value in found.items():
+        console.print(f"{name:28} {value}")
+    console.print(f"written to {keep(None, 'page-static', found)}", soft_wrap=True)
 
 
 def _finding(row: dict[str, Any]) -> str:

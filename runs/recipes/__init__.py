@@ -62,6 +62,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     Raises:
         UserError: an unknown key, recipe or size, or a value of a wrong type.
     """
+    if not isinstance(values, Mapping):
+        raise UserError("A configuration is a group of keys, not one value.")
     recipe, size = (str(values.get(key, "")) for key in ("recipe", "size"))
     template = preset(recipe, size)
     return fill(template, renamed(values, OLD_NAMES, keys(template)))

@@ -140,8 +140,8 @@ def _misspelt(rng: random.Random, key: str) -> str:
 
 
 def _notes(text: str) -> int:
-    """Lines that go before the sentence: of a key that has a new name."""
-    return text.count("is called")
+    """Lines beside the sentence: of a key that has a new name, and which runs of a sweep it was about."""
+    return text.count("is called") + text.count("Of the sweep")
 
 
 def _unlike(words: Sequence[str], taken: list[Any]) -> str:
@@ -149,7 +149,7 @@ def _unlike(words: Sequence[str], taken: list[Any]) -> str:
     if len(taken) != 1 or not hasattr(taken[0], "recipe"):
         return ""
     made = values(taken[0])
-    for key, _, text in (word.partition("=") for word in words):
+    for key, text in {key: text for key, _, text in (word.partition("=") for word in words)}.items():  # the last counts
         if key in made and not _same(made[key], text):
             return f"{key} is {made[key]!r}, asked for was {text!r}"
     return ""

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from world_model import noise
+
 
 def symlog(x: Tensor) -> Tensor:
     """sign(x) ln(1 + |x|): compresses both tails, identity at 0 (DreamerV3, section 'Robust predictions')."""
@@ -128,12 +130,12 @@ class Categoricals:
         """The most likely class of each variable, one-hot."""
         return one_hot(log_probs.argmax(-1), self.classes, log_probs.dtype)
 
-    def sample(self, log_probs: Tensor, temperature: float = 1.0) -> Tensor:
+    def sample(self, log_probs: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """One draw, one-hot (..., G, K); gradients pass straight through to the probabilities."""
-        if temperature <= 0:
+        if is_coldest(temperature):
             return self.mode(log_probs)
         at = log_probs.detach()
-        at = at if temperature == 1 else (at / temperature).log_softmax(-1)
+        at = at if is_one(temperature) else (at / temperature).log_softmax(-1)
         drawn = one_hot(draw(at), self.classes, log_probs.dtype)
         if not log_probs.requires_grad:
             return drawn
@@ -158,7 +160,7 @@ def draw(log_probs: Tensor) -> Tensor:
     By inversion: one random number a variable, where the Gumbel trick needs K and costs a fifth of imagination on CPU.
     """
     probabilities = log_probs.exp()
-    uniform = torch.rand(log_probs.shape[:-1], device=log_probs.device).unsqueeze(-1)
+    uniform = noise.uniform(log_probs.shape[:-1], log_probs.device).unsqueeze(-1)
     if log_probs.shape[-1] <= LIST or log_probs.shape[-1] % LIST:
         bounds = probabilities.cumsum(-1)
         return (bounds < uniform * bounds[..., -1:]).sum(-1)
@@ -173,12 +175,22 @@ def draw(log_probs: Tensor) -> Tensor:
     return part * LIST + within
 
 
-def draw_tempered(logits: Tensor, temperature: float) -> Tensor:
+def draw_tempered(logits: Tensor, temperature: float | Tensor) -> Tensor:
     """A draw from logits (..., K) at a temperature, as an index (...); 0 takes the most likely."""
     logits = logits.float()
-    if temperature <= 0:
+    if is_coldest(temperature):
         return logits.argmax(-1)
-    return draw((logits if temperature == 1 else logits / temperature).log_softmax(-1))
+    return draw((logits if is_one(temperature) else logits / temperature).log_softmax(-1))
+
+
+def is_coldest(temperature: float | Tensor) -> bool:
+    """Whether the most likely is to be taken. A graph that is exported has a tensor for it, above 0 at all times."""
+    return not isinstance(temperature, Tensor) and temperature <= 0
+
+
+def is_one(temperature: float | Tensor) -> bool:
+    """Whether a distribution is drawn from as it is."""
+    return not isinstance(temperature, Tensor) and temperature == 1
 
 
 def mean_where(value: Tensor, mask: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from world_model.parts.heads import draw
+from world_model import noise
+from world_model.parts.heads import draw, is_coldest, is_one
 
 MAX_LOG_STD = 7.0  # beyond it, either way, a density over- or underflows before it says anything
 
@@ -29,17 +30,19 @@ class Mixture(NamedTuple):
         log_normal = -0.5 * normal.square() - self.log_std - 0.5 * math.log(2 * math.pi)
         return torch.logsumexp(self.log_weights + log_normal, -1)
 
-    def sample(self, temperature: float = 1.0) -> Tensor:
+    def sample(self, temperature: float | Tensor = 1.0) -> Tensor:
         """One draw (..., Z) from the default generator: log-weights / temperature, variances x temperature.
 
         At temperature 0 it is the mean of the most likely component.
         """
-        if temperature <= 0:
+        if is_coldest(temperature):
             return self._of(self.mean, self.log_weights.argmax(-1))
-        at = self.log_weights if temperature == 1 else (self.log_weights / temperature).log_softmax(-1)
+        at = self.log_weights if is_one(temperature) else (self.log_weights / temperature).log_softmax(-1)
         component = draw(at)
         mean, std = self._of(self.mean, component), self._of(self.log_std, component).exp()
-        return torch.addcmul(mean, std, torch.randn_like(mean), value=math.sqrt(temperature))
+        if isinstance(temperature, Tensor):
+            return torch.addcmul(mean, std, noise.normal(mean) * temperature.sqrt())
+        return torch.addcmul(mean, std, noise.normal(mean), value=math.sqrt(temperature))
 
     def _of(self, numbers: Tensor, component: Tensor) -> Tensor:
         return numbers.gather(-1, component.unsqueeze(-1)).squeeze(-1)
