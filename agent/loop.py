@@ -22,6 +22,7 @@ from agent.interrupt import deferred
 from agent.player import Agent, Player
 from agent.real_game import RealGame
 from agent.replay import Replay
+from agent.team import PeerLost, Team
 from agent.trainer import TrainConfig, Trainer
 from envs.episode import Episode
 from envs.errors import UserError
@@ -84,22 +85,27 @@ class Loop:
 
     def __init__(
         self, agent: Agent, games: Games, replay: Replay, *, config: TrainConfig, dreams: ImaginationConfig, seed: int,
-        real: RealGame | None = None, diagnostics: Diagnostics = no_diagnostics,
+        real: RealGame | None = None, diagnostics: Diagnostics = no_diagnostics, team: Team | None = None,
     ) -> None:  # fmt: skip
+        self.team = team or Team()
         self.agent, self.replay, self.config, self.dreams, self.real = agent, replay, config, dreams, real
         self.diagnostics, self.seed = diagnostics, seed
         self.collector = Collector(games, replay, Player(agent), seed=seed, bursts=config.bursts)
         self.stages = agent.world_model.stages()
         objectives = [objective for stage in self.stages for objective in stage.objectives]
         objectives += agent.learner.objectives()
+        trained = {id(parameter) for objective in objectives for parameter in objective.params}
+        every = [*agent.parameters(), *agent.buffers()]
         self.trainer = Trainer(
-            objectives, device=agent.device, precision=config.precision, compile=config.compile
+            objectives, device=agent.device, precision=config.precision, compile=config.compile, team=self.team,
+            shared=[tensor for tensor in every if id(tensor) not in trained],
         )  # fmt: skip
         self.metrics = declared_metrics(agent)
         self.returns: list[float] = []  # of episodes since the last log
         self.updates = 0  # rounds that are behind us
         self.ahead = 0  # agent steps that were played before they were due
         self.waiting = 0  # recorded agent steps that no round has taken yet; see `take`
+        self.others = 0  # agent steps that the other processes of a team have played
         self.done: dict[str, int] = {}  # of the round under way
         self.only = ""  # the one part that is done instead of a round
         self.fixed = torch.zeros(0, dtype=torch.uint8)  # frames that are reconstructed over training, once chosen
@@ -114,8 +120,8 @@ class Loop:
 
     @property
     def step(self) -> int:
-        """How far the run is, in agent steps: what was played, and what rounds have taken of what was recorded."""
-        return self.replay.steps - self.waiting
+        """How far the run is, in agent steps of all processes: what was played, and what rounds took of records."""
+        return self.replay.steps - self.waiting + self.others
 
     def take(self, *folders: Path, human: bool = False) -> int:
         """Adds recorded episodes, with `human` those that a person played in this run; returns how many were new.
@@ -134,14 +140,20 @@ class Loop:
 
         With `only` one part of a round is done once more instead. Ctrl-C or SIGTERM ends the update under way, saves a
         checkpoint and raises KeyboardInterrupt; so does a game that fails (GameFailed), whose open episodes are left
-        out. Raises UserError for an unknown part, or in the middle of another.
+        out, and another process of a team that has ended (PeerLost). Raises UserError for an unknown part, or in the
+        middle of another.
         """
         self.choose(only)
-        with deferred() as asked_to_stop:
+        with deferred() as asked:
+
+            def asked_to_stop() -> bool:
+                return self.team.any(asked())
+
+            self.team.share([*self.agent.parameters(), *self.agent.buffers()])
             context = Context(run, screen, asked_to_stop)
             self._saved = time.monotonic()
             if self.real:
-                self.real.stop = asked_to_stop
+                self.real.stop = asked
             if not any(self.trainer.updates.values()):
                 self.save(run)  # what is killed before its first update can be gone on with too
             try:
@@ -152,6 +164,9 @@ class Loop:
                     self._round(steps, context)
             except GameFailed:  # what was learned until then is no worse for it
                 self.collector.abandon()
+                self.save(run)
+                raise
+            except PeerLost:  # before the gradients of the update under way were applied
                 self.save(run)
                 raise
             screen.phase("checkpoint")
@@ -183,8 +198,9 @@ class Loop:
         states, screen = None, context.screen
         screen.update(self.step, updates=self.updates)
         # The first round learns from the prefill.
-        parts = -(-self.config.steps_per_update // PART) if self.updates or self.only else 0
-        size = min(PART, self.config.steps_per_update)
+        each = self.team.part(self.config.steps_per_update)
+        parts = -(-each // PART) if self.updates or self.only else 0
+        size = min(PART, each)
         # What the player remembers is told by weights that many updates have left behind: after the pretraining, and
         # after every round of a system that learns in long ones. `reverie` takes one small step a round, and a
         # burn-in would cost four times as much as the acting.
@@ -193,7 +209,8 @@ class Loop:
             self.collector.burn_in(self.config.burn_in)
 
         def play() -> None:  # never more than the run was asked for, whatever a round takes
-            left = size if self.only else min(size, max(0, steps - self.step + self.ahead))
+            due = max(0, steps - self.step + self.ahead * self.team.size)
+            left = size if self.only else min(size, self.team.part(due))
             self.collect(left, screen, at_random=not self.config.policy)
 
         if not self._repeat("collect", parts, play, context):
@@ -223,6 +240,7 @@ class Loop:
                 return
         self.updates += not self.only
         self.done, self.only = {}, ""
+        self.team.share(self.trainer.shared)
         self._tell(context)
 
     def _repeat(self, part: str, count: int, work: Callable[[], None], context: Context) -> bool:
@@ -245,14 +263,15 @@ class Loop:
 
     def prefill(self, run: Logger, screen: Screen, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
         """Random play, one look at it, and the world model's first updates; goes on where a stopped run had come to."""
-        while self.replay.steps < self.config.prefill and not asked_to_stop():
-            self.collect(min(PART, self.config.prefill - self.replay.steps), screen, at_random=True)
+        while (left := self.config.prefill - self.replay.steps - self.others) > 0 and not asked_to_stop():
+            self.collect(min(PART, self.team.part(left)), screen, at_random=True)
             if time.monotonic() - self._saved > self.config.save_every:
                 self.save(run)  # a slow game takes minutes for it
         pretrained = self.first_updates
         if not pretrained:
             frames = self.replay.sample(64, 16).frame.flatten(0, 1)
             self.agent.world_model.prepare(to_unit(frames.to(self.agent.device)))
+            self.team.share(self.trainer.shared)
         screen.phase("pretraining")
         for done in range(pretrained, self.config.pretrain):
             if asked_to_stop():
@@ -280,6 +299,7 @@ class Loop:
             self.returns.append(episode.score)
             screen.episode(episode.score, len(episode))
         self.ahead = self.replay.steps - before - owed
+        self.others += (self.replay.steps - before) * (self.team.size - 1)
         screen.update(self.step)
 
     def train_world_model(self, stage: Stage | None = None, encoded: Sequence[np.ndarray] = ()) -> State | None:
@@ -461,6 +481,7 @@ class Loop:
             "done": dict(self.done),
             "ahead": self.ahead,
             "waiting": self.waiting,
+            "others": self.others,
             "only": self.only,
             "real": {} if self.real is None else self.real.state_dict(),
             "returns": list(self.returns),
@@ -471,17 +492,27 @@ class Loop:
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to a `state_dict`; the current episodes are played again from their seeds."""
+    def load_state_dict(self, state: dict[str, Any], known: Path | None = None) -> None:
+        """Goes back to a `state_dict`; the current episodes are played again from their seeds.
+
+        With `known`, for a process of a team that is not its first: it has what the first one had finished, read from
+        that folder, begins games of its own, and draws other random numbers.
+        """
         self.agent.load_state_dict(state["agent"])
         self.trainer.load_state_dict(state["trainer"])
-        self.collector.load_state_dict(state["collector"], state["replay"])
+        if known is None:
+            self.collector.load_state_dict(state["collector"], state["replay"])
+        else:
+            self.replay.adopt(state["replay"], known)
+            self.collector.begun = 100_000 * (1 + int(state["updates"]))  # seeds that nobody has had
         self.updates, self.returns = int(state["updates"]), list(state["returns"])
         self.done, self.only = dict(state.get("done", {})), state.get("only", "")  # older runs have none
-        self.ahead, self.waiting = state.get("ahead", 0), state.get("waiting", 0)
+        self.ahead, self.waiting, self.others = (state.get(name, 0) for name in ("ahead", "waiting", "others"))
         self.fixed = state["fixed"].cpu() if "fixed" in state else self.fixed  # older runs choose theirs now
         if self.real is not None and state.get("real"):
             self.real.load_state_dict(state["real"])
+        if known is not None:
+            return
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])

@@ -326,6 +326,19 @@ class Replay:
         self._forget()
         self.rng.bit_generator.state = json.loads(state["rng"])
 
+    def adopt(self, state: dict[str, Any], folder: Path) -> None:
+        """Takes the finished episodes of another replay's `state` from its folder, and counts from where that stood."""
+        self.steps, self.episodes, self._next = state["steps"], state["episodes"], state["next"]
+        own, self.folder = self.folder, folder
+        try:
+            for number in state["in_memory"]:
+                try:
+                    self._remember(number, self._load(number))
+                except CorruptEpisode as error:
+                    self.skipped.append(str(error))
+        finally:
+            self.folder = own
+
     def _load(self, number: int) -> Episode:
         episode = Episode.load(self._path(number))
         if problem := episode.problem(self.spec):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agent.precision import mixed_precision
+from agent.team import Team
 from envs.settings import setting
 from world_model.interface import Losses, Objective, Optim, Term
 
@@ -58,9 +59,11 @@ class Trainer:
     """Takes optimiser steps on objectives and keeps what they say, without a host sync between two `report`s."""
 
     def __init__(
-        self, objectives: Iterable[Objective], *, device: torch.device, precision: str = "auto", compile: bool = False
-    ) -> None:
-        self.device = device
+        self, objectives: Iterable[Objective], *, device: torch.device, precision: str = "auto", compile: bool = False,
+        team: Team | None = None, shared: Sequence[Tensor] = (),
+    ) -> None:  # fmt: skip
+        """`shared`: the tensors of the agent that no gradient trains, which the processes of a team have in common."""
+        self.device, self.team, self.shared = device, team or Team(), tuple(shared)
         self.autocast = mixed_precision(device, precision)
         self.compile = compile
         self.updates: dict[str, int] = {}
@@ -92,13 +95,15 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, enabled=False):  # a policy's update stands within a rollout's `mixed()`
             total.backward()
+        self.team.average(objective.params)
         norm = torch.nn.utils.clip_grad_norm_(objective.params, optim.clip, foreach=True)
         for group in optimizer.param_groups:  # always: a resumed run may have another
             group["lr"] = rate(optim, self.updates[name] + 1)
         optimizer.step()
         torch.autograd.graph.increment_version(objective.params)  # fused steps do not count themselves
         if objective.after is not None:
-            objective.after(losses.learned)
+            objective.after(self.team.gather(losses.learned))
+            self.team.share(self.shared)  # what it draws at random is the first process's
         torch.clear_autocast_cache()  # within an outer `mixed()` the next update would read the weights from before
         self.updates[name] += 1
         self.note({f"{name}/{term}": value.detach().mean() for term, value in terms.items()})

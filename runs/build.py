@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
+from agent.collector import episode_seed
 from agent.loop import Loop, declared_metrics
 from agent.player import Agent
 from agent.population import FixedLearner
 from agent.ray_pool import Cluster
 from agent.real_game import RealGame
 from agent.replay import Replay
+from agent.team import Team
 from agent.workers import CHUNK, EvaluationPool, Workers
 from envs.errors import UserError
 from envs.games import Games
@@ -44,12 +46,25 @@ def no_policy(spec: Spec) -> Learner:
     return FixedLearner(RandomPolicy(spec))
 
 
-def loop(config: Config, games: Games, folder: Path | None, device: str | torch.device = "cpu") -> Loop:
-    """Everything that trains; `folder` receives the episodes."""
-    made = agent(config, games.spec, device)
-    replay = Replay(folder, games.spec, config.replay, seed=config.seed)
+def loop(
+    config: Config, games: Games, folder: Path | None, device: str | torch.device = "cpu", team: Team | None = None
+) -> Loop:
+    """Everything that trains; `folder` receives the episodes.
+
+    In a team each process has random numbers of its own, and the model that the configuration's seed makes.
+    Raises UserError for a population in a team.
+    """
+    made, team = agent(config, games.spec, device), team or Team()
+    if team.size > 1 and isinstance(made.learner, Evolution):
+        raise UserError(
+            "torchrun is for policies that learn by gradients; a population is judged by workers=N or cluster=ADDRESS."
+        )
+    seed = episode_seed(config.seed, 10**9 + team.rank) if team.rank else config.seed
+    if team.rank:
+        torch.manual_seed(seed)
+    replay = Replay(folder, games.spec, config.replay, seed=seed)
     return Loop(
-        made, games, replay, config=config.train, dreams=config.policy, seed=config.seed,
+        made, games, replay, config=config.train, dreams=config.policy, seed=seed, team=team,
         real=_real_game(config, made, folder and folder.parent),
         diagnostics=partial(diagnostics, action_names=games.action_names),
     )  # fmt: skip

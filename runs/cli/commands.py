@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from agent import team
 from agent.loop import Loop
+from agent.team import PeerLost
 from envs.controls import Controls
 from envs.errors import UserError
 from envs.games import GameFailed, Games
@@ -74,8 +76,14 @@ def train(config: Config, folder: Path, command: str | None = None) -> Path:
 
     Returns the folder.
     """
-    print(announcement(config), flush=True)
+    if not team.rank():
+        print(announcement(config), flush=True)
     device, threads = _prepare(config)
+    if team.size() > 1 and recordings(config):
+        raise UserError("init_replay is not for several processes: train without torchrun.")
+    if team.rank():
+        _assist(config, device)
+        return folder
     for name in recordings(config):  # says so before there is a folder, when there is no such run or data set
         data_sets.open_minari(name.removeprefix(data_sets.PREFIX)) if _is_minari(name) else recorded(name)
     run = Run.create(config, folder, command, threads=threads, device=device)
@@ -85,6 +93,9 @@ def train(config: Config, folder: Path, command: str | None = None) -> Path:
 
 def resume(run: Run, only: str = "") -> None:
     """Goes on with a run from its newest checkpoint, or does one part of a round once more."""
+    if team.rank():
+        _assist(run.config, _prepare(run.config)[0], run, only)
+        return
     # The same number of threads sums in the same order: the continuation is the run that was never stopped.
     run.claim()
     known = run.meta.get("threads", 0)
@@ -153,12 +164,14 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
     games = make_games(config.env, config.game)
     run.note(**about(games))
     loop: Loop | None = None
-    with Progress() as progress:
+    with Progress() as progress, team.joined(device) as crew:
         progress.say(f"{config.env}: {games.description}, {games.num} side by side")
+        if crew.size > 1:
+            progress.say(f"{crew.size} processes, each with games, replay and dreams of its own")
         progress.say(f"{config.recipe}, size {config.size}, on {device}, {threads} torch threads")
         progress.say(f"{'resuming' if resumed else 'writing'} {run.folder}")
         try:
-            loop = build.loop(config, games, run.episodes_folder, device)
+            loop = build.loop(config, games, run.episodes_folder, device, crew)
             if not resumed:
                 _take_recorded(run, loop, games, progress)
             else:
@@ -175,6 +188,11 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
                 progress.say(sentence)
             progress.start(config.steps, loop.step)
             loop.train(config.steps, run, progress, only)
+            if crew.size > 1:
+                run.note(processes=crew.size, communication_s=round(crew.seconds, 1))
+        except PeerLost as problem:
+            how = f"torchrun ... main.py resume run={run.folder}, with any number of processes"
+            raise UserError(f"{problem}. All up to step {run.step:,} is saved: go on with {how}.") from problem
         except KeyboardInterrupt:
             saved = any((run.folder / "checkpoints").glob("*"))
             how = f"go on with python main.py resume run={run.folder}" if saved else "the same command begins again"
@@ -195,6 +213,24 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
             run.close()
             run.release()
     _conclude(run)
+
+
+def _assist(config: Config, device: str, run: Run | None = None, only: str = "") -> None:
+    """The part of a process of a team that is not its first: it plays and trains, and writes nothing."""
+    from runs import build
+    from runs.folder.null_logger import Nowhere, Phases
+
+    games = make_games(config.env, config.game)
+    try:
+        with team.joined(device) as crew:
+            loop = build.loop(config, games, None, device, crew)
+            if run is not None:
+                state = run.load_checkpoint(device, say=lambda sentence: None)
+                with run.understood():
+                    loop.load_state_dict(state, run.episodes_folder)
+            loop.train(config.steps, Nowhere(), Phases(lambda: None), only)
+    finally:
+        games.close()
 
 
 def _conclude(run: Run) -> None:
@@ -244,7 +280,7 @@ def _folders(named: Sequence[str], games: Games, config: Config, place: Path) ->
 def _prepare(config: Config) -> tuple[str, int]:
     """(device, torch threads), chosen, measured and set."""
     device = choose_device(config.device)
-    threads = config.threads or choose_threads()
+    threads = config.threads or (max(1, cores() // team.beside()) if team.beside() > 1 else choose_threads())
     torch.set_num_threads(threads)
     keep_freed_memory()
     return device, threads

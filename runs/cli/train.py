@@ -11,6 +11,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from agent import team
+from envs.errors import UserError
 from runs import recipes
 from runs.cli import commands, compose
 from runs.cli.exit_codes import guarded, interruptible
@@ -32,6 +34,12 @@ def train(words: Sequence[str], job: Callable[[object], None] | None = None) -> 
         if chosen and chosen != ["size=xs"] and not (flags.cfg or flags.info):
             # The device must not decide unheard what is learned.
             print(f"{chosen[0]} was chosen by the device, as no size= was given; the published results are of size=xs.")
+    if team.size() > 1 and flags.multirun:
+        raise UserError("torchrun trains one run on several processes: a sweep (-m) has a launcher of its own.")
+    if team.rank():  # Hydra would make a folder for it
+        (config,) = compose.check(flags.overrides)
+        interruptible()
+        raise SystemExit(guarded(lambda: commands.train(config, Path())))
     words = compose.in_order(flags)
     failed: list[tuple[Path, int]] = []
     before = sys.argv

@@ -244,6 +244,7 @@ def test_what_make_raises_is_raised(count: int) -> None:
         Workers(uneven.make, -1 - count)
 
 
+@pytest.mark.slow  # and wants Ray, which is not among the test's packages
 def test_a_cluster_brings_what_this_process_brings(tmp_path: Path) -> None:
     weights = weights_of(uneven.agent(1).world_model)
 
