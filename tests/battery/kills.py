@@ -55,7 +55,7 @@ def _recipe(recipe: str, kills: int, rng: random.Random, folder: Path, report: R
         return {}
     lasts = time.monotonic() - began
     moments, begun_again = list[float](), 0
-    for _ in range(kills):
+    while len(moments) < kills:
         process = _start(recipe, killed)
         after = rng.uniform(0.0, 0.8 * lasts)
         try:
