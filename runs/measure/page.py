@@ -432,6 +432,7 @@ def measure_access(asked: PageConfig) -> dict[str, list[dict[str, Any]]]:
 
 # ---- an exported page ----
 PARITY, TOGETHER = 1_000, 50  # steps that are compared, and how many of them at a time
+SENT = 200e6  # bytes of states that are sent for it: systems with large memories are compared over fewer steps
 STEPS_OF = """async ({ feeds, names }) => {
   const { graph, ort } = dream, told = [];
   const text = (array) => {
@@ -531,9 +532,11 @@ def _parity(page: Any, asked: PageConfig) -> dict[str, Any]:
     told = json.loads((Path(asked.folder) / "dream.json").read_text())
     worst: dict[str, float] = {}
     page.evaluate("give('pause', true)")
-    steps, drawn = graph.reference(shared, told["numbers"], PARITY), 0
-    for begin in range(0, PARITY, TOGETHER):
-        some = [next(steps) for _ in range(min(TOGETHER, PARITY - begin))]
+    size = sum(leaf.numel() * leaf.element_size() for leaf in graph.begun(shared, 0)[0])
+    count, together = (int(min(most, max(1, SENT / part / size))) for most, part in ((PARITY, 1), (TOGETHER, 20)))
+    steps, drawn = graph.reference(shared, told["numbers"], count), 0
+    for begin in range(0, count, together):
+        some = [next(steps) for _ in range(min(together, count - begin))]
         names = list(some[0][1])
         answer = page.evaluate(STEPS_OF, {"feeds": [_sent(feed) for feed, _ in some], "names": names})
         for (_, expected), got in zip(some, answer, strict=True):
@@ -544,7 +547,7 @@ def _parity(page: Any, asked: PageConfig) -> dict[str, Any]:
                 continue
             apart["picture"] = float(np.abs(made["picture"] - expected["picture"].reshape(-1)).mean()) / 255
             worst = {name: max(worst.get(name, 0.0), value) for name, value in apart.items()}
-    return {"compared_steps": PARITY, "steps_with_another_draw": drawn,
+    return {"compared_steps": count, "steps_with_another_draw": drawn,
             "largest_difference": {name: float(f"{value:.2g}") for name, value in worst.items()}}  # fmt: skip
 
 
