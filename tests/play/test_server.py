@@ -328,10 +328,14 @@ HELLO = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
 
 def test_half_a_request_is_not_waited_for_and_a_whole_one_is_answered(served: int) -> None:
+    began, waiting = time.monotonic(), []
     for sent, answered in ((b"", 0), (b"GET /", 0), (HELLO, 0), (HELLO + b"\r\n" + HELLO, 1)):
-        with socket.create_connection(("127.0.0.1", served), timeout=8) as caller:
-            began, got = time.monotonic(), b""
-            caller.sendall(sent)
+        caller = socket.create_connection(("127.0.0.1", served), timeout=8)
+        caller.sendall(sent)
+        waiting.append((caller, answered))
+    for caller, answered in waiting:
+        with caller:
+            got = b""
             while piece := caller.recv(65_536):
                 got += piece
             assert got.count(b"200 OK") == answered and time.monotonic() - began < 7
@@ -339,7 +343,7 @@ def test_half_a_request_is_not_waited_for_and_a_whole_one_is_answered(served: in
 
 def test_nonsense_prints_no_traceback(served: int, capfd: pytest.CaptureFixture[str]) -> None:
     upgrade = HELLO.replace(b"/ ", b"/play ") + b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
-    rng = np.random.default_rng(0)
+    rng, waiting = np.random.default_rng(0), []
     for sent in (
         b"\0" * 100, b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", HELLO + b"Content-Length: -1\r\n\r\n",
         HELLO * 2 + b"\r\n",
@@ -349,10 +353,13 @@ def test_nonsense_prints_no_traceback(served: int, capfd: pytest.CaptureFixture[
         b"GET / HTTP/1.1\r\nHost: \xff\xfe[\r\n\r\n", HELLO + b"X: " + b"y" * 200_000 + b"\r\n\r\n",
         *(rng.bytes(200) for _ in range(20)),
     ):  # fmt: skip
-        with socket.create_connection(("127.0.0.1", served), timeout=8) as caller:
+        caller = socket.create_connection(("127.0.0.1", served), timeout=8)
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             caller.sendall(sent)
-            with contextlib.suppress(ConnectionResetError):
-                caller.recv(65_536)
+        waiting.append(caller)
+    for caller in waiting:
+        with caller, contextlib.suppress(ConnectionResetError):
+            caller.recv(65_536)
     with socket.create_connection(("127.0.0.1", served), timeout=8) as caller:
         caller.sendall(HELLO + b"\r\n")
         assert b"200 OK" in caller.recv(65_536)

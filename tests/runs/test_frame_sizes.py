@@ -13,7 +13,10 @@ from runs.folder.run import Run
 QUICK = "size=toy env=Catch-v0 threads=1 steps=440 train.prefill=400 train.pretrain=2 episodes=1"
 
 
-@pytest.mark.parametrize("recipe", ["reverie", "world_models_ac train.show_every=2", "iris train.show_every=2"])
+SLOW = [pytest.param(f"{recipe} train.show_every=2", marks=pytest.mark.slow) for recipe in ("world_models_ac", "iris")]
+
+
+@pytest.mark.parametrize("recipe", ["reverie", *SLOW])
 def test_a_whole_run_with_frames_of_height_x_width(recipe: str, tmp_path: Path) -> None:
     folder, film = tmp_path / "run", tmp_path / "film.mp4"
     words = [*QUICK.split(), *f"recipe={recipe}".split(), "game.max_steps=20"]  # two rounds, the last with pictures

@@ -72,6 +72,7 @@ def test_a_row_is_arithmetic() -> None:
     assert made["ms_p95"] == pytest.approx(370, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = benchmark.measure(toy(), device="cpu", threads=1, seconds=0.3, folder=tmp_path)
     written = json.loads((tmp_path / "benchmark-reverie-toy-cpu.json").read_text())

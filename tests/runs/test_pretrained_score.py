@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import pytest
 import torch
 
 from agent.evaluate import watch
@@ -12,9 +13,10 @@ from agent.player import Player
 from envs.make import make_games
 from runs import dreams
 
-EPISODES = 2
+EPISODES = 8
 
 
+@pytest.mark.slow
 def test_the_published_score_holds() -> None:
     """Within four standard errors of the mean of so many episodes, by the published spread; chance plays far below."""
     loaded = dreams.load_parts()

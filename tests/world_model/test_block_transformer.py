@@ -138,6 +138,7 @@ def things(rows: int) -> Tensor:
     return torch.stack([torch.zeros(rows, 15, dtype=torch.long), F.one_hot(place, 15)], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("refine", "least", "most"), [(0, 0.2, 0.5), (20, 0.7, 1.0)])
 def test_tokens_agree_once_they_are_refined(refine: int, least: float, most: float) -> None:
     """One thing at an unknown place: told at once it is nowhere or twice in most frames."""
