@@ -41,13 +41,11 @@ class Graph:
             it takes next, and the tensors of `state`, each with `_next` behind its name.
         state: names of the tensors that come back in at the next step.
         numbers: how many random numbers of each kind a step takes.
-        outputs: the other outputs, by name.
     """
 
     model: bytes
     state: tuple[str, ...]
     numbers: dict[str, int]
-    outputs: tuple[str, ...]
 
 
 class _Step(nn.Module):
@@ -84,9 +82,11 @@ def _look(model: Any, learner: Any, state: State, memory: Tree) -> tuple[dict[st
 
 @torch.inference_mode()
 def begun(parts: Parts, start: int) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The state after one of the world's starts as a step takes it, and what there is to see of it."""
-    state, memory = _state_at(parts, start)
-    shown, memory = _look(parts.world.model, parts.learner, state, memory)
+    """The state after one of the world's starts as a step takes it, and what there is to see of it; always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(start)
+        state, memory = _state_at(parts, start)
+        shown, memory = _look(parts.world.model, parts.learner, state, memory)
     return trees.leaves((state, memory)), shown
 
 
@@ -141,7 +141,7 @@ def export(parts: Parts, weights: str, say: Callable[[str], None] = lambda sente
     _store(onnx, proto, weights)
     used = {one.name for one in proto.graph.input}
     numbers = {kind: count for kind, count in counted.taken.items() if count and kind in used}
-    return Graph(proto.SerializeToString(), tuple(n for n in names if n in used), numbers, tuple(told))
+    return Graph(proto.SerializeToString(), tuple(name for name in names if name in used), numbers)
 
 
 @contextlib.contextmanager

@@ -135,7 +135,6 @@ def _told(loaded: Loaded, made: graph.Graph, count: int) -> tuple[dict[str, Any]
     for start in range(count):
         leaves, shown = graph.begun(parts, start)
         named = {f"state{i}": leaf for i, leaf in enumerate(leaves)} | shown
-        named["chosen"] = shown["chosen"]
         listed.append([_put(file, name, tensor) for name, tensor in named.items()])
     height, width, _ = shown["picture"].shape
     free = [key._asdict() for key in keys.free(controls) if key.command not in (*LACKS, "mode")]
