@@ -96,9 +96,7 @@ def command(asked: ExportConfig) -> Path:
     loaded = load_parts(asked.run, "cpu")
     round_weights(loaded.agent, asked.weights)
     folder = Path(asked.out) if asked.out else (loaded.run.folder if loaded.run else Path()) / "exported"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder / "dream.json").exists()
-                            and not (folder / "dream.html").exists()):  # fmt: skip
-        raise UserError(f"{folder} exists and holds something else than an export: choose another out=FOLDER.")
+    _usable(folder)
     runtime = fetched(asked.runtime, console)
     made = graph.export(export_parts(loaded), asked.weights, lambda sentence: console.print(sentence))
     files = {"model.bin": gzip.compress(made.model, 9, mtime=0), **runtime}
@@ -107,6 +105,17 @@ def command(asked: ExportConfig) -> Path:
     told["bytes"] = sum(map(len, files.values()))
     files |= {"dream.json": json.dumps(told).encode(), "ORT-LICENSE.txt": LICENCE.encode()}
     return _write(folder, files, asked.single, console)
+
+
+def _usable(folder: Path) -> None:
+    """Makes the folder. Raises UserError where it cannot be one, or holds what is no export."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in folder.iterdir()}
+    except OSError as problem:
+        raise UserError(f"{folder} cannot be made a folder: {problem.strerror}.") from problem
+    if names and not names & {"dream.json", "dream.html"}:
+        raise UserError(f"{folder} holds something else than an export: choose another out=FOLDER.")
 
 
 def round_weights(module: nn.Module, weights: str) -> None:
@@ -165,7 +174,6 @@ def _put(file: io.BytesIO, name: str, tensor: Tensor) -> dict[str, Any]:
 
 # ---- the page ----
 def _write(folder: Path, files: Mapping[str, bytes], single: bool, console: Console) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     page = {name: (PAGE / name).read_text() for name in ("index.html", "style.css", "app.js", "local.js")}
     script = '<script src="app.js"></script>'
     assert script in page["index.html"]

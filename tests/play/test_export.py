@@ -124,7 +124,9 @@ def test_a_system_that_is_no_graph_is_refused_and_so_is_a_foreign_folder(tmp_pat
     folder = trained.make(tmp_path / "run", "iris_ac")
     with pytest.raises(UserError, match="cannot be written as a graph"):
         export.command(ExportConfig(run=str(folder)))
-    assert not (folder / "exported").exists()
+    assert not any((folder / "exported").iterdir())
+    with pytest.raises(UserError, match="cannot be made a folder"):
+        export.command(ExportConfig(run=str(folder), out="/proc/x"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="holds something else than an export"):
