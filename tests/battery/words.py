@@ -15,6 +15,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import main
 from envs.settings import walk
 from runs.cli import commands, table, train
 from runs.cli.compose import register
+from runs.cli.exit_codes import guarded
 from runs.config_types import keys, values
 from runs.recipes import RECIPES, preset
 from tests.battery.report import Report
@@ -73,7 +75,7 @@ def _idle(taken: list[Any]) -> Iterator[None]:
 
     def loaded(place: str) -> Any:
         if place == "runs.cli.train:train":
-            return lambda words: train.train(words, lambda composed: taken.append(train.composed(composed)[0]))
+            return lambda words: train.train(words, partial(_noted, taken))
         found = load(place)
         return (lambda *given: taken.append(given)) if place in functions else found
 
@@ -86,6 +88,12 @@ def _idle(taken: list[Any]) -> Iterator[None]:
         main.load = load
         for name, function in before.items():
             setattr(commands, name, function)
+
+
+def _noted(taken: list[Any], composed: object) -> None:
+    """In the place of a run: its configuration is noted, and what cannot be one ends the program as a run would."""
+    if code := guarded(lambda: taken.append(train.composed(composed)[0])):
+        raise SystemExit(code)
 
 
 def outcome(words: Sequence[str]) -> Outcome:
