@@ -267,6 +267,8 @@ class Loop:
             self.collect(min(PART, self.team.part(left)), screen, at_random=True)
             if time.monotonic() - self._saved > self.config.save_every:
                 self.save(run)  # a slow game takes minutes for it
+        if left > 0:
+            return
         pretrained = self.first_updates
         if not pretrained:
             frames = self.replay.sample(64, 16).frame.flatten(0, 1)
@@ -505,6 +507,9 @@ class Loop:
         else:
             self.replay.adopt(state["replay"], known)
             self.collector.begun = 100_000 * (1 + int(state["updates"]))  # seeds that nobody has had
+            while not self.replay.frames("train"):  # the first process had finished no episode yet
+                self.collector.collect(PART, at_random=True)
+            self.replay.steps = state["replay"]["steps"]
         self.updates, self.returns = int(state["updates"]), list(state["returns"])
         self.done, self.only = dict(state.get("done", {})), state.get("only", "")  # older runs have none
         self.ahead, self.waiting, self.others = (state.get(name, 0) for name in ("ahead", "waiting", "others"))

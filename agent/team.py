@@ -22,7 +22,7 @@ from envs.errors import UserError
 from world_model import trees
 from world_model.trees import Tree
 
-PATIENCE = timedelta(minutes=10)  # for the others: the first process writes films and checkpoints meanwhile
+PATIENCE = timedelta(hours=1)  # for the others: the first process writes films, and plays open episodes again
 
 
 class PeerLost(UserError):
@@ -137,6 +137,7 @@ def joined(device: str) -> Iterator[Team]:
     if place.type == "cuda":
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # else a lost process ends this one without a word
     try:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as problem:

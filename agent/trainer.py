@@ -100,12 +100,12 @@ class Trainer:
         for group in optimizer.param_groups:  # always: a resumed run may have another
             group["lr"] = rate(optim, self.updates[name] + 1)
         optimizer.step()
+        self.updates[name] += 1
         torch.autograd.graph.increment_version(objective.params)  # fused steps do not count themselves
         if objective.after is not None:
             objective.after(self.team.gather(losses.learned))
             self.team.share(self.shared)  # what it draws at random is the first process's
         torch.clear_autocast_cache()  # within an outer `mixed()` the next update would read the weights from before
-        self.updates[name] += 1
         self.note({f"{name}/{term}": value.detach().mean() for term, value in terms.items()})
         self.note({f"{name}/{key}": value for key, value in losses.metrics.items()} | {f"{name}/grad_norm": norm})
         return losses

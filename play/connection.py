@@ -147,7 +147,7 @@ class Connection:
             frame = await self._ticked()
             if frame is not None:
                 self._post(frame)
-            if self.session.now.done and not self.session.paused:
+            if self.session.now.done and not self.session.paused and not self.back:
                 await self._rest(PAUSE)
             if self.session.paused and not self.back and not self.commands:
                 await self._rest(None)

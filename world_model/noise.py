@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from math import prod
 
 import torch
@@ -32,31 +31,30 @@ class Numbers:
         return given[at : at + count].reshape(shape)
 
 
-_numbers: ContextVar[Numbers | None] = ContextVar("numbers", default=None)
+_numbers: Numbers | None = None  # a plain name: torch.compile reads no context variable
 
 
 @contextmanager
 def from_outside(numbers: Numbers) -> Iterator[Numbers]:
     """Within it `uniform` and `normal` take these numbers instead of torch's."""
-    token = _numbers.set(numbers)
+    global _numbers
+    before, _numbers = _numbers, numbers
     try:
         yield numbers
     finally:
-        _numbers.reset(token)
+        _numbers = before
 
 
 def uniform(shape: torch.Size, device: torch.device) -> Tensor:
     """Numbers in [0, 1), float32."""
-    numbers = _numbers.get()
-    return _drawn("uniform", shape, device) if numbers is None else numbers.take("uniform", shape, device)
+    return _drawn("uniform", shape, device) if _numbers is None else _numbers.take("uniform", shape, device)
 
 
 def normal(like: Tensor) -> Tensor:
     """Standard normal numbers in the shape and type of `like`."""
-    numbers = _numbers.get()
-    if numbers is None:
+    if _numbers is None:
         return torch.randn_like(like)
-    return numbers.take("normal", like.shape, like.device).to(like.dtype)
+    return _numbers.take("normal", like.shape, like.device).to(like.dtype)
 
 
 def _drawn(kind: str, shape: torch.Size, device: torch.device) -> Tensor:

@@ -157,8 +157,8 @@ function paint(canvas, rgb, { width, height, aspect }) {
   put(canvas);
 }
 function put(canvas) {
-  const { image, own, width } = canvas, brush = canvas.getContext("2d", { alpha: false });
-  if (width === own.width) return brush.putImageData(image, 0, 0);
+  const { image, own, width, height } = canvas, brush = canvas.getContext("2d", { alpha: false });
+  if (width === own.width && height === own.height) return brush.putImageData(image, 0, 0);
   canvas.raw ??= document.createElement("canvas");
   Object.assign(canvas.raw, { width: own.width, height: own.height });
   canvas.raw.getContext("2d", { alpha: false }).putImageData(image, 0, 0);

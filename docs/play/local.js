@@ -166,8 +166,9 @@ class Local {
       } catch (problem) {
         session.paused = true;
         this.say({ error: `The dream met a fault and is paused: ${problem.message ?? problem}` });
+        this.post();
       }
-      if (session.now.over && !session.paused) await this.rest(REST);
+      if (session.now.over && !session.paused && !this.holding) await this.rest(REST);
       if (session.paused && !this.holding && !this.commands.length) {
         await this.rest(null);
         due = performance.now();

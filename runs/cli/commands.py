@@ -181,7 +181,8 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
                 loop.choose(only)
                 run.keep_config(OF_THE_MACHINE)  # only now: a resume that fails has changed nothing
                 run.rewind(threads=threads, device=device)
-                if taken := loop.take(run.human_folder, human=True):
+                # In a team the first process alone would have them, and be ahead of the others.
+                if crew.size == 1 and (taken := loop.take(run.human_folder, human=True)):
                     progress.say(f"{taken} episodes that a person played join the replay")
                 progress.say(f"resumed at step {run.step:,}, update {loop.updates:,}")
             for sentence in loop.replay.skipped:

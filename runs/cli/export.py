@@ -26,6 +26,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from envs.controls import STANDS_FOR
+from envs.episode import DAMAGE
 from envs.errors import UserError
 from envs.settings import setting
 from play import graph, keys
@@ -69,6 +70,7 @@ OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
 """
 LACKS = ("record", "sync")  # what needs the real game, or a disk
 FPS = 15.0
+BROKEN: tuple[type[Exception], ...] = (tarfile.TarError, *DAMAGE)
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,7 @@ def fetched(path: str, console: Console) -> dict[str, bytes]:
         with tarfile.open(package) as archive:
             files = {name: archive.extractfile(f"package/{member}") for name, (member, _) in RUNTIME.items()}
             raw = {name: file.read() for name, file in files.items() if file is not None}
-    except (tarfile.TarError, KeyError, OSError, EOFError) as problem:
+    except BROKEN as problem:
         raise UserError(f"{package} is no onnxruntime-web-{VERSION}.tgz: delete it and try again.") from problem
     made = {name: gzip.compress(raw[name], 9, mtime=0) if name.endswith(".bin") else raw[name] for name in RUNTIME}
     if wrong := [name for name, content in made.items() if not _is_right(name, content)]:
@@ -249,6 +251,6 @@ def fetched(path: str, console: Console) -> dict[str, bytes]:
 def _is_right(name: str, content: bytes) -> bool:
     try:
         raw = gzip.decompress(content) if name.endswith(".bin") else content
-    except (OSError, EOFError):
+    except DAMAGE:
         return False
     return hashlib.sha256(raw).hexdigest() == RUNTIME[name][1]

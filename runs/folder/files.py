@@ -73,9 +73,18 @@ class Lock:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes what a process that was killed has left of its unfinished files; nobody may be writing there."""
-    for path in folder.rglob("*.tmp*"):
-        if path.name.endswith((".tmp", ".tmp.mp4")):
+    """Deletes unfinished files of a run that trained here and was killed; nothing in a folder that is no run's.
+
+    What others write there without the run's lock (recordings, evaluations, exports) is left alone.
+    """
+    if not (folder / "config.json").exists():
+        return
+    drafts = [folder / f"{name}.tmp" for name in ("config.json", "meta.json", "metrics.jsonl")]
+    for place, pattern in (("checkpoints", "*.pt.tmp"), ("episodes", ".*.npz.tmp"), ("pictures", "*.png.tmp"),
+                           ("reconstructions", "*.png.tmp"), ("videos", "dream-*.tmp.mp4")):  # fmt: skip
+        drafts += (folder / place).glob(pattern)
+    for path in drafts:
+        if path.is_file():
             path.unlink(missing_ok=True)
     for prefix in TEMPORARY:
         for path in folder.glob(f"{prefix}*"):

@@ -154,21 +154,23 @@ def test_a_folder_has_one_writer(capfd: pytest.CaptureFixture[str]) -> None:
 def test_what_a_killed_process_left_is_gone_with_the_next_start() -> None:
     assert train("steps=80") == 0
     left = [
-        "checkpoints/000000000080.pt.tmp",
-        "videos/.dream-000000001.tmp.mp4",
-        "config.json.tmp",
+        "checkpoints/000000000080.pt.tmp", "videos/dream-000000001.tmp.mp4", "config.json.tmp",
         "episodes/.000001.npz.tmp",
-    ]
+    ]  # fmt: skip
+    others = ["recordings/mine.tmp.mp4", "notes.tmp", "pictures/scratch.tmp/a"]
     for name in left:
         (Path("run") / name).parent.mkdir(exist_ok=True)
         (Path("run") / name).write_bytes(b"half")
+    for name in others:
+        (Path("run") / name).parent.mkdir(exist_ok=True, parents=True)
+        (Path("run") / name).write_bytes(b"somebody's")
     for name in (".recorded-x/0", ".weights-y"):
         (Path("run") / name).mkdir(parents=True)
         (Path("run") / name / "1.npz").write_bytes(b"half")
     before = {path for path in Path("run").rglob("*") if path.is_file()}
     assert main.main(["resume", "run=run", "steps=88"]) == 0
-    after = {str(path) for path in Path("run").rglob("*")}
-    assert not [name for name in after if ".tmp" in name or ".recorded" in name or ".weights" in name]
+    after = {str(path.relative_to("run")) for path in Path("run").rglob("*") if path.is_file()}
+    assert {name for name in after if ".tmp" in name or ".recorded" in name or ".weights" in name} == set(others)
     kept = {path for path in before if path.parts[1] in ("config.json", "meta.json", "metrics.jsonl", "results")}
     assert all(path.exists() for path in kept if ".tmp" not in path.name)
 

@@ -238,6 +238,8 @@ def test_only_rows_that_are_over_begin_anew() -> None:
     env.reset(seed=1)
     ended = env.step(np.zeros(20, int))[2]
     assert 0 < ended.sum() < 20
+    with pytest.raises(ValueError, match="no action"):
+        env.step(np.full(20, 99))
     _, reward, *_ = env.step(np.zeros(20, int))
     assert (reward[ended] == 0).all() and (env.time == np.where(ended, 0, 2)).all()
 

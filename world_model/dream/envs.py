@@ -225,6 +225,7 @@ class DreamVectorEnv(_Dreaming, VectorEnv[np.ndarray, Any, np.ndarray]):
 
         Raises ValueError for what is no action, ResetNeeded with DISABLED when a row is over.
         """
+        self.world.action(actions, self.num_envs)  # what is no action changes nothing
         over = np.zeros(self.num_envs, bool)
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and self.now is not None:
             over, self.done = self.done, over
