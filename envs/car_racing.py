@@ -44,6 +44,15 @@ class CarRacingGames(GymGames):
     def _look(self) -> Literal["observation", "render"]:
         return "observation"  # which is drawn when it is asked for
 
+    @property
+    def aspect(self) -> float:
+        """Of gymnasium's own window, 1000 x 800; what the agent sees and what is filmed are that view, squeezed."""
+        return 1000 / 800
+
+    @property
+    def film_aspect(self) -> float:
+        return self.aspect
+
     def _ending(self, terminated: bool, truncated: bool, info: dict[str, Any]) -> tuple[bool, bool]:
         finished = bool(info.get("lap_finished"))
         return terminated and not finished, truncated or finished
