@@ -117,6 +117,7 @@ def test_evaluation_counts_every_episode_once_whatever_its_length() -> None:
     assert len(three.returns) == 7
 
 
+@pytest.mark.slow
 def test_catch_is_solved_by_imagination_alone(tmp_path: Path) -> None:
     """No update ever sees the real game: the policy learns from dreams only.
 

@@ -15,6 +15,7 @@ from runs.measure.atari import Emulator
 RATE = 1 / 15
 
 
+@pytest.mark.slow
 def test_a_reader_reads_what_it_was_not_taught_with() -> None:
     emulator, known = Emulator("ALE/Skiing-v5", GameConfig(size="112x80", gray=False), 1), clock.CLOCKS["skiing"]
     frames, digits = [], []

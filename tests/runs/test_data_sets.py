@@ -116,6 +116,7 @@ def test_without_minari_a_person_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
         data_sets.open_minari("x")
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_a_data_set(known: dict[str, DataSet], capsys: pytest.CaptureFixture[str]) -> None:
     known["catch"] = catch(3)
     words = ["env=Catch-v0", "size=toy", "threads=1", "init_replay=minari:catch", "steps=400", "train.prefill=200"]

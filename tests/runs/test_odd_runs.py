@@ -99,7 +99,9 @@ def test_a_game_that_does_not_replay_goes_on_without_its_open_episodes(capfd: py
     assert json.loads(Path("run/results/evaluation-greedy.json").read_text())["env_steps"] == 120
 
 
-@pytest.mark.parametrize(("recipe", "lasts"), [("reverie", 1), ("reverie", 2), ("iris_ac", 1)])
+@pytest.mark.parametrize(
+    ("recipe", "lasts"), [("reverie", 1), ("reverie", 2), pytest.param("iris_ac", 1, marks=pytest.mark.slow)]
+)
 def test_however_short_its_episodes_it_trains(lasts: int, recipe: str) -> None:
     Moody.lasts = lasts
     assert train(f"recipe={recipe}", "game.size=64" if recipe == "iris_ac" else "game.size=16") == 0

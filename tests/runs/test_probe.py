@@ -42,6 +42,7 @@ def data(loaded: Loaded, code: torch.Tensor, action: torch.Tensor, way: torch.Te
     return Transitions(episode, before, noise, action, torch.zeros(COUNT), code, {"ball": place})
 
 
+@pytest.mark.slow
 def test_what_is_in_a_code_is_read_off_it(loaded: Loaded) -> None:
     torch.manual_seed(1)
     assert isinstance(loaded.agent.world_model, TokenWorld)

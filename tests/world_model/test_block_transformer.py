@@ -181,6 +181,7 @@ def test_the_document_s_own_size() -> None:
         BlockTransformerConfig(merge=0).build(actions=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weights_from", "share"), [("target", 0.25), ("past", 0.1)])
 def test_weights_that_know_what_comes_make_it_too_likely(weights_from: WeightsFrom, share: float) -> None:
     """A tenth of the tokens change, and nobody can know which: those that did weigh three times as much as the rest."""

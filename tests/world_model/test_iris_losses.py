@@ -76,6 +76,7 @@ def test_what_moves_counts_more_than_what_stands() -> None:
     assert_close(term[0, 0], wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "quantizer", [{"quantizer": "gradient"}, {"quantizer": "ema"}, {"quantizer": "fsq", "levels": (8, 4)}]
 )
@@ -125,6 +126,7 @@ def turning(batch_size: int, length: int, worth: tuple[float, ...] = (1.0, 0.0, 
     return Batch(frame, action, torch.tensor(worth)[place[:, 1:]], ~flags, flags, flags)
 
 
+@pytest.mark.slow
 def test_it_learns_a_small_world_and_knows_it_beyond_its_window() -> None:
     torch.manual_seed(0)
     worth = (5.0, 0.0, -20.0, 0.0)
