@@ -170,11 +170,7 @@ class Replay:
         self.episodes += 1
         self._forget()
         if self.folder is not None:
-            episode.save(self._path(number))
-
-    def _path(self, number: int) -> Path:
-        assert self.folder is not None
-        return self.folder / f"{number:06d}{SUFFIX}"
+            episode.save(_path(self.folder, number))
 
     # What is in memory: the finished episodes in the order in which they finished, and a table to choose from
 
@@ -304,17 +300,13 @@ class Replay:
         """
         if self.folder is None:
             raise ValueError("a replay without a folder cannot be resumed")
-        self.steps, self.episodes, self._next = state["steps"], state["episodes"], state["next"]
+        self._next = state["next"]
         self.taken = list(state.get("taken", ()))  # runs from before people played have none
         self._remove_later({entry["number"] for entry in state["open"]})
         self.skipped = []
         self.abandon()
         self._forget_all()
-        for number in state["in_memory"]:
-            try:
-                self._remember(number, self._load(number))
-            except CorruptEpisode as error:
-                self.skipped.append(str(error))
+        self.adopt(state, self.folder)
         for entry in state["open"]:
             actions, past = entry["actions"].numpy(), entry.get("past", 0)  # runs from before it had none cut
             episode = replay_game(entry["seed"], actions)
@@ -327,23 +319,17 @@ class Replay:
         self.rng.bit_generator.state = json.loads(state["rng"])
 
     def adopt(self, state: dict[str, Any], folder: Path) -> None:
-        """Takes the finished episodes of another replay's `state` from its folder, and counts from where that stood."""
+        """Takes the finished episodes of a replay's `state` from its folder, and counts from where that stood."""
         self.steps, self.episodes, self._next = state["steps"], state["episodes"], state["next"]
-        own, self.folder = self.folder, folder
-        try:
-            for number in state["in_memory"]:
-                try:
-                    self._remember(number, self._load(number))
-                except CorruptEpisode as error:
-                    self.skipped.append(str(error))
-        finally:
-            self.folder = own
-
-    def _load(self, number: int) -> Episode:
-        episode = Episode.load(self._path(number))
-        if problem := episode.problem(self.spec):
-            raise CorruptEpisode(f"{self._path(number)} is of another game: {problem}.")
-        return episode
+        for number in state["in_memory"]:
+            path = _path(folder, number)
+            try:
+                episode = Episode.load(path)
+                if problem := episode.problem(self.spec):
+                    raise CorruptEpisode(f"{path} is of another game: {problem}.")
+                self._remember(number, episode)
+            except CorruptEpisode as error:
+                self.skipped.append(str(error))
 
     def _remove_later(self, unfinished: set[int]) -> None:
         """Delete what a killed run has written after the state was taken, and its half-written files."""
@@ -352,6 +338,10 @@ class Replay:
             number = int(path.stem) if path.suffix == SUFFIX and path.stem.isdecimal() else -1
             if number >= self._next or number in unfinished or path.name.endswith(f"{SUFFIX}.tmp"):
                 path.unlink()
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}{SUFFIX}"
 
 
 def _fingerprint(episode: Episode) -> bytes:

@@ -49,13 +49,12 @@ class Team:
         grads = [one.grad for one in parameters if one.grad is not None]
         if self.size == 1 or not grads:
             return
-        flat = torch.cat([grad.detach().reshape(-1).float() for grad in grads])
-        self._call(lambda: dist.all_reduce(flat))
-        flat /= self.size
-        at = 0
-        for grad in grads:
-            grad.copy_(flat[at : at + grad.numel()].view_as(grad))
-            at += grad.numel()
+
+        def mean(flat: Tensor) -> None:
+            dist.all_reduce(flat)
+            flat /= self.size
+
+        self._at_once(grads, mean)
 
     def gather(self, tree: Tree) -> Tree:
         """Tensors of all processes, one behind the other along the first dimension; the mean of those without one."""
@@ -69,13 +68,7 @@ class Team:
             return
         for kind in sorted({str(tensor.dtype) for tensor in tensors}):
             alike = [tensor for tensor in tensors if str(tensor.dtype) == kind]
-            flat = torch.cat([tensor.detach().reshape(-1) for tensor in alike])
-            self._call(lambda flat=flat: dist.broadcast(flat, 0))  # type: ignore[misc]
-            at = 0
-            with torch.no_grad():
-                for tensor in alike:
-                    tensor.copy_(flat[at : at + tensor.numel()].view_as(tensor))
-                    at += tensor.numel()
+            self._at_once(alike, lambda flat: dist.broadcast(flat, 0))
 
     def any(self, flag: bool) -> bool:
         """Whether it is true for anyone; all must ask, and get the same answer."""
@@ -84,6 +77,14 @@ class Team:
         told = torch.tensor([float(flag)], device=self.device)
         self._call(lambda: dist.all_reduce(told))
         return bool(told > 0)
+
+    @torch.no_grad()
+    def _at_once(self, tensors: Sequence[Tensor], talk: Callable[[Tensor], Any]) -> None:
+        """One message about all of them: `talk` changes a flat tensor in place, and they become what it is then."""
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        self._call(lambda: talk(flat))
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
     def _joined(self, tensor: Tensor) -> Tensor:
         if tensor.dim() == 0:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from envs.errors import UserError
 from play.snapshot import Parts
 from world_model import noise, trees
-from world_model.interface import State
+from world_model.interface import State, to_bytes, to_unit
 from world_model.noise import Numbers
 from world_model.trees import Tree
 
@@ -74,8 +74,7 @@ def _look(model: Any, learner: Any, state: State, memory: Tree) -> tuple[dict[st
     view = model.features(state)
     value, probabilities = learner.value(view), learner.policy.probabilities(view)
     chosen, memory = learner.policy.act(view, memory)
-    picture = (model.picture(state)[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-    told = {"picture": picture.expand(*picture.shape[:2], 3), "chosen": chosen.float()}
+    told = {"picture": to_bytes(model.picture(state)[0]), "chosen": chosen.float()}
     told |= {} if value is None else {"value": value.float()}
     return told | ({} if probabilities is None else {"probabilities": probabilities.float()}), memory
 
@@ -92,7 +91,7 @@ def begun(parts: Parts, start: int) -> tuple[list[Tensor], dict[str, Tensor]]:
 
 def _state_at(parts: Parts, start: int) -> tuple[State, Tree]:
     frame, action = (part[start : start + 1] for part in parts.world.starts)
-    state = parts.world.model.start(frame.float() / 255, action)
+    state = parts.world.model.start(to_unit(frame), action)
     return state, parts.learner.policy.initial(1)
 
 

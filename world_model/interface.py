@@ -283,7 +283,12 @@ def to_unit(frame: Tensor) -> Tensor:
     return frame.float().div_(255.0) if frame.dtype == torch.uint8 else frame
 
 
-def to_pixels(frame: Tensor) -> np.ndarray:
+def to_bytes(frame: Tensor) -> Tensor:
     """(..., C, H, W) in [0, 1] -> (..., H, W, 3) uint8; gray becomes RGB."""
     pixels = (frame.clamp(0, 1) * 255).round().byte().movedim(-3, -1)
-    return pixels.expand(*pixels.shape[:-1], 3).cpu().numpy()
+    return pixels.expand(*pixels.shape[:-1], 3)
+
+
+def to_pixels(frame: Tensor) -> np.ndarray:
+    """`to_bytes` as an array."""
+    return to_bytes(frame).cpu().numpy()

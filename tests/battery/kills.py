@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def _recipe(recipe: str, kills: int, rng: random.Random, folder: Path, report: R
             if process.returncode:
                 report.fault("run lost", f"{recipe} after {len(moments)} kills", _said(process))
                 return {"kills": len(moments)}
-            _remove(killed)  # it has ended: another one is killed
+            shutil.rmtree(killed)  # it has ended: another one is killed
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
@@ -93,11 +94,6 @@ def _start(recipe: str, folder: Path) -> subprocess.Popen[str]:
 
 def _said(process: subprocess.Popen[str]) -> str:
     return process.stderr.read() if process.stderr else ""
-
-
-def _remove(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _orphans(folder: Path, report: Report) -> None:

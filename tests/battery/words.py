@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import random
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from envs.settings import walk
 from runs.cli import commands, table, train
 from runs.cli.compose import register
 from runs.cli.exit_codes import guarded
-from runs.config_types import keys, values
+from runs.config_types import values
 from runs.recipes import RECIPES, preset
 from tests.battery.report import Report
 
@@ -220,11 +219,3 @@ def undeclared() -> list[str]:
             if _numeric((key, value, rule)) and not bounded:
                 found.add(key)
     return sorted(found)
-
-
-def dumped(words: Sequence[str]) -> str:
-    """As a person would type it."""
-    return json.dumps(list(words), ensure_ascii=False)[:400]
-
-
-__all__ = ["absurd", "dumped", "keys", "lines", "outcome", "undeclared"]
