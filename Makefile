@@ -14,27 +14,27 @@ KEYS = $(filter-out PYTHON=% args=%,$(MAKEOVERRIDES))
 train: install
 	.venv/bin/python main.py $(KEYS) $(args)
 
+# mypy has one core to itself for half a minute: it reads while the tests begin.
 test: .venv/installed-test
 	.venv/bin/python -m ruff check --quiet .
-	.venv/bin/python -m mypy
-	.venv/bin/python -m pytest -n auto --dist worksteal $(args)
+	@.venv/bin/python -m mypy & types=$$!; \
+	.venv/bin/python -m pytest -n auto --dist worksteal $(args); tests=$$?; \
+	wait $$types && exit $$tests
 
 install: .venv/installed
 
-.venv/installed: setup.cfg constraints.txt
+.venv/installed: EXTRA = play
+.venv/installed-test: EXTRA = test
+.venv/installed .venv/installed-test: setup.cfg constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) here: install Python 3.11 or newer, or name it: make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, and $(PYTHON) is %d.%d: install one, or name it: make PYTHON=/path/to/python" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
 	@echo "Installing torch and the rest into .venv; this takes some minutes, once."
 	$(INSTALL) torch
 	@# compat: a plain path, so that the package is found in any folder, also one that holds a runs/ of its own.
-	$(INSTALL) --config-settings editable_mode=compat --editable '.[play]'
+	$(INSTALL) --config-settings editable_mode=compat --editable '.[$(EXTRA)]'
 	@# OpenCV needs libGL, which servers and containers lack; the same OpenCV without windows does not.
 	@.venv/bin/python -c 'import cv2' 2>/dev/null || { .venv/bin/python -m pip uninstall --quiet --yes opencv-python && $(INSTALL) --force-reinstall --no-deps opencv-python-headless; }
 	@# CarRacing's physics, where there is a wheel of it: building it from source needs more than Python.
 	@$(INSTALL) --only-binary :all: 'gymnasium[box2d]' 2>/dev/null || echo "CarRacing's physics (Box2D) has no wheel for this Python: all other games work."
-	@touch $@
-
-.venv/installed-test: .venv/installed
-	$(INSTALL) --config-settings editable_mode=compat --editable '.[test]'
-	@touch $@
+	@touch .venv/installed $@  # what the tests need holds what training needs

@@ -32,14 +32,14 @@ def moments(run: Run) -> dict[str, bytes]:
 
 
 def test_a_killed_run_goes_on_with_the_same_frames_and_pictures(tmp_path: Path) -> None:
-    config = quick("Catch-v0", show_every=20)
+    config = quick("Catch-v0", show_every=10)
     run = Run.create(config, tmp_path / "whole")
     loop = begin(config, run)
-    loop.train(400, run, Progress())
+    loop.train(270, run, Progress())
     early = moments(run)
-    assert [int(name[10:19]) for name in early] == [1, 2, 4, 8, 16]
+    assert [int(name[10:19]) for name in early] == [1, 2, 4, 8]
     shutil.copytree(tmp_path / "whole", tmp_path / "stopped")  # as kill -9 would leave it
-    loop.train(700, run, Progress())
+    loop.train(400, run, Progress())
 
     again = Run.open(tmp_path / "stopped")
     again.reconstructions(
@@ -49,10 +49,10 @@ def test_a_killed_run_goes_on_with_the_same_frames_and_pictures(tmp_path: Path) 
     resumed.load_state_dict(again.load_checkpoint())
     again.rewind()
     assert moments(again) == early
-    resumed.train(700, again, Progress())
+    resumed.train(400, again, Progress())
     assert torch.equal(resumed.fixed, loop.fixed) and len(loop.fixed) == FIXED
     assert moments(again) == moments(run)
-    assert [int(name[10:19]) for name in moments(run)] == [1, 2, 4, 8, 16, 23, 32, 43], "powers, and each dream's video"
+    assert [int(name[10:19]) for name in moments(run)] == [1, 2, 4, 8, 13, 16], "powers, and each dream's video"
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
