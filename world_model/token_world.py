@@ -197,6 +197,9 @@ class TokenWorldConfig:
     batch_size: int = setting(64, 1, 65_536, help="segments of `context_frames`")
     lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate of the dynamics")
     weight_decay: float = setting(0.01, 0, 1, help="of the linear layers' weights")
+    decay: int = setting(
+        0, 0, help="of the dynamics: updates after which the n-th has decay / n of the rate; 0: always the whole"
+    )
     clip: float = setting(10.0, above=0, help="of the gradient's norm")
 
     @property
@@ -513,7 +516,7 @@ class TokenWorld(WorldModel):
             "world_model", tuple(self.transformer.parameters()), self._transformer_loss,
             # The mean is over the tokens that are predicted: a segment's first one, or first frame, is not.
             {"tokens": counted / (counted - unforeseen), "reward": 1.0, "end": 1.0},
-            Optim(lr=config.lr, clip=config.clip, weight_decay=config.weight_decay),
+            Optim(lr=config.lr, clip=config.clip, weight_decay=config.weight_decay, decay=config.decay),
             undecayed=_other_than_linear(self.transformer), after=self.reward.note, metrics=TRANSFORMER_METRICS,
         )  # fmt: skip
         length, segments = 1, config.tokenizer_batch
