@@ -85,7 +85,7 @@ def train(config: Config, folder: Path, command: str | None = None) -> Path:
         _assist(config, device)
         return folder
     for name in recordings(config):  # says so before there is a folder, when there is no such run or data set
-        data_sets.open_minari(name.removeprefix(data_sets.PREFIX)) if _is_minari(name) else recorded(name)
+        data_sets.open_minari(name.removeprefix(data_sets.PREFIX)) if _is_minari(name) else recorded(name, config.env)
     run = Run.create(config, folder, command, threads=threads, device=device)
     _work(run, device, threads, resumed=False)
     return folder
@@ -275,7 +275,7 @@ def _folders(named: Sequence[str], games: Games, config: Config, place: Path) ->
         if _is_minari(name):
             yield data_sets.write(name.removeprefix(data_sets.PREFIX), games.spec, config.game, place / str(number))
         else:
-            yield from recorded(name)
+            yield from recorded(name, config.env)
 
 
 def _prepare(config: Config) -> tuple[str, int]:

@@ -363,11 +363,11 @@ def find(path: str | Path) -> Path:
     raise UserError(f"There is no run {path}, neither as a path nor under {OUT}. {hint}".strip())
 
 
-def recorded(path: str | Path) -> list[Path]:
+def recorded(path: str | Path, env: str = "") -> list[Path]:
     """Where the episodes lie that a person named: a run, with what people played in it, or a folder of episodes.
 
     Raises:
-        UserError: no such run or folder, or no episode in it.
+        UserError: no such run or folder, no episode in it, or a run of another game than `env`.
     """
     for folder in (Path(path), OUT / path):
         if any(folder.glob("*.npz")):
@@ -376,6 +376,10 @@ def recorded(path: str | Path) -> list[Path]:
     folders = [folder for folder in (run / EPISODES, run / HUMAN) if any(folder.glob("*.npz"))]
     if not folders:
         raise UserError(f"{run} holds no episodes: nothing has been played in it yet.")
+    if env and (played := Run.open(run).config.env) != env:
+        raise UserError(
+            f"{run} is a run of {played}, not of {env}. If their frames and actions mean the same, name {folders[0]}."
+        )
     return folders
 
 

@@ -74,3 +74,8 @@ def test_what_init_replay_names(tmp_path: Path) -> None:
     Run.create(from_dict(base), tmp_path / "run")
     with pytest.raises(UserError, match="holds no episodes"):
         recorded(tmp_path / "run")
+    (tmp_path / "run/episodes").mkdir(exist_ok=True)
+    (tmp_path / "run/episodes/0.npz").touch()
+    assert recorded(tmp_path / "run", "ALE/Pong-v5") == recorded(tmp_path / "run/episodes", "Catch-v0")
+    with pytest.raises(UserError, match="is a run of ALE/Pong-v5, not of Catch-v0.*name .*run/episodes"):
+        recorded(tmp_path / "run", "Catch-v0")
