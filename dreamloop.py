@@ -100,7 +100,8 @@ def _flat(keys: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Nested keys by their dotted names."""
     found: list[tuple[str, Any]] = []
     for key, value in keys.items():
-        found += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+        whole = prefix + key == "game.kwargs" or not isinstance(value, Mapping)  # those are the game's own words
+        found += [(prefix + key, value)] if whole else _flat(value, f"{prefix}{key}.")
     return found
 
 
@@ -110,6 +111,8 @@ def _quoted(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(_quoted, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}: {_quoted(one)}" for key, one in value.items()) + "}"
     if isinstance(value, int | float):
         return str(value)
     if re.fullmatch(r"[\w/.:-]+", str(value)):

@@ -9,6 +9,7 @@ import torch
 
 from agent.player import Player
 from agent.replay import Replay
+from agent.seeds import episode_seed
 from envs.episode import Episode
 from envs.games import GameFailed, Games
 
@@ -135,11 +136,6 @@ class Collector:
         }  # fmt: skip
         self.frames = np.stack([trace.frame[-1] for trace in traces])
         self.replay.load_state_dict(replay_state, lambda seed, actions: rebuilt[seed])
-
-
-def episode_seed(seed: int, number: int) -> int:
-    """The seed of the run's `number`-th episode, in [0, 2**31)."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) & 0x7FFFFFFF
 
 
 def _no_episode(seed: int, actions: np.ndarray) -> Episode:

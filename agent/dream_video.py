@@ -13,6 +13,7 @@ import torch
 
 from agent.replay import Replay
 from world_model.interface import WorldModel, to_pixels, to_unit
+from world_model.noise import forked_rng
 
 if TYPE_CHECKING:
     from agent.context import Logger
@@ -88,7 +89,7 @@ def show_dream(
     batch = replay.sample(1, length, split=split).to(device)
     frames = replay.sample(FRAMES, 1).frame[:, 0].to(device)
     replay.rng.bit_generator.state = before
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with forked_rng(device):
         watched = model.decode(model.start(to_unit(batch.frame[:, :1]))) is not None
         seen = compare(model, batch.frame, batch.action, context) if watched else None
         real = slice(int(batch.valid.sum()))  # a short episode is padded
@@ -124,7 +125,7 @@ def reconstruct(model: WorldModel, frame: torch.Tensor) -> np.ndarray | None:
     """
     device = next(model.parameters()).device
     real = to_unit(frame.to(device))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with forked_rng(device):
         shown = model.reconstruct(real if real.dim() == 5 else real.unsqueeze(1))
     real = real if real.dim() == 4 else real[:, -1]
     return None if shown is None else np.concatenate([to_pixels(real), to_pixels(shown.float())], 2)

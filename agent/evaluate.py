@@ -7,10 +7,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from agent.collector import episode_seed
+from agent.seeds import EVALUATION_SEED, episode_seed
 from envs.games import Games
 
-EVALUATION_SEED = 10_000_000  # added to the run's, so that no evaluation episode was ever trained on
 # Steps after which an episode without an end is strange, and no more of it filmed: half an hour of Atari has 27,000.
 LONG = 30_000
 

@@ -191,7 +191,14 @@ class Loop:
             raise UserError(
                 f"The run was stopped within a round, at {', '.join(self.done)}: finish it first, without only=."
             )
+        if only and not self._count(only):
+            raise UserError(f"only={only} has nothing to do: the run asks for no updates or generations of it.")
         self.only = only or self.only
+
+    def _count(self, only: str) -> int:
+        """How often a part is repeated in a round that is for it alone."""
+        known = {stage.name: stage.updates for stage in self.stages}
+        return (known | dict(self.agent.learner.plan(last=False, only=only))).get(only, 1)
 
     def _round(self, steps: int, context: Context) -> None:
         """One round, or what is left of one; returns early when asked to stop in the middle of a long part."""
@@ -315,7 +322,7 @@ class Loop:
         """One improvement, in the dream from a random choice of the states (S, ...), or in the real game."""
         if where == "real":
             if self.real is None:
-                raise ValueError("this session was built without workers for the real game")
+                raise ValueError("this loop was built without workers for the real game")
             rollout = self.real.rollout(self.agent, version=sum(self.trainer.updates.values()))
         else:
             rollout = self._dream(states)
@@ -491,7 +498,7 @@ class Loop:
             "whole_rewards": self.replay.whole_rewards,
             "fixed": self.fixed,
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda_rng": [torch.cuda.get_rng_state(device)] if (device := self.agent.device).type == "cuda" else [],
         }
 
     def load_state_dict(self, state: dict[str, Any], known: Path | None = None) -> None:
@@ -519,5 +526,5 @@ class Loop:
         if known is not None:
             return
         torch.set_rng_state(state["rng"].cpu())
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
+        if state["cuda_rng"] and self.agent.device.type == "cuda":  # older runs have one of each device: the first's
+            torch.cuda.set_rng_state(state["cuda_rng"][0].cpu(), self.agent.device)

@@ -94,7 +94,7 @@ def play_tasks(agent: Agent, games: Games, candidates: np.ndarray, tasks: Sequen
 def rollout(play: Play, seeds: Sequence[int]) -> Rollout:
     """A population's rollout in the real game, every candidate on the same R seeds.
 
-    The Dream's rows (P * R) go candidate by candidate; each is one step whose reward is the whole return. What was
+    The trajectory's rows (P * R) go candidate by candidate; each is one step whose reward is the whole return. What was
     seen and done is not kept: view (P * R, 0, 0), action (P * R, 0).
     """
 

@@ -25,7 +25,7 @@ from envs.errors import UserError
 
 RETRIES = 3  # of a chunk whose worker died
 ROOT = Path(__file__).parent.parent
-NOT_SENT = ["/.git", "/.venv", "/runs/out", "/runs/results", "/runs/box", "/tests", "**/__pycache__"]
+NOT_SENT = ["/.git", "/.venv", "/runs/out", "/runs/results", "/runs/pretrained", "/docs", "/tests", "**/__pycache__"]
 
 
 class Cluster(EvaluationPool):

@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from agent.collector import episode_seed
 from agent.player import Agent
 from agent.population import Played, Task, rollout
+from agent.seeds import TRACK_SEED, episode_seed
 from agent.workers import EvaluationPool, weights_of
 from policies.interface import Rollout
-
-TRACK_SEED = 20_000_000  # added to the run's, so that no track of a generation is one of an evaluation
 
 
 class RealGame:

@@ -308,7 +308,7 @@ class Replay:
         self._forget_all()
         self.adopt(state, self.folder)
         for entry in state["open"]:
-            actions, past = entry["actions"].numpy(), entry.get("past", 0)  # runs from before it had none cut
+            actions, past = entry["actions"].cpu().numpy(), entry.get("past", 0)  # runs from before it had none cut
             episode = replay_game(entry["seed"], actions)
             problem = episode.problem(self.spec)
             if problem or not np.array_equal(episode.action, actions[past:]):

@@ -21,7 +21,7 @@ from envs.errors import UserError
 from play.snapshot import Parts
 from world_model import noise, trees
 from world_model.interface import State, to_bytes, to_unit
-from world_model.noise import Numbers
+from world_model.noise import Numbers, forked_rng
 from world_model.trees import Tree
 
 Arrays = dict[str, np.ndarray]
@@ -82,7 +82,7 @@ def _look(model: Any, learner: Any, state: State, memory: Tree) -> tuple[dict[st
 @torch.inference_mode()
 def begun(parts: Parts, start: int) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The state after one of the world's starts as a step takes it, and what there is to see of it; always the same."""
-    with torch.random.fork_rng(devices=[]):
+    with forked_rng():
         torch.manual_seed(start)
         state, memory = _state_at(parts, start)
         shown, memory = _look(parts.world.model, parts.learner, state, memory)

@@ -21,7 +21,7 @@ from policies.interface import ACTOR_METRICS, DREAM_METRICS, Learner, Policy, Ro
 from policies.returns import ReturnScale, lambda_returns
 from world_model import noise
 from world_model.interface import Losses, Metric, Objective, Optim, Term
-from world_model.parts.heads import TwoHot, draw
+from world_model.parts.heads import TwoHot, draw, mixed_log_probs
 from world_model.parts.nets import mlp
 from world_model.trees import Tree
 
@@ -58,7 +58,7 @@ class ActorCriticConfig:
         help="over an imagined batch; where dreams are dear several, by the clipped objective of PPO",
     )
     clip_ratio: float = setting(
-        0.2, 0, 1, help="in several passes: how far an action's probability may profitably move"
+        0.2, 0, 1, help="with several epochs: how far an action's probability may profitably move"
     )
     updates: int = setting(1, 0, resumable=True, help="updates a round")
     actor_lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate of the policy")
@@ -79,13 +79,12 @@ class DiscreteActor(Policy):
 
     def __init__(self, config: ActorCriticConfig, features: int, actions: int) -> None:
         super().__init__()
-        self.unimix, self.actions = config.unimix, actions
+        self.unimix = config.unimix
         self.net = mlp(features, config.hidden, actions, layers=config.layers, zero=True)
 
     def log_probs(self, view: Tensor) -> Tensor:
         """(..., F) -> (..., A)."""
-        probabilities = self.net(view).float().softmax(-1)
-        return ((1 - self.unimix) * probabilities + self.unimix / self.actions).log()
+        return mixed_log_probs(self.net(view).float(), self.unimix)
 
     def act(self, view: Tensor, memory: Tree = (), greedy: bool = False) -> tuple[Tensor, Tree]:
         log_probs = self.log_probs(view)
@@ -217,8 +216,8 @@ class ActorCritic(Learner):
         """REINFORCE's; in several passes, in which the policy leaves the one that dreamed, PPO's (2017, equation 7)."""
         if self.config.epochs == 1:
             return log_prob * part.advantage
-        clip_ratio, near = (log_prob - part.log_prob).exp(), self.config.clip_ratio
-        return torch.minimum(clip_ratio * part.advantage, clip_ratio.clamp(1 - near, 1 + near) * part.advantage)
+        ratio, clip = (log_prob - part.log_prob).exp(), self.config.clip_ratio
+        return torch.minimum(ratio * part.advantage, ratio.clamp(1 - clip, 1 + clip) * part.advantage)
 
     def _critic_loss(self, part: Targets) -> Losses:
         logits = self.critic(part.view)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from agent.collector import episode_seed
 from agent.loop import Loop, declared_metrics
 from agent.player import Agent
 from agent.population import FixedLearner
 from agent.ray_pool import Cluster
 from agent.real_game import RealGame
 from agent.replay import Replay
+from agent.seeds import episode_seed
 from agent.team import Team
 from agent.workers import CHUNK, EvaluationPool, Workers
 from envs.errors import UserError
@@ -27,6 +27,7 @@ from runs.config import Config
 from runs.folder.system import cores
 from runs.report.diagnostics import diagnostics
 from world_model.interface import Metric
+from world_model.noise import forked_rng
 
 
 def agent(config: Config, spec: Spec, device: str | torch.device = "cpu") -> Agent:
@@ -37,6 +38,8 @@ def agent(config: Config, spec: Spec, device: str | torch.device = "cpu") -> Age
         learner = config.policy.build(world_model.feature_size, spec) if config.train.policy else no_policy(spec)
     except ValueError as problem:
         raise UserError(f"The model cannot be built: {problem}") from problem
+    if not (world_model.gives_states or getattr(config.policy, "starts", 1)):
+        raise UserError("policy.starts must be at least 1: this recipe draws the states that dreams begin from.")
     made = Agent(world_model, learner).to(device)
     return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
@@ -76,7 +79,7 @@ def metrics(config: Config) -> dict[str, Metric]:
     Torch's generator is left alone.
     """
     spec = Spec(config.game.frame_shape, 2, True)  # the names do not depend on the game
-    with torch.random.fork_rng(devices=[]):
+    with forked_rng():
         return declared_metrics(agent(config, spec, "meta"))
 
 

@@ -30,6 +30,7 @@ from envs.controls import Controls
 from envs.episode import CorruptEpisode, Episode
 from envs.errors import UserError
 from envs.make import make_games
+from envs.pictures import framed
 from envs.spec import Spec
 from runs import build
 from runs.config import Config
@@ -39,6 +40,7 @@ from runs.recipes import from_recorded
 from world_model.code_world import CodeWorld, meanings
 from world_model.dream.envs import DreamEnv, DreamVectorEnv, Starts, World
 from world_model.interface import State, to_unit
+from world_model.noise import forked_rng
 from world_model.token_world import TokenWorld
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "pong.safetensors"
@@ -109,9 +111,8 @@ class DreamPlayer:
         """
         spec, picture = self.parts.agent.world_model.spec, np.asarray(frame)
         if picture.ndim == 3 and picture.shape != spec.frame:
-            picture = picture.transpose(2, 0, 1)
-            if spec.frame[0] == 1 and len(picture) == 3:  # a dream shows gray as RGB
-                picture = picture[:1]
+            gray = spec.frame[0] == 1 and picture.shape[2] == 3 and picture.dtype == np.uint8
+            picture = framed(picture, picture.shape[:2], gray=True) if gray else picture.transpose(2, 0, 1)
         if picture.dtype != np.uint8 or picture.shape != spec.frame:
             raise ValueError(f"a frame is {picture.dtype} {picture.shape} and should be uint8 {spec.frame}")
         action = self._player.act(np.ascontiguousarray(picture)[None], np.array([self._is_first]))[0]
@@ -159,7 +160,7 @@ def load_parts(run: str | Path | None = None, device: str = "auto") -> Loaded:
             has to be asked for its controls and is not installed.
     """
     device = choose_device(device)
-    with torch.random.fork_rng():  # building a model seeds it
+    with forked_rng(device):  # building a model seeds it
         if run is None or Path(run).suffix == PRETRAINED.suffix:
             loaded = _from_packed(PRETRAINED if run is None else Path(run), device)
         else:
@@ -237,7 +238,7 @@ def _described(values: Mapping[str, Any], path: Path) -> tuple[Spec, Controls]:
 
 
 def _fill(agent: Agent, weights: Mapping[str, torch.Tensor], source: Path) -> None:
-    # A box holds tensors alone; whatever else a learner keeps begins anew.
+    # A packed model holds tensors alone; whatever else a learner keeps begins anew.
     others = {name: value for name, value in agent.state_dict().items() if not isinstance(value, torch.Tensor)}
     try:
         agent.load_state_dict(others | dict(weights))

@@ -155,6 +155,7 @@ class WorldModel(nn.Module, ABC):
     spec: Spec
     latent_shape: tuple[int, ...]
     feature_size: int
+    gives_states: bool = False  # whether its losses say which states they saw (`Losses.states`), to dream on from
 
     @abstractmethod
     def initial(self, batch_size: int) -> Tree:

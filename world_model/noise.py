@@ -45,6 +45,14 @@ def from_outside(numbers: Numbers) -> Iterator[Numbers]:
         _numbers = before
 
 
+@contextmanager
+def forked_rng(device: torch.device | str = "cpu") -> Iterator[None]:
+    """Leaves torch's generators as they were: the processor's and the device's. torch alone would touch every GPU."""
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
 def uniform(shape: torch.Size, device: torch.device) -> Tensor:
     """Numbers in [0, 1), float32."""
     return _drawn("uniform", shape, device) if _numbers is None else _numbers.take("uniform", shape, device)

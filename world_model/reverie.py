@@ -139,6 +139,7 @@ class Reverie(WorldModel):
 
     background: Tensor
     sigma: Tensor
+    gives_states = True
 
     def __init__(self, config: ReverieConfig, spec: Spec) -> None:
         super().__init__()

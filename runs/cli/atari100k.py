@@ -22,7 +22,7 @@ from runs.cli import commands, compose, train
 from runs.cli.exit_codes import guarded, interruptible
 from runs.config import Config, resumable
 from runs.config_types import values
-from runs.folder.files import write_json
+from runs.folder.files import file_name, write_json
 from runs.folder.ppo import PPO
 from runs.folder.run import OUT, Run
 from runs.folder.system import facts
@@ -62,7 +62,7 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
     if not expected.train.policy:
         raise UserError("The table is of scores, and train.policy=false leaves nobody who could play for one.")
     recipe = expected.recipe
-    out = Path(asked.out) if asked.out else OUT / f"atari100k-{recipe.replace(':', '-')}"
+    out = Path(asked.out) if asked.out else OUT / f"atari100k-{file_name(recipe)}"
     if not asked.only_table:
         try:
             out.mkdir(parents=True, exist_ok=True)

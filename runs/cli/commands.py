@@ -24,6 +24,7 @@ from runs import data_sets
 from runs.cli import compose
 from runs.config import Config, recordings, resumable
 from runs.config_types import keys
+from runs.folder.files import file_name
 from runs.folder.progress import Progress
 from runs.folder.run import RESULTS, Run, recorded
 from runs.folder.system import choose_device, choose_threads, cores, keep_freed_memory
@@ -140,7 +141,7 @@ def announcement(config: Config, results: Path = RESULTS) -> str:
     here = f"{cores()} core{'s'[: cores() > 1]} here"
     if not config.train.policy:
         return f"{said}, recorded ones included; {here}."
-    for path in sorted(results.glob(f"{config.recipe.replace(':', '-')}-*-evaluation-sampled.json")):
+    for path in sorted(results.glob(f"{file_name(config.recipe)}-*-evaluation-sampled.json")):
         told = json.loads(path.read_text())
         alike = all(told[key] == getattr(config, key) for key in ("recipe", "env", "protocol", "size"))
         if alike and "variant" not in told:

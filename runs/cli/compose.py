@@ -34,6 +34,7 @@ from runs import build
 from runs.config import OLD_NAMES, SIZES, Config
 from runs.config_types import fill, keys, unknown_key
 from runs.config_types import values as values_of
+from runs.folder.files import file_name
 from runs.folder.ppo import PpoConfig
 from runs.folder.run import OUT, newest
 from runs.folder.system import choose_device
@@ -83,7 +84,7 @@ def register(recipes: Sequence[str]) -> None:
 
     No others: Hydra copies the whole store several times a start, and all recipes make that a second.
     """
-    OmegaConf.register_new_resolver("folder", lambda text: str(text).replace("/", "-").replace(":", "-"), replace=True)
+    OmegaConf.register_new_resolver("folder", lambda text: file_name(str(text)), replace=True)
     store = ConfigStore.instance()
     store.repo.pop("preset", None)
     for recipe in (*RECIPES, *(name for name in recipes if ":" in name)):
@@ -194,7 +195,7 @@ def launch(task: Callable[[DictConfig], None], words: Sequence[str]) -> None:
 
 def new_folder(config: Config | PpoConfig) -> Path:
     """Where a run lies whose folder nobody named, as Hydra would name it."""
-    words = (re.sub("[/:]", "-", config.env), config.recipe.replace(":", "-"), str(config.seed))
+    words = (file_name(config.env), file_name(config.recipe), str(config.seed))
     return OUT / "-".join([*words, time.strftime("%Y%m%d-%H%M%S")])
 
 

@@ -27,7 +27,7 @@ from envs.settings import setting
 from runs import build
 from runs.cli.commands import about
 from runs.config import Config
-from runs.folder.files import Lock
+from runs.folder.files import Lock, file_name
 from runs.folder.progress import Progress
 from runs.folder.run import OUT, Run
 from runs.recipes import choice, preset
@@ -63,7 +63,7 @@ class ImportConfig:
     @property
     def folder(self) -> Path:
         """Where the run will lie."""
-        return OUT / (self.run or f"{self.env.replace('/', '-').replace(':', '-')}-{self.format}-imported")
+        return OUT / (self.run or f"{file_name(self.env)}-{self.format}-imported")
 
 
 def import_run(asked: ImportConfig) -> None:

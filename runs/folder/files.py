@@ -20,6 +20,11 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 
+def file_name(text: str) -> str:
+    """A game's or a recipe's name as part of a file's: "ALE/Pong-v5" and "my_games:Dodge-v0" with hyphens."""
+    return text.replace("/", "-").replace(":", "-")
+
+
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Calls `write(file)` on a temporary file, syncs it, then gives it its name; an error leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ def pack(run: Run, folder: Path) -> Path:
     game = re.sub(r"-v\d+$", "", run.config.env.split("/")[-1]).lower()
     path, score = folder / f"{game}{PRETRAINED.suffix}", _score(run, parts)
     told = {
-        "what": "box", "env": parts.config.env, "seed": parts.config.seed, "step": parts.step,
+        "what": "packed model", "env": parts.config.env, "seed": parts.config.seed, "step": parts.step,
         "training": {key: run.meta[key] for key in TRAINING if key in run.meta}, "score": score,
         "config": asdict(parts.config), "controls": parts.controls.to_dict(),
         "spec": asdict(parts.agent.world_model.spec), "whole_rewards": parts.whole_rewards,

@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 import ale_py
 import cv2
-import gymnasium
 import numpy as np
 from ale_py import roms
 
+from envs.atari import is_atari, means, rom
+from envs.errors import UserError
 from envs.games import GameConfig
+from envs.gym import find
 
 HEIGHT, WIDTH = 210, 160
 SECOND = 0.5  # of the first one's amount, from which on a person sees another
@@ -31,7 +33,10 @@ class Emulator:
     """
 
     def __init__(self, env: str, config: GameConfig, seed: int) -> None:
-        asked = gymnasium.spec(env).kwargs
+        found = find(env, config.kwargs)
+        if not is_atari(found, config):
+            raise UserError(f"{env} with these settings is not what a plain emulator plays, so that no truth is known.")
+        asked = means(found)
         self.repeat, self.size = config.action_repeat or asked["frameskip"], config.frame_size
         self.console = ale_py.ALEInterface()
         sticky = asked["repeat_action_probability"] if config.sticky is None else config.sticky
@@ -216,9 +221,7 @@ THINGS: dict[str, dict[str, Thing]] = {  # by the console's name of the game
 
 def things(env: str, channels: int) -> dict[str, Thing]:
     """What can be followed in a game; nothing in other games, or without colours."""
-    record = gymnasium.registry.get(env)
-    atari = record is not None and record.entry_point == "ale_py.env:AtariEnv"
-    return THINGS.get(record.kwargs["game"], {}) if atari and channels == 3 and record is not None else {}
+    return THINGS.get(rom(env), {}) if channels == 3 else {}
 
 
 def places(env: str, config: GameConfig, seed: int, actions: np.ndarray, frames: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """The command `benchmark`: how fast games, world model, dream and policy are on this machine, and where the time goes.
 
-Everything is timed on the objects and methods that a real run uses: `Session`, its `Trainer` and its `Collector`.
+Everything is timed on the objects and methods that a real run uses: `Loop`, its `Trainer` and its `Collector`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from torch.autograd import DeviceType
 
-from agent.collector import episode_seed
+from agent.seeds import episode_seed
 from envs.errors import UserError
 from envs.games import Games
 from envs.make import make_games
@@ -67,7 +67,7 @@ def measure(config: Config, *, device: str, threads: int, seconds: float = 45.0,
         | {"load_before": before, "load_after": facts["machine"]["load"], "cores_used": round(cores, 2)}
         | found
     )
-    path = folder / f"benchmark-{config.recipe}-{config.size}-{device.replace(':', '-')}.json"
+    path = folder / f"benchmark-{files.file_name(config.recipe)}-{config.size}-{files.file_name(device)}.json"
     files.write_json(path, result)
     for table in tables(result):
         console.print(table)

@@ -20,7 +20,7 @@ from envs.controls import Controls
 from envs.games import Games
 from envs.make import make_games
 from runs.config import Config
-from runs.folder.files import write_png
+from runs.folder.files import file_name, write_png
 from runs.folder.run import OUT
 
 STEPS, SEED = 400, 0  # of random play, and where it begins
@@ -60,7 +60,7 @@ def check(config: Config, folder: Path = OUT) -> dict[str, Any]:
         again.close()
     found = describe(games, controls, first, second)
     console.print(_table(config, found))
-    path = folder / f"check-{config.env.replace('/', '-').replace(':', '-')}.png"
+    path = folder / f"check-{file_name(config.env)}.png"
     write_png(path, picture(first))
     console.print(f"what the game draws, and below it what the agent sees: {path}", soft_wrap=True)
     return found | {"picture": str(path)}

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from agent.seeds import CLOCK_SEED
+from envs.atari import rom
 from envs.errors import UserError
 from envs.settings import setting
 from runs.dreams import Loaded, load_parts
@@ -29,8 +30,9 @@ from runs.folder.files import write_atomic
 from runs.folder.run import keep
 from runs.measure.atari import Emulator
 from world_model.interface import to_unit
+from world_model.noise import forked_rng
 
-EPISODES, SEED = 4, 30_000_000  # real ones, the last of which judges the reader; no run trains on these seeds
+EPISODES = 4  # real ones, the last of which judges the reader
 DREAMS = 16
 HELD = 8  # steps for which random play holds an action
 TELLING = 0.2  # share of a pixel's variance that a digit explains where the clock is
@@ -103,9 +105,7 @@ class Reader(nn.Module):
 
 def clock_of(env: str) -> Clock:
     """Raises UserError for a game whose memory holds no known clock."""
-    record = gymnasium.registry.get(env)
-    name = record.kwargs.get("game", "") if record is not None else ""
-    if name not in CLOCKS:
+    if (name := rom(env)) not in CLOCKS:
         raise UserError(f"No clock is known in {env}: clock reads those of {', '.join(sorted(CLOCKS))}.")
     return CLOCKS[name]
 
@@ -165,9 +165,9 @@ def described(seconds: Tensor, legible: Tensor, rate: float) -> dict[str, float 
 def measure(loaded: Loaded, asked: ClockConfig, console: Console) -> tuple[dict[str, Any], Tensor, Tensor, float]:
     """The figures; the seconds that were read, whether they were legible, and the rate they should have."""
     clock, began = clock_of(loaded.config.env), time.monotonic()
-    with torch.random.fork_rng():
+    with forked_rng(loaded.agent.device):
         torch.manual_seed(0)
-        played = [real(loaded, clock, SEED + number) for number in range(EPISODES)]
+        played = [real(loaded, clock, CLOCK_SEED + number) for number in range(EPISODES)]
         console.print(f"{sum(len(frame) for frame, _ in played):,} real frames, {time.monotonic() - began:.0f} s")
         taught = [torch.cat(part) for part in zip(*played[:-1], strict=True)]
         reader = Reader(to_unit(taught[0]), taught[1])

@@ -30,6 +30,7 @@ from runs.folder.run import keep
 from runs.measure.atari import HEIGHT, WIDTH, Thing, places, things
 from runs.measure.suite import AHEAD, CONTEXT, TIERS, Context, Suite, contexts, episodes, find_suite, game
 from world_model.interface import Batch, State, WorldModel, to_unit
+from world_model.noise import forked_rng
 
 HORIZONS = (1, 5, 10, AHEAD)  # steps
 PART = 64  # contexts side by side
@@ -72,7 +73,7 @@ def measure(
     device = loaded.agent.device
     # A GPU plays and trains in bfloat16, and multiplies several times as fast in it.
     half = device.type == "cuda" and mixed_precision(device, loaded.config.train.precision)
-    with torch.random.fork_rng(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+    with forked_rng(device), torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
         torch.manual_seed(0)
         for part in parts(suite, loaded, chosen, named):
             part = part._replace(batch=part.batch.to(loaded.agent.device))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -114,8 +113,7 @@ def command(asked: LongRolloutConfig) -> None:
     loaded = load_parts(asked.run, asked.device)
     found, strip = measure(loaded, asked)
     path = keep(loaded.run, "long-rollout", {"env": loaded.config.env} | found)
-    _, data = cv2.imencode(".png", strip[..., ::-1])
-    files.write_atomic(path.with_suffix(".png"), lambda file: file.write(data.tobytes()))
+    files.write_png(path.with_suffix(".png"), strip)
     _show(found, path)
 
 

@@ -14,15 +14,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from agent.collector import episode_seed
-from agent.evaluate import EVALUATION_SEED
 from agent.player import Agent, Player
+from agent.seeds import EVALUATION_SEED, episode_seed
 from envs.errors import UserError
 from envs.games import Games
 from envs.make import make_games
 from envs.settings import setting
 from runs import build
-from runs.folder.files import write_atomic
+from runs.folder.files import write_png
 from runs.folder.run import Run
 from runs.folder.system import choose_device
 from runs.measure.pong import Mirror, Truth, find_ball
@@ -73,8 +72,7 @@ def measure(run: Run, *, frames: int = FRAMES, device: str = "cpu") -> dict[str,
     found |= {"command": f"python main.py objects run={run.folder}", "candidates": sample.candidates}
     found |= {"ram_gap_max_px": round(max(t.memory_gap for t in sample.truth), 3)}
     run.result("objects", found)
-    _, data = cv2.imencode(".png", picture(sample, shown)[..., ::-1])
-    write_atomic(run.folder / "results" / "objects.png", lambda file: file.write(data.tobytes()))
+    write_png(run.folder / "results" / "objects.png", picture(sample, shown))
     return found
 
 

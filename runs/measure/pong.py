@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import gymnasium
 import numpy as np
 
+from envs.atari import means
 from envs.errors import UserError
 from envs.games import GameConfig
+from envs.gym import find
 from runs.measure.atari import THINGS, WHITE, Emulator, find_pong_ball
 
 SIZE = 64
@@ -31,8 +32,8 @@ class Mirror(Emulator):
     """The emulator of a run whose frames show the ball. Raises UserError for settings that it does not repeat."""
 
     def __init__(self, env: str, config: GameConfig, seed: int) -> None:
-        asked = gymnasium.spec(env).kwargs
-        if asked.get("game") != "pong" or config.gray or config.frame_size != (SIZE, SIZE) or config.noops:
+        asked = means(find(env, config.kwargs))
+        if asked["game"] != "pong" or config.gray or config.frame_size != (SIZE, SIZE) or config.noops:
             wanted = f"of Pong with game.gray=false, game.size={SIZE} and no game.noops"
             raise UserError(f"The ball can be measured in runs {wanted}, not in this one of {env}.")
         super().__init__(env, config, seed)

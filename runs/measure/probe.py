@@ -41,6 +41,7 @@ from runs.measure.atari import things
 from runs.measure.fidelity import begin, perplexity, psnr
 from runs.measure.suite import CONTEXT, Suite, episodes, find_suite, game
 from world_model.interface import Batch, to_unit
+from world_model.noise import forked_rng
 from world_model.token_world import TokenWorld
 
 AHEAD = (1, 2, 3, 5, 10, 20)  # steps
@@ -339,7 +340,7 @@ def score_changes(loaded: Loaded, data: Transitions) -> dict[str, float]:
     count = len(loaded.starts.frame)
     state = loaded.begin(torch.randint(count, (DREAMS,), generator=torch.Generator().manual_seed(0)))
     picture, counts = model.picture(state), torch.zeros(4)
-    with torch.random.fork_rng():
+    with forked_rng(loaded.agent.device):
         torch.manual_seed(0)
         for _ in range(STEPS):
             taken = torch.randint(model.spec.action_size, (DREAMS,), device=loaded.agent.device)

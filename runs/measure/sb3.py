@@ -10,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
-from agent.collector import episode_seed
+from agent.seeds import episode_seed
 from envs.games import Games
 from world_model.dream.envs import DreamVectorEnv
 

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from agent.collector import episode_seed
 from agent.player import Player
+from agent.seeds import SUITE_SEED, episode_seed
 from envs.episode import DAMAGE, Episode
 from envs.errors import UserError
 from envs.games import PROTOCOLS, GameConfig, Games
@@ -34,13 +34,12 @@ from envs.gym import find
 from envs.make import make_games
 from envs.settings import setting
 from runs.dreams import Loaded, load_parts
-from runs.folder.files import write_atomic
+from runs.folder.files import file_name, write_atomic
 from runs.folder.system import facts
 
 SUITES = Path(__file__).parent / "suites"
 KINDS = ("random", "half random", "trained")
 STEPS = 6_000  # of each kind
-SEED = 20_000_000  # of all suites: no run trains on their episodes
 CONTEXT, AHEAD = 20, 50  # frames that are shown, steps that are dreamed
 TIERS = {"canary": 500, "fast": 6_000, "gold": None}  # contexts
 HOLD = 8  # steps for which random play holds a continuous action in the mean
@@ -98,7 +97,7 @@ def rules(env: str, config: GameConfig) -> dict[str, Any]:
 
 def place(env: str, of: dict[str, Any], folder: Path = SUITES) -> Path:
     """The file of a game under these rules."""
-    return folder / f"{env.replace('/', '-').replace(':', '-')}-repeat{of['action_repeat']}-sticky{of['sticky']:g}.npz"
+    return folder / f"{file_name(env)}-repeat{of['action_repeat']}-sticky{of['sticky']:g}.npz"
 
 
 def find_suite(env: str, config: GameConfig, folder: Path = SUITES) -> Suite:
@@ -182,7 +181,7 @@ def record(games: Games, acting: dict[int, Acting], steps: int) -> list[tuple[in
     for kind, act in acting.items():
         left = steps
         while left:
-            seed = episode_seed(SEED, len(found))
+            seed = episode_seed(SUITE_SEED, len(found))
             frame, done, score, taken = games.reset([seed])[0], False, 0.0, list[np.ndarray]()
             while left and not done:
                 action = act(frame, not taken)
@@ -197,7 +196,7 @@ def record(games: Games, acting: dict[int, Acting], steps: int) -> list[tuple[in
 
 def at_random(games: Games) -> Acting:
     """Uniform over the choices; continuous actions are held for a while, or a car would never leave its place."""
-    rng, spec, held = np.random.default_rng(SEED), games.spec, np.zeros(games.spec.action_size, np.float32)
+    rng, spec, held = np.random.default_rng(SUITE_SEED), games.spec, np.zeros(games.spec.action_size, np.float32)
 
     def act(frame: np.ndarray, is_first: bool) -> np.ndarray:
         if spec.discrete:
@@ -212,7 +211,7 @@ def at_random(games: Games) -> Acting:
 def trained(loaded: Loaded, other: Acting | None = None) -> Acting:
     """The policy with its actions drawn; with `other`, whose action a coin puts in place of its own."""
     player, discrete = Player(loaded.agent), loaded.agent.world_model.spec.discrete
-    coin = np.random.default_rng(SEED + 1)
+    coin = np.random.default_rng(SUITE_SEED + 1)
 
     def act(frame: np.ndarray, is_first: bool) -> np.ndarray:
         action = player.act(frame[None], np.array([is_first]))[0]
@@ -269,7 +268,7 @@ def make(asked: SuiteConfig) -> Suite:
     if path.exists():
         raise UserError(f"{path} is there already, and results were measured on it: choose another out= or delete it.")
     games = make_games(env, replace(config, **of, noops=None, max_steps=None), 1)
-    torch.manual_seed(SEED)
+    torch.manual_seed(SUITE_SEED)
     players, who = {0: at_random(games)}, None
     if loaded is not None:
         players |= {1: trained(loaded, at_random(games)), 2: trained(loaded)}

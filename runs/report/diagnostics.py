@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from world_model.interface import State, Tokens, WorldModel, to_pixels
+from world_model.noise import forked_rng
 from world_model.parts import quantizers
 from world_model.parts.mixture import Mixture
 from world_model.parts.nets import pad
@@ -79,7 +80,7 @@ def actions(model: WorldModel, frame: Tensor, action: Tensor, names: Sequence[st
     dreams: dict[int, list[Tensor]] = {steps: [] for steps in STEPS}
     for choice in range(len(names)):
         state, taken = begin, torch.full_like(action[:, 0], choice)
-        with torch.random.fork_rng([frame.device] if frame.is_cuda else []):
+        with forked_rng(frame.device):
             for steps in range(1, max(STEPS) + 1):
                 state = model.step(state, taken).state
                 if steps in STEPS:
@@ -142,7 +143,7 @@ def portraits(model: WorldModels, frame: Tensor, action: Tensor) -> Pictures:
     if length < 2:
         return {}
     context = min(CONTEXT, length // 2)
-    with torch.random.fork_rng([frame.device] if frame.is_cuda else []):
+    with forked_rng(frame.device):
         dreams = {at: dream(model, frame, action, context, at) for at in TEMPERATURES}
         without, seed = {}, int(torch.randint(2**31, (1,)))
         alone = model.components == 1  # and cannot be left out

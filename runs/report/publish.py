@@ -14,20 +14,13 @@ from typing import Any
 
 from envs.errors import UserError
 from envs.settings import setting
-from runs.folder.files import write_json
+from runs.folder.files import file_name, write_json
 from runs.folder.ppo import open_run
 from runs.folder.run import RESULTS, Run
 from runs.report import leaderboard
 
-PICTURES = (
-    "dream",
-    "actions",
-    "codebook",
-    "mixture",
-    "latents",
-    "temperatures",
-    "components",
-)  # of which the last is published
+# Of each the newest one is published.
+PICTURES = ("dream", "actions", "codebook", "mixture", "latents", "temperatures", "components")
 
 
 def publish(run: Run, results: Path = RESULTS, variant: str = "") -> list[Path]:
@@ -38,7 +31,7 @@ def publish(run: Run, results: Path = RESULTS, variant: str = "") -> list[Path]:
     Raises UserError when the run has no results.
     """
     config = run.config
-    words = [config.recipe.replace(":", "-"), config.env.replace("/", "-")]
+    words = [file_name(config.recipe), file_name(config.env)]
     words += [config.protocol] * (config.protocol != "default") + [f"seed{config.seed}"] * bool(config.seed)
     prefix = "-".join([*words, *filter(None, [variant]), ""])
     found = sorted((run.folder / "results").glob("*.*"))

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from agent.collector import episode_seed
 from agent.evaluate import watch
 from agent.loop import Loop
 from agent.player import Player
+from agent.seeds import episode_seed
 from envs.make import make_games
 from runs import build
 from runs.config import Config

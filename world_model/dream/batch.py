@@ -19,6 +19,7 @@ from envs.controls import Controls
 from envs.errors import UserError
 from world_model import trees
 from world_model.interface import State, WorldModel, to_pixels, to_unit
+from world_model.noise import forked_rng
 
 NEARLY = 0.1  # from a whole number: a dreamed reward that is no further from it is that number
 
@@ -131,7 +132,7 @@ class DreamBatch:
         """Within it, torch draws from `rng_state` and computes without gradients, in the precision of the world."""
         cuda = [self.device] if self.device.type == "cuda" else []
         mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=self.world.autocast)
-        with torch.random.fork_rng(devices=cuda), torch.inference_mode(), mixed:
+        with forked_rng(self.device), torch.inference_mode(), mixed:
             torch.set_rng_state(self.rng_state[0])
             for device in cuda:
                 torch.cuda.set_rng_state(self.rng_state[1], device)

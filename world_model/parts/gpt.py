@@ -122,8 +122,8 @@ class GPT(TokenDynamics):
         hidden = self.norm(x).view(len(row), steps, self.stride, -1)  # (B, T, N + 1, D)
         last = self.config.tokens - 1  # what follows a frame's last token is an action, and nobody predicts those
         ahead = torch.cat([hidden[:, :, :last], hidden[:, :, last + 1 :]], 2)
-        has_action = hidden[:, :, -1]
-        return Prediction(self.next_token(ahead), self.reward(has_action), self.end(has_action))
+        at_action = hidden[:, :, -1]
+        return Prediction(self.next_token(ahead), self.reward(at_action), self.end(at_action))
 
     # ---- what a token world asks for ----
     def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Foreseen:

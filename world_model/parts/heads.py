@@ -112,6 +112,13 @@ class SignedReward(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def mixed_log_probs(logits: Tensor, unimix: float) -> Tensor:
+    """Log-probabilities (..., K) of which a share `unimix` is the uniform distribution's; always finite."""
+    if not unimix:
+        return logits.log_softmax(-1)
+    return ((1 - unimix) * logits.softmax(-1) + unimix / logits.shape[-1]).log()
+
+
 class Categoricals:
     """A latent of G independent categorical variables of K classes, as one-hot vectors (..., G, K).
 
@@ -123,8 +130,7 @@ class Categoricals:
 
     def log_probs(self, raw: Tensor) -> Tensor:
         """(..., G * K) network outputs -> (..., G, K) log-probabilities with the uniform share mixed in."""
-        probabilities = raw.float().unflatten(-1, (self.groups, self.classes)).softmax(-1)
-        return ((1 - self.unimix) * probabilities + self.unimix / self.classes).log()
+        return mixed_log_probs(raw.float().unflatten(-1, (self.groups, self.classes)), self.unimix)
 
     def mode(self, log_probs: Tensor) -> Tensor:
         """The most likely class of each variable, one-hot."""
