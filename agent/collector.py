@@ -26,18 +26,18 @@ class Collector:
 
     def __init__(self, games: Games, replay: Replay, player: Player, *, seed: int, bursts: float = 0.0) -> None:
         self.games, self.replay, self.player, self.seed = games, replay, player, seed
-        self.bursts, self.burst = bursts, torch.zeros(games.num, dtype=torch.int64)  # steps left of each row's
+        self.bursts, self.burst = bursts, torch.zeros(games.num_envs, dtype=torch.int64)  # steps left of each row's
         self.begun = 0
         self.frames: np.ndarray | None = None
-        self.is_first = np.ones(games.num, dtype=bool)
-        self.held = torch.zeros(games.num, games.spec.action_size)  # the last random continuous actions
+        self.is_first = np.ones(games.num_envs, dtype=bool)
+        self.held = torch.zeros(games.num_envs, games.spec.action_size)  # the last random continuous actions
 
     def collect(self, steps: int, *, at_random: bool = False) -> list[Episode]:
         """Plays at least `steps` agent steps (a multiple of N); returns the episodes that ended."""
         ended: list[Episode] = []
         if self.frames is None:
-            self._begin(list(range(self.games.num)))
-        for _ in range(-(-steps // self.games.num)):
+            self._begin(list(range(self.games.num_envs)))
+        for _ in range(-(-steps // self.games.num_envs)):
             assert self.frames is not None
             actions = self._random() if at_random else self._played()
             brought = self.games.step(actions)
@@ -56,7 +56,7 @@ class Collector:
         """The player follows the last `length` frames of the open episodes anew; see `Player.burn_in`."""
         going = self.replay.open()
         contexts = []
-        for row in range(self.games.num):
+        for row in range(self.games.num_envs):
             episode = going.get(row)
             steps = min(length, len(episode)) if episode is not None else 0
             if episode is None or not steps:
@@ -80,8 +80,8 @@ class Collector:
             return actions
         # Of a row without a burst one begins so often that the share of all steps is `bursts`.
         often = self.bursts / (BURST * (1 - self.bursts))
-        begins = (self.burst == 0) & (torch.rand(self.games.num) < often)
-        length = torch.randint(1, 2 * BURST, (self.games.num,))
+        begins = (self.burst == 0) & (torch.rand(self.games.num_envs) < often)
+        length = torch.randint(1, 2 * BURST, (self.games.num_envs,))
         self.burst = torch.where(begins, length, (self.burst - 1).clamp(min=0))
         random = (self.burst > 0).numpy()
         if random.any():
@@ -93,11 +93,11 @@ class Collector:
     def _random(self) -> np.ndarray:
         spec = self.games.spec
         if spec.discrete:
-            return torch.randint(spec.action_size, (self.games.num,)).numpy()
+            return torch.randint(spec.action_size, (self.games.num_envs,)).numpy()
         # Held for a while: a car whose wheel and pedals tremble does not leave its place. But a memory that has never
         # seen them tremble dreams that it does, and a policy finds that out.
-        holds = torch.tensor(HOLDS)[torch.arange(self.games.num) % len(HOLDS)].unsqueeze(1)
-        is_first = torch.rand(self.games.num, spec.action_size) < 1 / holds
+        holds = torch.tensor(HOLDS)[torch.arange(self.games.num_envs) % len(HOLDS)].unsqueeze(1)
+        is_first = torch.rand(self.games.num_envs, spec.action_size) < 1 / holds
         self.held = torch.where(is_first, torch.rand_like(self.held) * 2 - 1, self.held)
         return self.held.numpy()
 

@@ -36,16 +36,16 @@ class Acting(Protocol):
     def act(self, frames: np.ndarray, is_first: np.ndarray) -> np.ndarray: ...
 
 
-def watch(
+def evaluate_policy(
     player: Acting, games: Games, episodes: int, *, seed: int, film: bool = False,
     tell: Callable[[int, float | None], None] = lambda done, mean: None,
 ) -> Evaluation:  # fmt: skip
     """Plays exactly `episodes` episodes, numbered 0.. and begun in that order; rows without work play on unrecorded."""
     returns, lengths = [0.0] * episodes, [0] * episodes
-    row_episode = list(range(games.num))  # the episode each row plays; past the last one it does not count
-    begun, pictures, finished = games.num, list[np.ndarray](), list[float]()
+    row_episode = list(range(games.num_envs))  # the episode each row plays; past the last one it does not count
+    begun, pictures, finished = games.num_envs, list[np.ndarray](), list[float]()
     frames = games.reset([episode_seed(seed + EVALUATION_SEED, number) for number in row_episode])
-    is_first = np.ones(games.num, dtype=bool)
+    is_first = np.ones(games.num_envs, dtype=bool)
     while len(finished) < episodes:
         if film and row_episode[0] == 0 and len(pictures) < LONG:
             pictures.append(games.render(0))

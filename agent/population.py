@@ -54,7 +54,7 @@ class FixedLearner(Learner):
 
 
 def play_tasks(agent: Agent, games: Games, candidates: np.ndarray, tasks: Sequence[Task]) -> Played:
-    """Plays every task once, `games.num` of them in lock step; a row that ends takes the next, without work it idles.
+    """Plays every task once, `games.num_envs` of them in lock step; a row that ends takes the next or idles.
 
     Candidates (K, n) replace the numbers of the agent's own policy, whose kind they are; they act greedily.
     Raises ValueError when that policy is not linear or has another n.
@@ -66,12 +66,12 @@ def play_tasks(agent: Agent, games: Games, candidates: np.ndarray, tasks: Sequen
     if not count:
         return Played(returns, lengths)
     vectors = torch.from_numpy(np.ascontiguousarray(candidates, np.float32))
-    row_task = list(range(games.num))  # the task each row plays; past the last one it idles and does not count
+    row_task = list(range(games.num_envs))  # the task each row plays; past the last one it idles and does not count
     at_first = [tasks[min(number, count - 1)] for number in row_task]
     population = Population(like, vectors[[task.candidate for task in at_first]])
     player = Player(Agent(agent.world_model, FixedLearner(population)), greedy=True)
-    frames, is_first = games.reset([task.seed for task in at_first]), np.ones(games.num, bool)
-    begun, finished = games.num, 0
+    frames, is_first = games.reset([task.seed for task in at_first]), np.ones(games.num_envs, bool)
+    begun, finished = games.num_envs, 0
     while finished < count:
         brought = games.step(player.act(frames, is_first))
         frames, is_first = brought.frame, brought.done

@@ -58,8 +58,8 @@ class AtariGames(Games):
     (NEXT_STEP) never comes to act, because `Games` refuses to step a row that is done.
     """
 
-    def __init__(self, env: str, num: int, *, config: GameConfig) -> None:
-        super().__init__(env, num, config=config)
+    def __init__(self, env: str, num_envs: int, *, config: GameConfig) -> None:
+        super().__init__(env, num_envs, config=config)
         self._found = find(env, config.kwargs)
         asked = means(self._found)
         repeat = config.action_repeat or asked["frameskip"]
@@ -79,8 +79,8 @@ class AtariGames(Games):
             "use_fire_reset": False,
         }
         # More threads than cores are slower (5,200 instead of 7,900 steps/s with 16 rows on 2 cores).
-        threads = min(num, os.cpu_count() or 1)
-        self._ale = self._open(num, config.frame_size, gray=config.gray, threads=threads)
+        threads = min(num_envs, os.cpu_count() or 1)
+        self._ale = self._open(num_envs, config.frame_size, gray=config.gray, threads=threads)
         self.action_names = tuple(action.name for action in self._ale.ale.get_action_set())
         self.spec = Spec(config.frame_shape, len(self.action_names), discrete=True)
         self.description = ", ".join(
@@ -92,19 +92,19 @@ class AtariGames(Games):
                 config.picture,
             ]
         )
-        self._lives = np.zeros(num, dtype=np.int32)
-        self._seeds = [0] * num
-        self._taken: list[list[int]] = [[] for _ in range(num)]  # the current episode's actions, for render()
+        self._lives = np.zeros(num_envs, dtype=np.int32)
+        self._seeds = [0] * num_envs
+        self._taken: list[list[int]] = [[] for _ in range(num_envs)]  # the current episode's actions, for render()
         self._shadow: _Shadow | None = None
 
-    def _open(self, num: int, size: tuple[int, int], *, gray: bool, threads: int) -> ale_py.AtariVectorEnv:
+    def _open(self, num_envs: int, size: tuple[int, int], *, gray: bool, threads: int) -> ale_py.AtariVectorEnv:
         height, width = size
         return ale_py.AtariVectorEnv(
-            num_envs=num, img_height=height, img_width=width, grayscale=gray, num_threads=threads, **self._settings
+            num_envs=num_envs, img_height=height, img_width=width, grayscale=gray, num_threads=threads, **self._settings
         )
 
     def _restart(self, rows: list[int], seeds: list[int]) -> np.ndarray:
-        mask = np.zeros(self.num, dtype=bool)
+        mask = np.zeros(self.num_envs, dtype=bool)
         mask[rows] = True
         by_row = dict(zip(rows, seeds, strict=True))
         options = None if mask.all() else {"reset_mask": mask}

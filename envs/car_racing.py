@@ -29,8 +29,8 @@ class CarRacingGames(GymGames):
     action repeats, by one renderer for all copies: its surfaces then stay in the processor's cache.
     """
 
-    def __init__(self, env: str, num: int, *, config: GameConfig) -> None:
-        super().__init__(env, num, config=config)
+    def __init__(self, env: str, num_envs: int, *, config: GameConfig) -> None:
+        super().__init__(env, num_envs, config=config)
         # Only now: without Box2D the line above has already said so, and this module would not load.
         from envs.car_rendering import Renderer
 

@@ -73,7 +73,7 @@ class GameConfig:
     life_loss: bool = setting(False, help="a lost life is an ending for the continuation head; the game goes on")
     clip_rewards: bool = setting(False, help="to [-1, 1]; the score stays in the game's units")
     max_steps: int | None = setting(None, 1, resumable=True, help="agent steps an episode")
-    num: int = setting(8, 1, 4096, help="copies side by side")
+    num_envs: int = setting(8, 1, 4096, help="copies side by side")
     kwargs: dict[str, Any] = setting({}, help="arguments that the game is made with, as {name: value, ...}")
 
     @property
@@ -115,12 +115,12 @@ class Games(ABC):
     action_low: np.ndarray | None = None  # (A,) in its own type, the game's bounds of continuous actions
     action_high: np.ndarray | None = None
 
-    def __init__(self, env: str, num: int, *, config: GameConfig) -> None:
+    def __init__(self, env: str, num_envs: int, *, config: GameConfig) -> None:
         self.env = env
-        self.num = num
+        self.num_envs = num_envs
         self.config = config
-        self._length = np.zeros(num, dtype=np.int64)
-        self._done = np.ones(num, dtype=bool)  # nothing has begun
+        self._length = np.zeros(num_envs, dtype=np.int64)
+        self._done = np.ones(num_envs, dtype=bool)  # nothing has begun
 
     @abstractmethod
     def _restart(self, rows: list[int], seeds: list[int]) -> np.ndarray:
@@ -162,7 +162,7 @@ class Games(ABC):
 
         Returns the current frames of all rows, (N, C, H, W) uint8.
         """
-        chosen = list(range(self.num)) if rows is None else [int(row) for row in rows]
+        chosen = list(range(self.num_envs)) if rows is None else [int(row) for row in rows]
         assert len(seeds) == len(chosen), f"{len(seeds)} seeds for {len(chosen)} rows"
         frames = self._restart(chosen, [int(seed) % 2**31 for seed in seeds])
         self._length[chosen] = 0
@@ -175,7 +175,7 @@ class Games(ABC):
             raise RuntimeError(f"rows {np.flatnonzero(self._done).tolist()} are done and must be reset first")
         played = self._play(self._checked(actions))
         self._length += 1
-        late = self._length >= self.config.max_steps if self.config.max_steps else np.zeros(self.num, dtype=bool)
+        late = self._length >= self.config.max_steps if self.config.max_steps else np.zeros(self.num_envs, dtype=bool)
         truncated = (played.truncated | late) & ~played.game_over
         terminated = played.game_over | played.life_lost if self.config.life_loss else played.game_over.copy()
         self._done = played.game_over | truncated
@@ -193,30 +193,31 @@ class Games(ABC):
         """
         longest = max(len(taken) for taken in actions)
         begin = [longest - len(taken) for taken in actions]
-        kept = [start + skipped for start, skipped in zip(begin, since or [0] * self.num, strict=True)]
+        kept = [start + skipped for start, skipped in zip(begin, since or [0] * self.num_envs, strict=True)]
         dtype = np.dtype(np.int64 if self.spec.discrete else np.float32)
         idle = np.zeros(() if self.spec.discrete else self.spec.action_size, dtype)
         frames = self.reset(seeds)
         first = list(frames)
         brought: list[Transition] = []
         for t in range(longest + 1):
-            begins = [row for row in range(self.num) if begin[row] == t > 0 or (begin[row] > t and self._done[row])]
+            late = [begin[row] > t and self._done[row] for row in range(self.num_envs)]
+            begins = [row for row in range(self.num_envs) if begin[row] == t > 0 or late[row]]
             if begins:
                 frames = self.reset([seeds[row] for row in begins], begins)
-            first = [frames[row] if kept[row] == t else first[row] for row in range(self.num)]
+            first = [frames[row] if kept[row] == t else first[row] for row in range(self.num_envs)]
             if t == longest:
                 break
             if self._done.any():
                 raise ValueError(f"an episode of {self.env} ended before its recorded actions did")
-            now = [actions[row][t - begin[row]] if t >= begin[row] else idle for row in range(self.num)]
+            now = [actions[row][t - begin[row]] if t >= begin[row] else idle for row in range(self.num_envs)]
             step = self.step(np.stack([np.asarray(action, dtype) for action in now]))
             frames = step.frame
             if t >= min(kept):
                 brought.append(step)
-        return [_trace(first[row], brought[kept[row] - min(kept) :], row) for row in range(self.num)]
+        return [_trace(first[row], brought[kept[row] - min(kept) :], row) for row in range(self.num_envs)]
 
     def _checked(self, actions: np.ndarray) -> np.ndarray:
-        shape = (self.num,) if self.spec.discrete else (self.num, self.spec.action_size)
+        shape = (self.num_envs,) if self.spec.discrete else (self.num_envs, self.spec.action_size)
         assert actions.shape == shape, f"actions {actions.shape}, expected {shape}"
         if not self.spec.discrete:
             return np.clip(actions.astype(np.float32), -1, 1)

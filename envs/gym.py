@@ -66,8 +66,8 @@ class GymGames(Games):
     _surprise = ""
     _films = True  # whether render() gives pictures
 
-    def __init__(self, env: str, num: int, *, config: GameConfig) -> None:
-        super().__init__(env, num, config=config)
+    def __init__(self, env: str, num_envs: int, *, config: GameConfig) -> None:
+        super().__init__(env, num_envs, config=config)
         for name in ("sticky", "noops", "life_loss"):
             if getattr(config, name):
                 raise UserError(
@@ -76,7 +76,7 @@ class GymGames(Games):
                 )
         self._found, self._repeat = find(env, config.kwargs), config.action_repeat or 1
         self._copies = [self._open()]
-        self._observed: list[Any] = [None] * num
+        self._observed: list[Any] = [None] * num_envs
         try:
             self._read_actions(self._copies[0])
             with self._failing("reset"):
@@ -85,9 +85,9 @@ class GymGames(Games):
         except BaseException:
             self.close()
             raise
-        self._copies += [self._open() for _ in range(num - 1)]
+        self._copies += [self._open() for _ in range(num_envs - 1)]
         self.spec = Spec(config.frame_shape, len(self.action_names), self.action_low is None)
-        self._frames = np.zeros((num, *self.spec.frame), dtype=np.uint8)
+        self._frames = np.zeros((num_envs, *self.spec.frame), dtype=np.uint8)
         self.description = ", ".join(self._described())
 
     def _open(self) -> gymnasium.Env[Any, Any]:
@@ -201,9 +201,9 @@ class GymGames(Games):
         return self._frames.copy()
 
     def _play(self, actions: np.ndarray) -> Played:
-        score = np.zeros(self.num, dtype=np.float32)
-        terminated = np.zeros(self.num, dtype=bool)
-        truncated = np.zeros(self.num, dtype=bool)
+        score = np.zeros(self.num_envs, dtype=np.float32)
+        terminated = np.zeros(self.num_envs, dtype=bool)
+        truncated = np.zeros(self.num_envs, dtype=bool)
         for row, copy in enumerate(self._copies):
             action = self._native(actions[row])
             for _ in range(self._repeat):
@@ -218,7 +218,7 @@ class GymGames(Games):
                 if ended or late:
                     break
             self._frames[row] = self._frame(row)
-        return Played(self._frames.copy(), score, terminated, np.zeros(self.num, dtype=bool), truncated)
+        return Played(self._frames.copy(), score, terminated, np.zeros(self.num_envs, dtype=bool), truncated)
 
     def _ending(self, terminated: bool, truncated: bool, info: dict[str, Any]) -> tuple[bool, bool]:
         """What the game calls an ending and a time limit; a game may know better."""

@@ -8,12 +8,12 @@ from envs.games import GameConfig, Games
 from envs.gym import GymGames, find
 
 
-def make_games(env: str, config: GameConfig, num: int | None = None) -> Games:
-    """`num` copies (`config.num` when None) of the gymnasium id `env`.
+def make_games(env: str, config: GameConfig, num_envs: int | None = None) -> Games:
+    """`num_envs` copies (`config.num_envs` when None) of the gymnasium id `env`.
 
     Raises UserError for an unknown id, a game without pictures, or a setting out of range.
     """
     config.check()
     found = find(env, config.kwargs)
     kind = AtariGames if is_atari(found, config) else CarRacingGames if is_car_racing(found) else GymGames
-    return kind(env, config.num if num is None else num, config=config)
+    return kind(env, config.num_envs if num_envs is None else num_envs, config=config)

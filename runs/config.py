@@ -19,6 +19,7 @@ OLD_NAMES = {
     "policy.passes": "policy.epochs",
     "policy.ratio": "policy.clip_ratio",
     "model.steps": "model.context_frames",
+    "game.num": "game.num_envs",
     "as": "variant",  # of publish
 }
 # What runs did before there was a key to say it, where that is not the default: of a config.json without the key.

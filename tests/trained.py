@@ -20,7 +20,7 @@ STEPS = 400
 
 def small(env: str, recipe: str = "reverie") -> Config:
     config = RECIPES[recipe]("toy")
-    return replace(config, env=env, game=replace(config.game, num=2), seed=7)
+    return replace(config, env=env, game=replace(config.game, num_envs=2), seed=7)
 
 
 def make(folder: Path, recipe: str = "reverie", **model: Any) -> Path:

@@ -31,9 +31,9 @@ class Uneven(Games):
 
     spec = SPEC
 
-    def __init__(self, num: int, trap: Callable[[int], None] = lambda steps: None) -> None:
-        super().__init__("Uneven", num, config=GameConfig())
-        self.seeds, self.at, self.trap, self.steps = [0] * num, [0] * num, trap, 0
+    def __init__(self, num_envs: int, trap: Callable[[int], None] = lambda steps: None) -> None:
+        super().__init__("Uneven", num_envs, config=GameConfig())
+        self.seeds, self.at, self.trap, self.steps = [0] * num_envs, [0] * num_envs, trap, 0
 
     def _restart(self, rows: list[int], seeds: list[int]) -> np.ndarray:
         for row, seed in zip(rows, seeds, strict=True):
@@ -43,7 +43,7 @@ class Uneven(Games):
     def _play(self, actions: np.ndarray) -> Played:
         self.at = [at + 1 for at in self.at]
         done = np.array([at == length(seed) for at, seed in zip(self.at, self.seeds, strict=True)])
-        never = np.zeros(self.num, bool)
+        never = np.zeros(self.num_envs, bool)
         return Played(self._frames(), (actions * self.at).astype(np.float32), done, never, never)
 
     def _frames(self) -> np.ndarray:
@@ -69,7 +69,7 @@ def agent(seed: int = 0) -> Agent:
     return Agent(world_model, FixedLearner(Linear(world_model.feature_size, SPEC)))
 
 
-def make(num: int = 3, trap: str = "", folder: Path = Path()) -> tuple[Agent, Games]:
+def make(num_envs: int = 3, trap: str = "", folder: Path = Path()) -> tuple[Agent, Games]:
     """What a process plays with. Traps: "dies" once, "hangs" in its first step and says so, "refuses"."""
     if trap == "refuses":
         raise UserError("This game cannot be played here.")
@@ -85,4 +85,4 @@ def make(num: int = 3, trap: str = "", folder: Path = Path()) -> tuple[Agent, Ga
         while True:
             pass
 
-    return agent(), Uneven(num, {"dies": dies, "hangs": hangs, "": lambda steps: None}[trap])
+    return agent(), Uneven(num_envs, {"dies": dies, "hangs": hangs, "": lambda steps: None}[trap])

@@ -52,7 +52,7 @@ from world_model.parts.heads import SignedReward, mean_where
 from world_model.parts.pair_tokenizer import PairEncoder, PairTokenizer, PairTokenizerConfig
 from world_model.parts.position_gru import PositionGRUConfig
 from world_model.parts.quantizers import CodebooksApart, MovingCodebook, Quantized
-from world_model.parts.token_dynamics import TokenDynamics, rollout, surprise
+from world_model.parts.token_dynamics import TokenDynamics, cross_entropy, rollout
 from world_model.parts.vq_tokenizer import Layout, QuantizerKind, VQTokenizer, VQTokenizerConfig
 from world_model.trees import Tree
 
@@ -569,11 +569,11 @@ class TokenWorld(WorldModel):
             known = self._known(batch.frame)[:, count - 1 : -1] / max(config.labels, 1e-9)
             done, codes = batch.action[:, count - 1 : -1], quantized.codes
             told = self.label(codes[:, :, 0] if config.action_codes else codes.flatten(2))
-            terms["label"] = surprise(told, done) * known
+            terms["label"] = cross_entropy(told, done) * known
             if self.other_label is not None:
                 # The gradient turns round before the codes: what the reader learns from them they learn to hide.
                 others = codes[:, :, 1:].flatten(2)
-                terms["other_label"] = surprise(self.other_label(2 * others.detach() - others), done) * known
+                terms["other_label"] = cross_entropy(self.other_label(2 * others.detach() - others), done) * known
         every = {name: Term(F.pad(term, (count, 0)), "arrived") for name, term in terms.items()}
         return self._quantized(every, metrics, latent, quantized, arrived)
 
@@ -665,8 +665,8 @@ class TokenWorld(WorldModel):
         said = self.transformer.foreseen(tokens, batch.action, self.tokenizer.embedding.weight, pictures)
         nats = {
             "tokens": said.nats,
-            "reward": surprise(said.reward, self.reward.target(batch.reward)),
-            "end": surprise(said.end, batch.terminated.long()),
+            "reward": cross_entropy(said.reward, self.reward.target(batch.reward)),
+            "end": cross_entropy(said.end, batch.terminated.long()),
         }
         if self.config.labels < 1:  # what follows an action is learned where the action is known
             known = self._known(batch.frame) / max(self.config.labels, 1e-9)

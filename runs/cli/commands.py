@@ -166,7 +166,7 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
     run.note(**about(games))
     loop: Loop | None = None
     with Progress() as progress, team.joined(device) as crew:
-        progress.say(f"{config.env}: {games.description}, {games.num} side by side")
+        progress.say(f"{config.env}: {games.description}, {games.num_envs} side by side")
         if crew.size > 1:
             progress.say(f"{crew.size} processes, each with games, replay and dreams of its own")
         progress.say(f"{config.recipe}, size {config.size}, on {device}, {threads} torch threads")

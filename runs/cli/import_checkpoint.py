@@ -119,7 +119,7 @@ def _write(asked: ImportConfig, config: Config, games: Games, fill: Callable[[Ag
         progress.say(f"{asked.path}: playing {PLAYED} steps of {asked.env}, from which dreams can begin")
         progress.start(PLAYED, 0)
         while loop.replay.steps < PLAYED:
-            loop.collect(games.num, progress)
+            loop.collect(games.num_envs, progress)
         assert isinstance(loop.agent.world_model, TokenWorld)
         for episode in loop.replay.memory().values():  # the checkpoint knows the signs of rewards alone
             loop.agent.world_model.reward.note(torch.from_numpy(episode.reward))

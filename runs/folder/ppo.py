@@ -98,8 +98,8 @@ class PpoConfig:
             raise UserError(f"hours=... is missing: how much processor time PPO may use for {env}.")
         if min(self.game.frame_size) < SMALLEST:
             raise UserError(f"game.size must be at least {SMALLEST} pixels for {self.size}, not {self.game.size}.")
-        if self.game.num * self.policy.n_steps < 2:
-            raise UserError("PPO cannot learn from one step alone: game.num=2 or policy.n_steps=2 is the least.")
+        if self.game.num_envs * self.policy.n_steps < 2:
+            raise UserError("PPO cannot learn from one step alone: game.num_envs=2 or policy.n_steps=2 is the least.")
         # SB3's terminal_on_life_loss: the end of an episode for the learner, while the game goes on.
         made = replace(self.game, **game)
         made = replace(made, life_loss=is_atari(find_game(env, made.kwargs), made))

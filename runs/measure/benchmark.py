@@ -105,7 +105,7 @@ class _Measurement:
         shares = self._begin("the loop", lambda: self._loop(updates) if short else {})
         operators = self._begin("operators", self._operators)
         starts, population_size = len(states.latent), getattr(self.config.policy, "population", 1)
-        many, dream = f"{self.games.num} games", f"{starts} x {horizon}"
+        many, dream = f"{self.games.num_envs} games", f"{starts} x {horizon}"
         whole = f"{population_size} x {dream}" if population_size > 1 else dream
         return {
             "precision": "bf16" if loop.trainer.autocast else "fp32",
@@ -131,7 +131,7 @@ class _Measurement:
 
     @property
     def _steps(self) -> int:
-        return 32 * self.games.num
+        return 32 * self.games.num_envs
 
     def _begin(self, name: str, work: Callable[[], Any]) -> Any:
         self.bar.update(self.task, description=name)
@@ -160,12 +160,12 @@ class _Measurement:
         """What plays `_steps` agent steps without an agent and without a replay."""
         games, rng, size = self.games, np.random.default_rng(self.config.seed), self.games.spec.action_size
         seeds = (episode_seed(self.config.seed, number) for number in itertools.count())
-        games.reset([next(seeds) for _ in range(games.num)])
+        games.reset([next(seeds) for _ in range(games.num_envs)])
 
         def play() -> None:
-            for _ in range(self._steps // games.num):
-                many = rng.integers(size, size=games.num)
-                done = games.step(many if games.spec.discrete else rng.uniform(-1, 1, (games.num, size))).done
+            for _ in range(self._steps // games.num_envs):
+                many = rng.integers(size, size=games.num_envs)
+                done = games.step(many if games.spec.discrete else rng.uniform(-1, 1, (games.num_envs, size))).done
                 if done.any():
                     rows = np.flatnonzero(done).tolist()
                     games.reset([next(seeds) for _ in rows], rows)

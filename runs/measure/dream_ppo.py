@@ -16,7 +16,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
-from agent.evaluate import watch
+from agent.evaluate import evaluate_policy
 from envs.controls import Controls
 from envs.errors import UserError
 from envs.make import make_games
@@ -123,8 +123,10 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     minutes = (time.monotonic() - began) / 60
     games = make_games(parts.config.env, parts.config.game, min(8, settings.episodes))
     try:
-        found = watch(Student(ppo, parts.controls), games, settings.episodes, seed=settings.seed).summary()
-        chance = watch(Dice(parts.controls, settings.seed), games, settings.episodes, seed=settings.seed).summary()
+        found = evaluate_policy(Student(ppo, parts.controls), games, settings.episodes, seed=settings.seed).summary()
+        chance = evaluate_policy(
+            Dice(parts.controls, settings.seed), games, settings.episodes, seed=settings.seed
+        ).summary()
     finally:
         games.close()
     result = found | {"policy": "PPO, learned in the dream", "random": chance, "minutes_of_learning": round(minutes, 2)}

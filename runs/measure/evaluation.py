@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from agent.evaluate import LONG, Acting, Evaluation, watch
+from agent.evaluate import LONG, Acting, Evaluation, evaluate_policy
 from agent.player import Player
 from envs.games import Games
 from envs.make import make_games
@@ -102,7 +102,9 @@ def _play(player: Acting, games: Games, run: Run, mode: str, console: Console) -
                 console.print(f"{time.strftime('%H:%M:%S')}  {text}, {done} of {run.config.episodes} episodes")
                 said = time.monotonic()
 
-        return watch(player, games, run.config.episodes, seed=run.config.seed, film=mode != "greedy", tell=tell)
+        return evaluate_policy(
+            player, games, run.config.episodes, seed=run.config.seed, film=mode != "greedy", tell=tell
+        )
 
 
 def _table(run: Run, results: dict[str, dict[str, Any]]) -> Table:

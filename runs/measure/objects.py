@@ -82,11 +82,11 @@ def play(agent: Agent, games: Games, frames: int, *, seed: int) -> Sample:
     Raises RuntimeError when the emulator that tells where the ball is does not show what the games show.
     """
     rng = np.random.default_rng(seed)
-    seeds = [episode_seed(seed + EVALUATION_SEED, number) for number in range(2 * games.num)]
-    mirrors: list[Mirror | None] = [Mirror(games.env, games.config, seed) for seed in seeds[: games.num]]
+    seeds = [episode_seed(seed + EVALUATION_SEED, number) for number in range(2 * games.num_envs)]
+    mirrors: list[Mirror | None] = [Mirror(games.env, games.config, seed) for seed in seeds[: games.num_envs]]
     player, candidates = Player(agent), 0
     kept: list[tuple[np.ndarray, Truth]] = []
-    now, is_first = games.reset(seeds[: games.num]), np.ones(games.num, dtype=bool)
+    now, is_first = games.reset(seeds[: games.num_envs]), np.ones(games.num_envs, dtype=bool)
     while any(mirrors):
         actions = player.act(now, is_first)
         brought = games.step(actions)
@@ -104,9 +104,9 @@ def play(agent: Agent, games: Games, frames: int, *, seed: int) -> Sample:
                 mirrors[row] = None
         done = np.flatnonzero(brought.done).tolist()
         if done and any(mirrors):
-            now = games.reset([seeds[games.num + row] for row in done], done)  # plays on, but does not count
+            now = games.reset([seeds[games.num_envs + row] for row in done], done)  # plays on, but does not count
     if len(kept) < 2:
-        raise UserError(f"The ball was hardly ever in play in {games.num} episodes: there is nothing to measure.")
+        raise UserError(f"The ball was hardly ever in play in {games.num_envs} episodes: there is nothing to measure.")
     return Sample(np.stack([frame for frame, _ in kept]), [truth for _, truth in kept], candidates)
 
 

@@ -46,7 +46,7 @@ from rich.table import Table as Lines
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from agent.evaluate import watch
+from agent.evaluate import evaluate_policy
 from agent.player import Player
 from envs.errors import UserError
 from envs.make import make_games
@@ -516,7 +516,9 @@ def _score(asked: PageConfig) -> dict[str, Any]:
     games = make_games(loaded.config.env, loaded.config.game, min(asked.episodes, 16))
     torch.manual_seed(0)
     try:
-        return {"score": watch(Player(loaded.agent), games, asked.episodes, seed=loaded.config.seed).summary()}
+        return {
+            "score": evaluate_policy(Player(loaded.agent), games, asked.episodes, seed=loaded.config.seed).summary()
+        }
     finally:
         games.close()
 

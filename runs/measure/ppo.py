@@ -148,7 +148,7 @@ def work(run: PpoRun, *, resumed: bool) -> None:
     config = run.config
     games = make_games(config.env, config.game)
     with Progress() as progress:
-        progress.say(f"{config.env}: {games.description}, {games.num} side by side")
+        progress.say(f"{config.env}: {games.description}, {games.num_envs} side by side")
         told = f"{config.hours:g} processor hours on {config.threads} torch thread{'s'[: config.threads > 1]}"
         progress.say(f"PPO of Stable-Baselines3 for {told}, over which learning rate and clip range fall to 0")
         try:
@@ -176,7 +176,7 @@ def work(run: PpoRun, *, resumed: bool) -> None:
 
 def _evaluate(run: PpoRun, learner: Learner) -> None:
     config = run.config
-    numbers = asdict(config.policy) | {"games": config.game.num, "stack": STACK, "core_hours": config.hours}
+    numbers = asdict(config.policy) | {"games": config.game.num_envs, "stack": STACK, "core_hours": config.hours}
     games = make_games(config.env, config.game, min(evaluation.ROWS, config.episodes))
     try:
         evaluation.judge(run, games, lambda greedy: Student(learner.ppo, greedy=greedy), {"ppo": numbers})

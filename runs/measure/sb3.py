@@ -87,8 +87,8 @@ class GamesVecEnv(_Rows):
         self.games, self.begun, self._seed = games, begun, seed
         frames, count = spaces.Box(0, 255, games.spec.frame, np.uint8), games.spec.action_size
         actions = spaces.Discrete(count) if games.spec.discrete else spaces.Box(-1, 1, (count,), np.float32)
-        super().__init__(games, games.num, frames, actions)
-        self._score, self._length = np.zeros(games.num), np.zeros(games.num, np.int64)
+        super().__init__(games, games.num_envs, frames, actions)
+        self._score, self._length = np.zeros(games.num_envs), np.zeros(games.num_envs, np.int64)
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """Games have no render mode, for which the constructor asks."""

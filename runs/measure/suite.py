@@ -115,7 +115,7 @@ def find_suite(env: str, config: GameConfig, folder: Path = SUITES) -> Suite:
 
 def game(suite: Suite, config: GameConfig) -> GameConfig:
     """The suite's game as a model sees it."""
-    return replace(config, **suite.rules, noops=None, max_steps=None, num=1)
+    return replace(config, **suite.rules, noops=None, max_steps=None, num_envs=1)
 
 
 # ---- which contexts ----

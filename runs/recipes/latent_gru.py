@@ -73,7 +73,7 @@ def latent_gru(size: str) -> Config:
         model=MODELS[size],
         policy=POLICIES[size],
         train=SCHEDULES[size],
-        game=GameConfig(size=SIZES[size], gray=False, num=8 if size in ("toy", "xs") else 1),
+        game=GameConfig(size=SIZES[size], gray=False, num_envs=8 if size in ("toy", "xs") else 1),
         replay=ReplayConfig(recency=0.25 if size == "xs" else 0.0),
         steps=STEPS[size],
     )

@@ -54,7 +54,7 @@ def reverie(size: str) -> Config:
         model=MODELS[size],
         policy=POLICIES[size],
         train=TRAIN if size != "toy" else replace(TRAIN, prefill=2_000, pretrain=300),
-        game=GameConfig(size=64, gray=False, num=8),
+        game=GameConfig(size=64, gray=False, num_envs=8),
         replay=ReplayConfig(recency=0.25),  # a quarter of the segments from what the present policy meets
         steps=250_000,
     )

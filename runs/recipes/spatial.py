@@ -81,7 +81,9 @@ def spatial(size: str) -> Config:
         model=MODELS[size],
         policy=POLICIES[size],
         train=SCHEDULES[size],
-        game=GameConfig(size="48x36" if size == "toy" else "84x64", gray=False, num=8 if size in ("toy", "xs") else 1),
+        game=GameConfig(
+            size="48x36" if size == "toy" else "84x64", gray=False, num_envs=8 if size in ("toy", "xs") else 1
+        ),
         replay=ReplayConfig(recency=0.25 if size == "xs" else 0.0),
         steps=STEPS[size],
     )

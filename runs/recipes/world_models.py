@@ -77,7 +77,7 @@ def world_models(size: str) -> Config:
         policy=POLICIES[size],
         train=SCHEDULES[size],
         env="CarRacing-v3",
-        game=GameConfig(size=64, gray=False, num=8, action_repeat=4 if size == "xs" else None),
+        game=GameConfig(size=64, gray=False, num_envs=8, action_repeat=4 if size == "xs" else None),
         replay=ReplayConfig(recency=0.0 if size in ("s", "m") else 0.5, recent_steps=20_000),
         steps=STEPS[size],
     )

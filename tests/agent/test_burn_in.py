@@ -88,7 +88,7 @@ def work(at_start: float = 0.0, burn_in: int = 4, **config: Any) -> Loop:
     register()
     torch.manual_seed(0)
     settings = replace(SMALL, **config)
-    games = make_games("Count-v0", GameConfig(size=16, gray=False, num=1))
+    games = make_games("Count-v0", GameConfig(size=16, gray=False, num_envs=1))
     agent = Agent(Mirror(games.spec), Listener(settings, SIZE, games.spec))
     replay = Replay(None, games.spec, ReplayConfig(), seed=0)
     schedule = TrainConfig(burn_in=burn_in, at_start=at_start, precision="fp32")

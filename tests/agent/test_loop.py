@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from agent.evaluate import watch
+from agent.evaluate import evaluate_policy
 from agent.loop import Loop
 from agent.player import Player
 from agent.seeds import episode_seed
@@ -28,7 +28,7 @@ def quick(env: str, **train: Any) -> Config:
     config = reverie("toy")
     schedule = replace(config.train, prefill=200, pretrain=3, log_every=5, **train)
     model = replace(config.model, batch_size=4, length=12)
-    return replace(config, env=env, train=schedule, model=model, game=replace(config.game, size=32, num=5))
+    return replace(config, env=env, train=schedule, model=model, game=replace(config.game, size=32, num_envs=5))
 
 
 def begin(config: Config, run: Run) -> Loop:
@@ -111,8 +111,8 @@ def test_evaluation_counts_every_episode_once_whatever_its_length() -> None:
     config = quick("Catch-v0")
     agent_games = make_games("Catch-v0", config.game, 3)
     agent = build.agent(config, agent_games.spec)
-    three = watch(Player(agent, greedy=True), agent_games, 7, seed=0)
-    one = watch(Player(agent, greedy=True), make_games("Catch-v0", config.game, 1), 7, seed=0)
+    three = evaluate_policy(Player(agent, greedy=True), agent_games, 7, seed=0)
+    one = evaluate_policy(Player(agent, greedy=True), make_games("Catch-v0", config.game, 1), 7, seed=0)
     assert three.returns == one.returns and three.lengths == one.lengths  # the same episodes, however many side by side
     assert len(three.returns) == 7
 
@@ -129,6 +129,6 @@ def test_catch_is_solved_by_imagination_alone(tmp_path: Path) -> None:
     loop = build.loop(config, games, tmp_path)
     with Progress() as progress:
         loop.train(config.steps, Run.create(config, tmp_path / "run"), progress)
-    scores = watch(Player(loop.agent), games, 20, seed=1).returns
+    scores = evaluate_policy(Player(loop.agent), games, 20, seed=1).returns
     caught = (sum(scores) / len(scores) + 10) / 20  # ten blocks a game, +1 or -1 each
     assert caught >= 0.6, f"{caught:.0%} caught"

@@ -201,7 +201,7 @@ def test_settings_out_of_range_are_refused(key: str, value: float) -> None:
 
 def test_stored_frames_are_the_games_own_pixels(tmp_path: Path) -> None:
     """Breakout through Games, replay, disk and sampling, against the emulator asked a second time."""
-    games = make_games("ALE/Breakout-v5", GameConfig(num=2, max_steps=60))
+    games = make_games("ALE/Breakout-v5", GameConfig(num_envs=2, max_steps=60))
     replay, rng = Replay(tmp_path, games.spec, ReplayConfig(), seed=0), np.random.default_rng(0)
     replay.begin_rows(range(2), games.reset([11, 12]), [11, 12])
     actions = rng.integers(0, games.spec.action_size, (60, 2))

@@ -147,7 +147,7 @@ def test_state_holds_no_frames(tmp_path: Path) -> None:
 
 def test_resume_on_a_real_game(tmp_path: Path) -> None:
     """Open episodes of Pong, sticky actions and all, come back from `Games.restore`, and the game goes on the same."""
-    games, rng = make_games("ALE/Pong-v5", GameConfig(num=2, max_steps=50)), np.random.default_rng(1)
+    games, rng = make_games("ALE/Pong-v5", GameConfig(num_envs=2, max_steps=50)), np.random.default_rng(1)
     replay = Replay(tmp_path, games.spec, ReplayConfig(), seed=0)
     replay.begin_rows(range(2), games.reset([0, 1]), [0, 1])
     for i in range(75):
@@ -156,7 +156,7 @@ def test_resume_on_a_real_game(tmp_path: Path) -> None:
         if len(rows := np.flatnonzero(step.done).tolist()):
             begun = [100 * i + row for row in rows]
             replay.begin_rows(rows, games.reset(begun, rows)[rows], begun)
-    other = make_games("ALE/Pong-v5", GameConfig(num=2, max_steps=50))
+    other = make_games("ALE/Pong-v5", GameConfig(num_envs=2, max_steps=50))
     again = Replay(tmp_path, games.spec, ReplayConfig(), seed=5)
     state = saved(replay)
     going = [(entry["seed"], entry["actions"].numpy()) for entry in state["open"]]

@@ -38,7 +38,7 @@ def quick(where: str = "both") -> Config:
             config.policy, where=where, population=4, rollouts=2, real_rollouts=3, generations=3, real_generations=2
         ),
         train=replace(config.train, prefill=200, steps_per_update=100, log_every=2, show_every=10**6, save_every=1e6),
-        game=replace(config.game, num=2),
+        game=replace(config.game, num_envs=2),
     )  # fmt: skip
 
 

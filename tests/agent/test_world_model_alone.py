@@ -23,7 +23,7 @@ from tests.agent.test_rounds import Stopping
 def short() -> Config:
     """Rounds of one update, which four games meet without playing ahead."""
     config = test_loop.quick("Catch-v0", policy=False)
-    return replace(config, steps=300, game=replace(config.game, num=4))
+    return replace(config, steps=300, game=replace(config.game, num_envs=4))
 
 
 def long() -> Config:

@@ -51,8 +51,8 @@ def build(env: str, num: int = 1, **settings: Any) -> Games:
 
 def random_actions(games: Games, rng: np.random.Generator) -> np.ndarray:
     if games.spec.discrete:
-        return rng.integers(0, games.spec.action_size, games.num)
-    return rng.uniform(-1, 1, (games.num, games.spec.action_size)).astype(np.float32)
+        return rng.integers(0, games.spec.action_size, games.num_envs)
+    return rng.uniform(-1, 1, (games.num_envs, games.spec.action_size)).astype(np.float32)
 
 
 @pytest.mark.parametrize("env", TINY)
@@ -280,7 +280,7 @@ def test_an_unknown_environment_is_one_sentence_with_a_hint(env: str, hint: str)
 
 @pytest.mark.parametrize(
     "settings",
-    [{"size": 4}, {"sticky": 1.5}, {"noops": -1}, {"action_repeat": 0}, {"max_steps": 0}, {"num": 0}],
+    [{"size": 4}, {"sticky": 1.5}, {"noops": -1}, {"action_repeat": 0}, {"max_steps": 0}, {"num_envs": 0}],
 )
 def test_settings_out_of_range_are_named(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"game.{next(iter(settings))} must be"):

@@ -10,7 +10,7 @@ import pytest
 
 import main
 from agent.collector import Collector
-from agent.evaluate import watch
+from agent.evaluate import evaluate_policy
 from agent.replay import Replay, ReplayConfig
 from envs import PROTOCOLS, GameConfig
 from envs.make import make_games
@@ -81,6 +81,8 @@ def test_an_evaluation_under_atari100k_plays_whole_games() -> None:
     found: list[tuple[Any, ...]] = []
     for life_loss in (True, False):
         settings = {**PROTOCOLS["atari100k"], "life_loss": life_loss}
-        found.append(watch(Held(), opened(make_games("ALE/Breakout-v5", GameConfig(**settings), 2)), 3, seed=0)[:2])
+        found.append(
+            evaluate_policy(Held(), opened(make_games("ALE/Breakout-v5", GameConfig(**settings), 2)), 3, seed=0)[:2]
+        )
     assert found[0] == found[1]
     assert min(found[0][1]) > 100, "a single life is shorter"

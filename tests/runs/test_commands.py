@@ -184,7 +184,8 @@ from runs.config import Config
 
 def mean(size):
     return Config(recipe="mean", size=size, model=MeanConfig(), policy=ActorCriticConfig(starts=4, horizon=2, hidden=8),
-                  train=TrainConfig(prefill=400, pretrain=2, burn_in=2, log_every=1), game=GameConfig(num=2), steps=560)
+                  train=TrainConfig(prefill=400, pretrain=2, burn_in=2, log_every=1), steps=560,
+                  game=GameConfig(num_envs=2))
 """
 
 

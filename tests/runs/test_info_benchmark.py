@@ -27,7 +27,7 @@ Place = tuple[int, int]
 
 def toy(env: str = "Catch-v0", **game: int | bool) -> Config:
     config = preset("reverie", "toy")
-    return replace(config, env=env, game=replace(config.game, **({"num": 2} | game)))  # type: ignore[arg-type]
+    return replace(config, env=env, game=replace(config.game, **({"num_envs": 2} | game)))  # type: ignore[arg-type]
 
 
 # ---- info ----

@@ -18,7 +18,7 @@ import main
 pytestmark = pytest.mark.slow
 HOME = Path(main.__file__).parent
 TOY = [
-    "size=toy", "threads=1", "steps=96", "episodes=1", "train.prefill=64", "train.pretrain=2", "game.num=2",
+    "size=toy", "threads=1", "steps=96", "episodes=1", "train.prefill=64", "train.pretrain=2", "game.num_envs=2",
     "game.size=16", "train.show_every=1000", "game.max_steps=20",
 ]  # fmt: skip
 NODES = """

@@ -22,7 +22,7 @@ from runs.folder.run import Run
 from runs.recipes import preset
 
 TOY = [
-    "size=toy", "threads=1", "steps=96", "episodes=2", "train.prefill=64", "train.pretrain=2", "game.num=2",
+    "size=toy", "threads=1", "steps=96", "episodes=2", "train.prefill=64", "train.pretrain=2", "game.num_envs=2",
     "game.size=16", "train.show_every=1000",
 ]  # fmt: skip
 

@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a run of Catch that has played a little and was saved."""
     config = preset("reverie", "toy")
-    config = replace(config, env="Catch-v0", game=replace(config.game, num=2))
+    config = replace(config, env="Catch-v0", game=replace(config.game, num_envs=2))
     made = Run.create(config, tmp_path_factory.mktemp("played") / "run")
     games = make_games(config.env, config.game)
     loop = build.loop(config, games, made.episodes_folder)

@@ -30,7 +30,8 @@ from runs.measure.sb3 import GamesVecEnv
 from runs.recipes.reverie import reverie
 from runs.report import curve, publish
 
-WORDS = ["env=Catch-v0", "policy.n_steps=16", "policy.batch_size=32", "policy.n_epochs=1", "game.num=2", "episodes=2"]
+WORDS = ["env=Catch-v0", "policy.n_steps=16", "policy.batch_size=32", "policy.n_epochs=1", "game.num_envs=2",
+         "episodes=2"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +117,7 @@ def test_the_same_game_is_played_as_the_other_run_plays_for_its_core_hours() -> 
     told = asked("run=pong").told()
     assert (told.env, told.protocol, told.run) == ("ALE/Pong-v5", "atari100k", "pong")
     assert told.hours == other.metrics()[-1]["core_hours"] >= 0.5
-    shown: dict[str, Any] = {"size": 84, "gray": True, "clip_rewards": True, "num": 8}
+    shown: dict[str, Any] = {"size": 84, "gray": True, "clip_rewards": True, "num_envs": 8}
     assert told.game == replace(other.config.game, **shown)
     assert asked("run=pong", "hours=2").told().hours == 2
 
@@ -142,7 +143,7 @@ def test_a_protocol_is_what_train_makes_of_it_and_single_keys_come_last() -> Non
         (["run=x", "game.sticky=0.1"], "run=... says which game is played"),
         (["run=x", "game.sticky=0"], "run=... says which game is played"),
         (["env=Catch-v0", "hours=1", "game.size=32"], "game.size must be at least 36"),
-        (["env=Catch-v0", "hours=1", "game.num=1", "policy.n_steps=1"], "game.num=2 or policy.n_steps=2"),
+        (["env=Catch-v0", "hours=1", "game.num_envs=1", "policy.n_steps=1"], "game.num_envs=2 or policy.n_steps=2"),
         (["env=Catch-v0", "hours=0"], "hours must be above 0"),
         (["env=ALE/Pnog-v5", "hours=1"], "Did you mean ALE/Pong-v5"),
         (["env=Catch-v0", "hours=1", "protocol=atari200k"], "Did you mean atari100k"),
@@ -295,5 +296,5 @@ def test_several_runs_are_drawn_against_core_hours(run_folder: Path, monkeypatch
 
 def test_game_config_names_what_makes_a_game_the_same() -> None:
     """Every key is either taken over from the other run or decided by Stable-Baselines3's preprocessing."""
-    decided = {"size", "gray", "clip_rewards", "life_loss", "num"}
+    decided = {"size", "gray", "clip_rewards", "life_loss", "num_envs"}
     assert {one.name for one in fields(GameConfig)} == {*SAME} | decided

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from agent.evaluate import watch
+from agent.evaluate import evaluate_policy
 from agent.player import Player
 from envs.make import make_games
 from runs import dreams
@@ -26,7 +26,7 @@ def test_the_published_score_holds() -> None:
     games = make_games(loaded.config.env, loaded.config.game, EPISODES)
     torch.manual_seed(0)
     try:
-        found = watch(Player(loaded.agent), games, EPISODES, seed=loaded.config.seed).summary()
+        found = evaluate_policy(Player(loaded.agent), games, EPISODES, seed=loaded.config.seed).summary()
     finally:
         games.close()
     error = 4 * told["std"] / math.sqrt(EPISODES)

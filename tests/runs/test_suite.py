@@ -54,7 +54,7 @@ def test_the_file_alone_decides_on_contexts_balanced_over_play_and_actions(monke
 def test_an_episode_is_played_again_to_the_bit(name: str) -> None:
     found = suite.read(SUITES / f"{name}.npz")
     last = int(np.argmin([len(taken) for taken in found.action]))
-    config = GameConfig(gray=False, num=3)
+    config = GameConfig(gray=False, num_envs=3)
     (_, one), (_, other) = (next(suite.episodes(found, config, [last])) for _ in range(2))
     assert np.array_equal(one.frame, other.frame) and np.array_equal(one.reward, other.reward)
     assert len(one) == len(found.action[last]) and one.frame.std() > 0

@@ -20,7 +20,7 @@ from runs.measure import fidelity, suite
 from runs.recipes import from_dict
 
 WORDS = ["env=Catch-v0", "size=toy", "train.prefill=240", "train.pretrain=2", "train.policy=false",
-         "train.steps_per_update=80", "game.num=2", "threads=1"]  # fmt: skip
+         "train.steps_per_update=80", "game.num_envs=2", "threads=1"]  # fmt: skip
 
 
 def test_random_and_human_play_become_a_judged_world_model(

@@ -356,7 +356,7 @@ def test_a_model_runs_where_its_weights_are(toy: Toy) -> None:
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_other_kinds_of_systems_play_and_train_in_the_loop(name: str) -> None:
     torch.manual_seed(0)
-    games = make_games("Catch-v0", GameConfig(size=16, gray=False, num=2))
+    games = make_games("Catch-v0", GameConfig(size=16, gray=False, num_envs=2))
     with torch.enable_grad():
         model = SYSTEMS[name](games.spec)
         policy = ActorCriticConfig(starts=6, horizon=4, hidden=16, layers=1)

@@ -93,14 +93,14 @@ class World:
             return spaces.Discrete(len(self.controls.names))
         return spaces.Box(np.array(self.controls.low, np.float32), np.array(self.controls.high, np.float32))
 
-    def action(self, given: Any, num: int) -> Tensor:
+    def action(self, given: Any, num_envs: int) -> Tensor:
         """The game's actions (N,) or (N, A) as the model takes them; continuous ones are clipped to the bounds.
 
         Raises:
             ValueError: another shape, a choice that does not exist, or not a number.
         """
         values, count, discrete = np.asarray(given), len(self.controls.names), self.controls.discrete
-        shape = (num,) if discrete else (num, count)
+        shape = (num_envs,) if discrete else (num_envs, count)
         kind = np.integer if discrete else np.number
         good = values.shape == shape and np.issubdtype(values.dtype, kind) and np.isfinite(values).all()
         if not good or (discrete and not 0 <= values.min() <= values.max() < count):

@@ -51,12 +51,12 @@ class _Dreaming:
 
     np_random: np.random.Generator
 
-    def __init__(self, world: World, num: int, *, horizon: int | None, temperature: float) -> None:
-        if num < 1 or (horizon is not None and horizon < 1) or not temperature >= 0:
-            raise ValueError(f"no dream has num={num}, horizon={horizon}, temperature={temperature}")
+    def __init__(self, world: World, num_envs: int, *, horizon: int | None, temperature: float) -> None:
+        if num_envs < 1 or (horizon is not None and horizon < 1) or not temperature >= 0:
+            raise ValueError(f"no dream has num_envs={num_envs}, horizon={horizon}, temperature={temperature}")
         self.dreams, self.horizon, self.temperature = DreamBatch(world), horizon, temperature
         self.now: Dream | None = None
-        self.time, self.done = np.zeros(num, np.int64), np.ones(num, bool)
+        self.time, self.done = np.zeros(num_envs, np.int64), np.ones(num_envs, bool)
         with self.dreams.rng_scope():  # every start once: beginning again is then free
             self._starts = self.dreams.begin(np.arange(len(world.starts.frame)))
 

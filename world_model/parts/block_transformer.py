@@ -35,10 +35,10 @@ from world_model.parts.token_dynamics import (
     Foreseen,
     ParallelDynamics,
     begin,
+    cross_entropy,
     judged,
     relu_head,
     rollout,
-    surprise,
 )
 from world_model.trees import Tree
 
@@ -135,7 +135,7 @@ class BlockTransformer(ParallelDynamics):
         out, h = self(shown, action)
         out, target, before = out[:, :-1], tokens[:, 1:], tokens[:, :-1]
         logits = self._logits(out, shown[:, :-1])  # (B, T - 1, N, V)
-        nats = surprise(logits, target)
+        nats = cross_entropy(logits, target)
         told = nats * weight
         if config.focal:
             told = told * (1 - (-nats.detach()).exp()).pow(config.focal)
@@ -143,7 +143,7 @@ class BlockTransformer(ParallelDynamics):
             known = torch.rand(target.shape, device=target.device) < torch.rand(*target.shape[:2], 1, device=out.device)
             again = logits + self._refined(out.flatten(0, 1), target.flatten(0, 1), known.flatten(0, 1)).view_as(logits)
             # Of those that are not known alone, whose share is drawn evenly: as many as the first pass tells.
-            told = told + surprise(again, target) * weight * ~known * 2
+            told = told + cross_entropy(again, target) * weight * ~known * 2
         metrics = judged(logits, target, before, nats)
         return Foreseen(F.pad(told, (0, 0, 1, 0)), self.reward(h), self.end(h), metrics)
 

@@ -201,7 +201,7 @@ class PlacewiseDynamics(ParallelDynamics):
     def foretold(self, out: Tensor, h: Tensor, tokens: Tensor) -> Foreseen:
         """Of whole segments, by what awaited each of their frames: out (B, T, N, D), h (B, T, D); tokens (B, T, N)."""
         logits, target = self.next_tokens(out[:, :-1]).float(), tokens[:, 1:]
-        nats = surprise(logits, target)
+        nats = cross_entropy(logits, target)
         metrics = judged(logits, target, tokens[:, :-1], nats)
         return Foreseen(F.pad(nats, (0, 0, 1, 0)), self.reward(h), self.end(h), metrics)
 
@@ -221,7 +221,7 @@ def judged(logits: Tensor, target: Tensor, before: Tensor, nats: Tensor) -> dict
     }  # fmt: skip
 
 
-def surprise(logits: Tensor, target: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy in nats: (..., K), (...) -> (...)."""
     return F.cross_entropy(logits.flatten(0, -2).float(), target.flatten(), reduction="none").view_as(target)
 
