@@ -11,8 +11,15 @@ if __name__ == "__main__":  # first of all: until a command has begun there is n
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, lambda *_: os._exit(130))
 
-from runs.cli.exit_codes import guarded, interruptible
-from runs.cli.table import RECIPE, RUN, Command, load
+try:
+    from runs.cli.exit_codes import guarded, interruptible
+    from runs.cli.table import RECIPE, RUN, Command, load
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__" or (missing.name or "").split(".")[0] in ("envs", "runs"):
+        raise
+    print(f"{sys.executable} has no {missing.name}: make train installs what is needed into .venv, "
+          "and .venv/bin/python main.py uses it.", file=sys.stderr)  # fmt: skip
+    sys.exit(2)
 
 COMMANDS = {
     "train": Command("a new run, in a folder under runs/out/ (the default)", "runs.cli.train:train", RECIPE,
@@ -82,6 +89,8 @@ def _dispatch(words: list[str]) -> None:
     from envs.errors import UserError, nearest
 
     name = "train"
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     named = bool(words) and "=" not in words[0] and not words[0].startswith(("-", "+", "~"))
     if named:
         name = words.pop(0)

@@ -71,9 +71,12 @@ def renamed(given: Mapping[str, Any], old_names: Mapping[str, str], valid: Colle
 
 def unknown_key(key: str, valid: list[str]) -> UserError:
     """The error for a key that does not exist, with the nearest that does."""
-    last = key.rsplit(".")[-1]
+    group, _, last = key.rpartition(".")
     same = [name for name in valid if name.rsplit(".")[-1] == last]  # right word, wrong group
-    hint = f"Did you mean {' or '.join(same)}?" if same else nearest(key, valid) or nearest(last, valid)
+    beside = [name for name in valid if group and name.startswith(group + ".")]  # wrong word, right group
+    ends = [name for name in beside if name.endswith("_" + last)]
+    near = ends or same
+    hint = f"Did you mean {' or '.join(near)}?" if near else nearest(key, valid) or nearest(last, valid)
     return UserError(f'Unknown key "{key}". {hint or "The keys are " + ", ".join(sorted(valid)) + "."}')
 
 

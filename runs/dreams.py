@@ -30,7 +30,7 @@ from envs.controls import Controls
 from envs.episode import CorruptEpisode, Episode
 from envs.errors import UserError
 from envs.make import make_games
-from envs.pictures import framed
+from envs.pictures import as_picture, framed
 from envs.spec import Spec
 from runs import build
 from runs.config import Config
@@ -104,17 +104,20 @@ class DreamPlayer:
         self._player, self._is_first = Player(self.parts.agent, greedy=self.greedy), True
 
     def act(self, frame: np.ndarray) -> Any:
-        """A frame of the game or the dream, (H, W, C) or (C, H, W) uint8 -> the action as the environment takes it.
+        """A frame of the game or the dream -> the action as the environment takes it.
+
+        A picture of any size is made the model's, as those of its real games were: (H, W, 3), (H, W) or channels first,
+        uint8 or floats in [0, 1]. Whoever plays the real game here repeats an action as often as the agent did.
 
         Raises:
-            ValueError: a frame of another type or size than the model's.
+            ValueError: no picture.
         """
         spec, picture = self.parts.agent.world_model.spec, np.asarray(frame)
-        if picture.ndim == 3 and picture.shape != spec.frame:
-            gray = spec.frame[0] == 1 and picture.shape[2] == 3 and picture.dtype == np.uint8
-            picture = framed(picture, picture.shape[:2], gray=True) if gray else picture.transpose(2, 0, 1)
         if picture.dtype != np.uint8 or picture.shape != spec.frame:
-            raise ValueError(f"a frame is {picture.dtype} {picture.shape} and should be uint8 {spec.frame}")
+            shown = as_picture(picture)
+            if shown is None:
+                raise ValueError(f"a frame is a picture, as uint8 (H, W, 3), and not {picture.dtype} {picture.shape}")
+            picture = framed(shown, (spec.frame[1], spec.frame[2]), gray=spec.frame[0] == 1)
         action = self._player.act(np.ascontiguousarray(picture)[None], np.array([self._is_first]))[0]
         self._is_first = False
         return self.parts.controls.native(int(action) if spec.discrete else tuple(action.tolist()))

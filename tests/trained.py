@@ -23,10 +23,10 @@ def small(env: str, recipe: str = "reverie") -> Config:
     return replace(config, env=env, game=replace(config.game, num_envs=2), seed=7)
 
 
-def make(folder: Path, recipe: str = "reverie", **model: Any) -> Path:
+def make(folder: Path, recipe: str = "reverie", gray: bool = False, **model: Any) -> Path:
     """The folder of a new run of Catch with a checkpoint and an evaluation; `model`: settings of the world model."""
     config = small("Catch-v0", recipe)
-    config = replace(config, model=replace(config.model, **model))
+    config = replace(config, model=replace(config.model, **model), game=replace(config.game, gray=gray))
     run = Run.create(config, folder)
     games = make_games(config.env, config.game)
     loop = build.loop(config, games, run.episodes_folder)

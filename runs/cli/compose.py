@@ -309,7 +309,8 @@ def _parsed(words: Sequence[str]) -> list[Override]:
         override = _read(quoted(word))
         if override is None:
             shown = word if len(word) <= 80 else word[:80] + "..."
-            raise UserError(f'Cannot read "{shown}": write key=value, with quotes around special characters.')
+            bare = " A command stands before all keys." if word.isidentifier() else ""
+            raise UserError(f'Cannot read "{shown}": write key=value, with quotes around special characters.{bare}')
         overrides.append(override)
     return overrides
 

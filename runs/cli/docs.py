@@ -128,15 +128,19 @@ def _of_recipes() -> list[str]:
     """The keys of a new run: those that all recipes share, and of each its model and policy."""
     text = [f"Recipes: {', '.join(f'`{name}`' for name in RECIPES)}, or `MODULE:FUNCTION`. Sizes: {', '.join(SIZES)}, "
             f"chosen by the device when not given. Protocols: {', '.join(PROTOCOLS)}. Defaults are those of `reverie` "
-            f"and, below, of each recipe at size {SHOWN_SIZE}.", f"```\n{FLAGS}\n```"]  # fmt: skip
+            f"at size {SHOWN_SIZE}; below, each recipe's own.", f"```\n{FLAGS}\n```"]  # fmt: skip
     every = rows(preset(compose.DEFAULT_RECIPE, SHOWN_SIZE))
     shared = sorted((row for row in every if not _own(row)), key=lambda row: "." in row[0])
     text.append(publish.markdown(HEADING, shared))
+    usual = {row[0]: row[2] for row in shared}
     for recipe in RECIPES:
-        text += [
-            f"### {recipe}",
-            publish.markdown(HEADING, [row for row in rows(preset(recipe, SHOWN_SIZE)) if _own(row)]),
-        ]
+        known = list(rows(preset(recipe, SHOWN_SIZE)))
+        others = [f"`{row[0]}={row[2]}`" for row in known if row[0] in usual and row[2] != usual[row[0]]]
+        text.append(f"### {recipe}")
+        text += ["Of the keys above it has " + ", ".join(other for other in others if "recipe=" not in other) + "."] * (
+            recipe != compose.DEFAULT_RECIPE
+        )
+        text.append(publish.markdown(HEADING, [row for row in known if _own(row)]))
     return text
 
 

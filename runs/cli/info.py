@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from agent.player import Agent
 from envs.make import make_games
+from policies.cma_es import Evolution
 from runs import build
 from runs.config import Config
 from world_model import trees
@@ -50,7 +51,8 @@ def describe(config: Config) -> dict[str, Any]:
         "game": game,
         "components": components,
         "parameters": {name: count(whole) for name, whole in _halves(agent)},
-        "trained": sum(weight.numel() for weight in trained(agent)),
+        "evolved": isinstance(learner, Evolution),
+        "trained": sum(weight.numel() for weight in trained(agent)) + count(learner) * isinstance(learner, Evolution),
         "latent": latent(model),
         "memory": f"{_leaves(memory)}; {trees.size_bytes(memory):,} bytes a row",
         "memory_bytes": trees.size_bytes(memory),
@@ -125,7 +127,8 @@ def _components(config: Config, facts: dict[str, Any]) -> Table:
         table.add_column(name, justify="right" if name == "parameters" else "left")
     for half, whole in facts["parameters"].items():
         for part in (part for part in facts["components"] if part["of"] == half):
-            by = ", ".join(part["trained_by"]) or "[dim]not trained[/]"
+            nobody = "CMA-ES" if half == "policy" and facts["evolved"] else "[dim]not trained[/]"
+            by = ", ".join(part["trained_by"]) or nobody
             table.add_row(part["name"], part["kind"], f"{part['parameters']:,}", by)
         table.add_row(f"[bold]the {half}[/]", "", f"[bold]{whole:,}[/]", "", end_section=True)
     table.add_row("[bold]all that is trained[/]", "", f"[bold]{facts['trained']:,}[/]", "")

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from envs.errors import UserError
+from envs.errors import UserError, nearest
 from envs.settings import setting
 from runs.folder.run import RESULTS
 
@@ -23,6 +23,7 @@ HEADING = (
     "of those that changed", "reward: r", "ends: nats (base rate)", "within 2 px (nothing moved); vanished, doubled",
     "LEFT or RIGHT: KL, pixels", "tier",
 )  # fmt: skip
+WIDE = 160  # characters of the table
 SHORT = ("steps", "recipe", "PSNR", "moved", "codes", "changed", "r", "ends", "things", "L/R", "tier")  # on a terminal
 
 
@@ -82,9 +83,14 @@ def command(asked: LeaderboardConfig) -> None:
     """Prints the table; `docs` writes it into docs/results.md."""
     found = [(path, entry) for path, entry in entries() if asked.env in ("", entry["env"])]
     if not found:
-        names = ", ".join(sorted({entry["env"] for _, entry in entries()})) or "none"
-        raise UserError(f"No fidelity of {asked.env or 'any game'} is published; there are those of: {names}.")
+        known = sorted({entry["env"] for _, entry in entries()})
+        named = (
+            f"No fidelity of {asked.env or 'any game'} is published; there are those of: {', '.join(known) or 'none'}."
+        )
+        raise UserError(f"{named} {nearest(asked.env, known)}".strip())
     console, lines = Console(highlight=False), rows(found)
+    if console.width < WIDE:  # a row a line, to be scrolled sideways, as in less -S; names are not cut
+        console = Console(highlight=False, width=WIDE)
     for env in dict.fromkeys(cells[0] for _, cells in lines):
         table = Table(title=env, box=None, pad_edge=False, collapse_padding=True)
         for name in SHORT:

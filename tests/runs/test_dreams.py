@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import cv2
 import gymnasium
 import numpy as np
 import pytest
@@ -121,9 +122,30 @@ def test_two_lines_play_a_dream(run_folder: Path) -> None:
     player.reset()
     frame, _ = player.dream.reset(seed=1)
     assert player.act(frame.transpose(2, 0, 1)) == first[0], "channels may come first or last"
-    for wrong in (frame / 255, frame[:32], frame[None]):
-        with pytest.raises(ValueError, match="should be uint8"):
+    player.reset()
+    large = cv2.resize(frame, (2 * frame.shape[1], 2 * frame.shape[0]), interpolation=cv2.INTER_NEAREST)
+    assert player.act(large) == first[0], "of any size"
+    for wrong in (frame[None], np.zeros(7), frame / 0.5):
+        with pytest.raises(ValueError, match="a frame is a picture"):
             player.act(wrong)
+
+
+def test_a_gray_agent_sees_a_real_game_as_in_training(tmp_path: Path) -> None:
+    player = dreams.load(trained.make(tmp_path / "run", "reverie", gray=True))
+    seen: list[np.ndarray] = []
+
+    class Eye:
+        def act(self, frames: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+            seen.append(frames[0, 0])
+            return np.zeros(1, np.int64)
+
+    player._player = Eye()  # type: ignore[assignment]
+    colour = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    player.act(colour)
+    assert np.array_equal(seen[0], cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY))
+    shown = player.dream.reset(seed=0)[0]
+    player.act(shown)
+    assert np.array_equal(seen[1], shown[..., 0]), "a gray dream's three channels are one"
 
 
 def test_a_player_remembers_until_it_is_reset(run_folder: Path) -> None:
