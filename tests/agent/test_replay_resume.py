@@ -145,6 +145,26 @@ def test_state_holds_no_frames(tmp_path: Path) -> None:
     assert len(file.getvalue()) < 4000 and json.loads(replay.state_dict()["rng"])["bit_generator"] == "PCG64"
 
 
+class Elsewhere:
+    """A tensor on a GPU, which must come to the processor before numpy sees it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def cpu(self) -> torch.Tensor:
+        return self.tensor
+
+
+def test_a_state_that_was_loaded_onto_a_gpu_is_resumed(tmp_path: Path) -> None:
+    replay = fresh(tmp_path)
+    numbered.play(replay, 0, 0, 30, finish=False)
+    state = saved(replay)
+    state["open"] = [entry | {"actions": Elsewhere(entry["actions"])} for entry in state["open"]]
+    again = Replay(tmp_path, DISCRETE, replay.config, seed=1)
+    again.load_state_dict(state, numbered.again)
+    assert again.steps == 30 and equal(replay.sample(4, 8), again.sample(4, 8))
+
+
 def test_resume_on_a_real_game(tmp_path: Path) -> None:
     """Open episodes of Pong, sticky actions and all, come back from `Games.restore`, and the game goes on the same."""
     games, rng = make_games("ALE/Pong-v5", GameConfig(num_envs=2, max_steps=50)), np.random.default_rng(1)

@@ -18,7 +18,7 @@ import main
 from envs import settings
 from envs.errors import UserError
 from runs import build
-from runs.cli import commands, completion, docs
+from runs.cli import commands, completion, compose, docs
 from runs.cli.table import RECIPE, RUN, load
 from runs.config import OLD_NAMES
 from runs.config_types import keys, renamed, values
@@ -264,10 +264,28 @@ def test_the_module_works_beside_a_folder_called_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_python_without_the_packages_is_told_in_one_sentence(tmp_path: Path) -> None:
+    words = [sys.executable, "-S", "-E", str(ROOT / "main.py"), "info"]  # -S: without what is installed
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "make train installs" in done.stderr
+
+
+def test_help_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for words in (["help"], ["--help"], ["help", "fidelity"], ["fidelity", "--help"]):
+        assert main.main(words) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] and told[2] == told[3] and told[0] != told[2]
+
+
 def test_values_from_python_are_read_as_they_are() -> None:
     given = {"env": "ALE/Pong-v5", "game": {"sticky": None}, "model": {"levels": (8, 4)}, "a": True, "b": 'x "y"'}
     words = [f"{key}={dreamloop._quoted(value)}" for key, value in dreamloop._flat(given)]
     assert words == ["env=ALE/Pong-v5", "game.sticky=null", "model.levels=[8,4]", "a=true", 'b="x \\"y\\""']
+    arguments = {"difficulty": 1, "mode": None}
+    (word,) = (f"{key}={dreamloop._quoted(value)}" for key, value in dreamloop._flat({"game": {"kwargs": arguments}}))
+    (config,) = compose.check(compose.prepared(["env=ALE/Pong-v5", "size=toy", word]))
+    assert config.game.kwargs == arguments
 
 
 def test_a_reader_that_has_seen_enough_is_no_fault() -> None:

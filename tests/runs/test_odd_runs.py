@@ -123,9 +123,11 @@ def test_other_episodes_are_a_result_of_their_own() -> None:
 def test_a_resume_that_fails_changes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert train() == 0
     before = Path("run/config.json").read_bytes()
-    for words in (["only=bogus", "model.lr=0.5"], ["model.lr=nan"], ["model.lr=0.5", "steps=no"]):
+    nothing = ["only=dream", "policy.updates=0"]
+    for words in (["only=bogus", "model.lr=0.5"], ["model.lr=nan"], ["model.lr=0.5", "steps=no"], nothing):
         assert main.main(["resume", "run=run", *words]) == 2
         assert Path("run/config.json").read_bytes() == before
+    assert "only=dream has nothing to do" in capfd.readouterr().err
     for path in Path("run/checkpoints").glob("*.pt"):
         path.write_bytes(path.read_bytes()[:-100])
     assert main.main(["resume", "run=run", "model.lr=0.5"]) == 2

@@ -51,6 +51,13 @@ def test_a_variant_is_published_beside_the_recipe(run: Run, tmp_path: Path) -> N
     assert "and 12,345 of evolution" in lines[0]
 
 
+def test_a_game_of_one_s_own_is_published_under_a_name_that_every_system_knows(tmp_path: Path) -> None:
+    run = Run.create(replace(reverie("toy"), env="my_games:Dodge-v0"), tmp_path / "run")
+    run.result("evaluation-sampled", {"policy": "sampled"})
+    (path,) = publish.publish(run, tmp_path / "results")
+    assert path.name == "reverie-my_games-Dodge-v0-evaluation-sampled.json"
+
+
 def test_a_run_without_results_has_nothing_to_publish(tmp_path: Path) -> None:
     empty = Run.create(reverie("toy"), tmp_path / "empty")
     with pytest.raises(UserError, match="no results yet"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from envs.atari import rom
 from envs.errors import UserError
 from envs.games import GameConfig
 from envs.make import make_games
@@ -58,6 +59,21 @@ def test_an_episode_is_played_again_to_the_bit(name: str) -> None:
     (_, one), (_, other) = (next(suite.episodes(found, config, [last])) for _ in range(2))
     assert np.array_equal(one.frame, other.frame) and np.array_equal(one.reward, other.reward)
     assert len(one) == len(found.action[last]) and one.frame.std() > 0
+
+
+def test_the_emulator_plays_a_game_with_its_arguments() -> None:
+    def actions(env: str, **kwargs: object) -> int:
+        return len(atari.Emulator(env, GameConfig(gray=False, kwargs=kwargs), seed=0).actions)
+
+    assert actions("ALE/Pong-v5") == 6 and actions("ALE/Pong-v5", full_action_space=True) == 18
+    with pytest.raises(UserError, match="not what a plain emulator plays"):
+        actions("ALE/Pong-v5", difficulty=1)
+    assert [rom(env) for env in ("ALE/Pong-v5", "Pong-v4", "Catch-v0", "nowhere:Nothing-v0")] == [
+        "pong",
+        "pong",
+        "",
+        "",
+    ]
 
 
 def test_a_game_that_plays_otherwise_is_found_out() -> None:

@@ -100,8 +100,10 @@ def test_unimix_keeps_every_class_possible() -> None:
     assert_close(probabilities.sum(-1), torch.ones(5, 3))
     assert_close(probabilities.min(), torch.tensor(0.2 / 4))
     assert_close(probabilities.max(), torch.tensor(0.8 + 0.2 / 4))
-    plain = Categoricals(3, 4, unimix=0.0).log_probs(raw())
-    assert_close(plain, raw().view(5, 3, 4).log_softmax(-1))
+    sure = Categoricals(3, 4, unimix=0.0)
+    assert_close(sure.log_probs(raw()), raw().view(5, 3, 4).log_softmax(-1))
+    sharp = sure.log_probs(500 * raw())
+    assert sure.entropy(sharp).isfinite().all() and sure.kl(sharp, sharp.flip(-1)).isfinite().all()
 
 
 def test_kl_and_entropy_are_those_of_torch() -> None:
