@@ -158,9 +158,7 @@ class Loop:
                 self.save(run)  # what is killed before its first update can be gone on with too
             try:
                 self.prefill(run, screen, asked_to_stop)
-                while not asked_to_stop() and (
-                    self.only or not only and (self.done or not self.updates or self.step < steps)
-                ):
+                while not asked_to_stop() and (self.only or not only and self.due(steps)):
                     self._round(steps, context)
             except GameFailed:  # what was learned until then is no worse for it
                 self.collector.abandon()
@@ -180,6 +178,10 @@ class Loop:
         return self.trainer.updates[self.stages[0].objectives[0].name]
 
     # ---- a round ----
+    def due(self, steps: int) -> bool:
+        """Whether a run of so many agent steps has something left to do."""
+        return bool(self.done or not self.updates or self.step < steps or self.only)
+
     def choose(self, only: str) -> None:
         """The one part that `train` is to do once more, if any.
 

@@ -185,7 +185,8 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
                 # In a team the first process alone would have them, and be ahead of the others.
                 if crew.size == 1 and (taken := loop.take(run.human_folder, human=True)):
                     progress.say(f"{taken} episodes that a person played join the replay")
-                progress.say(f"resumed at step {run.step:,}, update {loop.updates:,}")
+                over = "" if loop.due(config.steps) else "; all its steps are done, and steps=N asks for more"
+                progress.say(f"resumed at step {run.step:,}, update {loop.updates:,}{over}")
             for sentence in loop.replay.skipped:
                 progress.say(sentence)
             progress.start(config.steps, loop.step)

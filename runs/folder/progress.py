@@ -112,7 +112,7 @@ class Progress:
 
     def line(self) -> str:
         """The heartbeat: one line with everything a person needs to know."""
-        parts = [time.strftime("%H:%M:%S"), f"{self.name:<12}", self._steps(), self._rate_text()]
+        parts = [time.strftime("%H:%M:%S"), f"{self.name:<12}", self._steps(), *self._rate_text()]
         parts += [f"{name} {number(value)}" for name, value in dict(self.values).items()]
         if self.returns:
             parts.append(f"return {self._mean_return():.1f} (last {len(self.returns)} of {self.episodes:,})")
@@ -145,9 +145,10 @@ class Progress:
         passed = time.monotonic() - then
         return (self.step - step) / passed if passed > 0.5 else 0.0
 
-    def _rate_text(self) -> str:
+    def _rate_text(self) -> list[str]:
+        """Nothing while none are taken: a round may learn for minutes."""
         rate = self._rate()
-        return f"{rate:,.0f} steps/s" if rate >= 10 else f"{rate:.1f} steps/s"
+        return [f"{rate:,.0f} steps/s" if rate >= 10 else f"{rate:.1f} steps/s"] * (rate > 0)
 
     def _steps(self) -> str:
         if not self.total:
@@ -175,7 +176,7 @@ class Progress:
     def _table(self) -> Group:
         rows: Mapping[str, str] = {
             "phase": self.name,
-            "steps": f"{self._steps()}, {self._rate_text()}",
+            "steps": ", ".join([self._steps(), *self._rate_text()]),
             "time": self._left(),
             "episodes": f"{self.episodes:,}",
             "last returns": " ".join(f"{value:.4g}" for value in list(self.returns)[-8:]) or "none yet",
