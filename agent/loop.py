@@ -28,7 +28,7 @@ from envs.episode import Episode
 from envs.errors import UserError
 from envs.games import GameFailed, Games
 from policies.imagination import imagine
-from policies.interface import Policy, Rollout, Trajectory
+from policies.interface import Learner, Policy, Rollout, Trajectory
 from world_model import trees
 from world_model.interface import Batch, Metric, Stage, State, to_unit
 from world_model.trees import Tree
@@ -64,11 +64,10 @@ def start_contexts(replay: Replay) -> dict[str, torch.Tensor]:
     return {"frame": batch.frame[usable][:STARTS].clone(), "action": batch.action[usable, :-1][:STARTS].clone()}
 
 
-def declared_metrics(agent: Agent) -> dict[str, Metric]:
-    """What every number means that a run of this agent logs, by its logged name."""
-    stages = [objective for stage in agent.world_model.stages() for objective in stage.objectives]
-    known = METRICS | {f"policy/{name}": metric for name, metric in agent.learner.metrics.items()}
-    for objective in (*stages, *agent.learner.objectives()):
+def declared_metrics(stages: Sequence[Stage], learner: Learner) -> dict[str, Metric]:
+    """What every number means that a run of these logs, by its logged name."""
+    known = METRICS | {f"policy/{name}": metric for name, metric in learner.metrics.items()}
+    for objective in (*(one for stage in stages for one in stage.objectives), *learner.objectives()):
         known |= {f"{objective.name}/{name}": metric for name, metric in objective.metrics.items()}
         known[f"{objective.name}/grad_norm"] = Metric("norm of the gradient before clipping")
     return known
@@ -100,7 +99,7 @@ class Loop:
             objectives, device=agent.device, precision=config.precision, compile=config.compile, team=self.team,
             shared=[tensor for tensor in every if id(tensor) not in trained],
         )  # fmt: skip
-        self.metrics = declared_metrics(agent)
+        self.metrics = declared_metrics(self.stages, agent.learner)
         self.returns: list[float] = []  # of episodes since the last log
         self.updates = 0  # rounds that are behind us
         self.ahead = 0  # agent steps that were played before they were due
@@ -117,6 +116,11 @@ class Loop:
         """What a round consists of, by name."""
         places = ("dream", *(("real",) if self.real else ())) if self.config.policy else ()
         return ("collect", *(stage.name for stage in self.stages), *places)
+
+    @property
+    def long_rounds(self) -> bool:
+        """Whether a round takes more than one update of a stage, and so minutes."""
+        return any(stage.updates > 1 for stage in self.stages)
 
     @property
     def step(self) -> int:
@@ -202,6 +206,9 @@ class Loop:
         known = {stage.name: stage.updates for stage in self.stages}
         return (known | dict(self.agent.learner.plan(last=False, only=only))).get(only, 1)
 
+    def _save_is_due(self) -> bool:
+        return time.monotonic() - self._saved > self.config.save_every
+
     def _round(self, steps: int, context: Context) -> None:
         """One round, or what is left of one; returns early when asked to stop in the middle of a long part."""
         states, screen = None, context.screen
@@ -213,8 +220,7 @@ class Loop:
         # What the player remembers is told by weights that many updates have left behind: after the pretraining, and
         # after every round of a system that learns in long ones. `reverie` takes one small step a round, and a
         # burn-in would cost four times as much as the acting.
-        long = any(stage.updates > 1 for stage in self.stages)
-        if parts and self.config.policy and not self.done and (long or self.updates == 1):
+        if parts and self.config.policy and not self.done and (self.long_rounds or self.updates == 1):
             self.collector.burn_in(self.config.burn_in)
 
         def play() -> None:  # never more than the run was asked for, whatever a round takes
@@ -265,7 +271,7 @@ class Loop:
             generation = part in PLACES and self.agent.learner.logs_each_update
             if generation or (done + 1) % self.config.log_every == 0:
                 self._log(context)
-            if generation or time.monotonic() - self._saved > self.config.save_every:
+            if generation or self._save_is_due():
                 self.save(context.run)
         context.screen.update(self.step, **{part: None})
         return True
@@ -274,7 +280,7 @@ class Loop:
         """Random play, one look at it, and the world model's first updates; goes on where a stopped run had come to."""
         while (left := self.config.prefill - self.replay.steps - self.others) > 0 and not asked_to_stop():
             self.collect(min(PART, self.team.part(left)), screen, at_random=True)
-            if time.monotonic() - self._saved > self.config.save_every:
+            if self._save_is_due():
                 self.save(run)  # a slow game takes minutes for it
         if left > 0:
             return
@@ -292,7 +298,7 @@ class Loop:
             screen.update(self.step, pretraining=f"{done + 1} of {self.config.pretrain}")
             if (done + 1) % self.config.log_every == 0:
                 run.log(self.step, self.trainer.report())
-            if time.monotonic() - self._saved > self.config.save_every:
+            if self._save_is_due():
                 self.save(run)
         screen.update(self.step, pretraining=None)
 
@@ -438,14 +444,13 @@ class Loop:
     # ---- telling ----
     def _tell(self, context: Context) -> None:
         """After a round: numbers, pictures and a checkpoint, each when it is due."""
-        rounds_are_long = any(stage.updates > 1 for stage in self.stages)
-        if rounds_are_long or self.updates % self.config.log_every == 0:
+        if self.long_rounds or self.updates % self.config.log_every == 0:
             self._log(context)
         if self.updates % self.config.show_every == 0:
             context.screen.phase("pictures")
             show_dream(self.agent.world_model, self.replay, context.run, self.diagnostics, step=self.step)
             self.reconstruct(context.run)
-        if time.monotonic() - self._saved > self.config.save_every:
+        if self._save_is_due():
             context.screen.phase("checkpoint")
             self.save(context.run)
 

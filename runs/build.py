@@ -80,7 +80,8 @@ def metrics(config: Config) -> dict[str, Metric]:
     """
     spec = Spec(config.game.frame_shape, 2, True)  # the names do not depend on the game
     with forked_rng():
-        return declared_metrics(agent(config, spec, "meta"))
+        made = agent(config, spec, "meta")
+        return declared_metrics(made.world_model.stages(), made.learner)
 
 
 def agent_and_games(config: Config) -> tuple[Agent, Games]:

@@ -10,7 +10,7 @@ make the same environments.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -249,17 +249,24 @@ def _fill(agent: Agent, weights: Mapping[str, torch.Tensor], source: Path) -> No
         raise UserError(f"The weights in {source} are of another model than its configuration describes.") from problem
 
 
-def _from_episodes(run: Run, spec: Spec) -> Starts:
-    """Contexts from the newest episodes of a run whose checkpoint holds none."""
-    rng = np.random.default_rng(0)
-    episodes: list[Episode] = []
-    for path in sorted(run.episodes_folder.glob("*.npz"))[-LATEST:]:
+def usable_episodes(paths: Sequence[Path], spec: Spec) -> list[Episode]:
+    """Those that are whole and fit the game."""
+    found = []
+    for path in paths:
         try:
             episode = Episode.load(path)
         except CorruptEpisode:
             continue
-        if len(episode) >= CONTEXT and not episode.problem(spec):
-            episodes.append(episode)
+        if not episode.problem(spec):
+            found.append(episode)
+    return found
+
+
+def _from_episodes(run: Run, spec: Spec) -> Starts:
+    """Contexts from the newest episodes of a run whose checkpoint holds none."""
+    rng = np.random.default_rng(0)
+    paths = sorted(run.episodes_folder.glob("*.npz"))[-LATEST:]
+    episodes = [episode for episode in usable_episodes(paths, spec) if len(episode) >= CONTEXT]
     if not episodes:
         raise UserError(
             f"{run.folder} has no start for a dream, neither in its checkpoint nor in {run.episodes_folder}."

@@ -31,10 +31,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from agent.batch import cut
-from envs.episode import CorruptEpisode, Episode
+from envs.episode import Episode
 from envs.errors import UserError
 from envs.settings import setting
-from runs.dreams import Loaded, load_parts
+from runs.dreams import Loaded, load_parts, usable_episodes
 from runs.folder.run import keep
 from runs.measure.atari import places as places_of
 from runs.measure.atari import things
@@ -393,16 +393,8 @@ def measure(loaded: Loaded, suite: Suite, steps: int, console: Console) -> dict[
 
 def _own_episodes(loaded: Loaded) -> list[Episode]:
     """What the run learned from, as far as it is still there."""
-    found = []
     paths = sorted(loaded.run.episodes_folder.glob("*.npz")) if loaded.run is not None else []
-    for path in paths[:: max(1, len(paths) // OWN)]:
-        try:
-            episode = Episode.load(path)
-        except CorruptEpisode:
-            continue
-        if not episode.problem(loaded.agent.world_model.spec):
-            found.append(episode)
-    return found
+    return usable_episodes(paths[:: max(1, len(paths) // OWN)], loaded.agent.world_model.spec)
 
 
 def command(asked: ProbeConfig) -> dict[str, Any]:
