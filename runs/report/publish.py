@@ -74,6 +74,11 @@ def tables(results: Path = RESULTS) -> str:
         "IRIS at full size", "frames/s", "published code", "times", "processor time a frame", "GFLOP a frame",
         "of the matmul limit", "threads", "load",
     )  # fmt: skip
+    probes = (
+        "codes of frame pairs", "codes used", "the code tells the action", "an inverse model does",
+        "other codes' picture", "a transplanted code moves the player alike",
+    )  # fmt: skip
+    clocks = ("clock in dreams of 1,000 steps", "fast or slow", "stands still", "jumps", "legible", "the real one")
     formats = ("beside float32", "probability that moves", "KL", "same most likely token")
     leaders = leaderboard.rows(leaderboard.entries(results))
     sections: list[tuple[tuple[str, ...], list[Sequence[str]]]] = [
@@ -81,6 +86,8 @@ def tables(results: Path = RESULTS) -> str:
         (balls, rows("objects", _objects)),
         (leaderboard.HEADING, [(*cells, _link(path)) for path, cells in leaders]),
         (ahead, rows("fidelity", _fidelity)),
+        (probes, rows("probe", _probe)),
+        (clocks, rows("clock", _clock)),
         (pages, rows("page", _page)),
         (speeds, rows("benchmark", _speed)),
         (costs, rows("iris-speed", _cost)),
@@ -98,10 +105,30 @@ def _score(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     if judged := entry.get("judged_in_real_game", {}).get("steps"):
         steps += f" and {judged:,} of evolution"
     return [(
-        entry["env"], _recipe(entry), entry["policy"], f"**{entry['mean']:.2f}**",
+        _game(entry), _recipe(entry), entry["policy"], f"**{entry['mean']:.2f}**",
         f"{entry['std']:.2f}", f"{entry['median']:.1f}", str(entry["episodes"]), steps,
         f"{entry['hours']:.2f}", place, _link(path),
     )]  # fmt: skip
+
+
+def _game(entry: dict[str, Any]) -> str:
+    """With the protocol where it is not the id's own."""
+    protocol = entry.get("protocol", "default")
+    return str(entry["env"]) + (f", {protocol}" if protocol != "default" else "")
+
+
+def _probe(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+    moved = f"{entry['transplant']:.1%}" if "transplant" in entry else "-"
+    told = (f"{entry[key]:.1%}" for key in ("linear_probe", "inverse_model"))
+    name = f"{entry['env']}, {_recipe(entry)}"
+    return [(name, str(entry["codes_used"]), *told, f"{-entry['delta_psnr']:.1f} dB", moved, _link(path))]
+
+
+def _clock(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
+    dream, real = entry["dream"], entry["real"]
+    shares = (f"{dream[key]:.1%}" for key in ("stops", "jumps", "legible"))
+    name = f"{entry['env']}, {_recipe(entry)}"
+    return [(name, f"{dream['fast_percent']:+.0f} %", *shares, f"{real['fast_percent']:+.1f} %", _link(path))]
 
 
 def _recipe(entry: dict[str, Any]) -> str:
