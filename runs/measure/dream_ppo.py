@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
+from torch import Tensor
 
 from agent.evaluate import evaluate_policy
+from agent.player import Player
 from envs.controls import Controls
 from envs.errors import UserError
 from envs.make import make_games
@@ -54,24 +56,39 @@ class Student:
     """PPO at the controls of N real games: stacks pictures as it saw them when it learned.
 
     With the `controls` of a dream it learned in that: its pictures are RGB, its actions the game's own. Without, it
-    learned in the games themselves.
+    learned in the games themselves. With the model's own `player` it sees the games as the model shows them, which is
+    what it learned from: each frame encoded and drawn again.
     """
 
-    def __init__(self, ppo: PPO, controls: Controls | None = None, *, greedy: bool = False) -> None:
-        self.ppo, self.controls, self.greedy = ppo, controls, greedy
+    def __init__(
+        self, ppo: PPO, controls: Controls | None = None, *, greedy: bool = False, player: Player | None = None
+    ) -> None:
+        self.ppo, self.controls, self.greedy, self.player = ppo, controls, greedy, player
         self.seen: np.ndarray | None = None  # (N, STACK C, H, W), the newest last
 
     def act(self, frames: np.ndarray, is_first: np.ndarray) -> np.ndarray:
         """Frames (N, C, H, W) uint8; is_first (N,) bool: an episode begins -> actions as Games.step takes them."""
         if self.controls:
-            frames = to_pixels(torch.from_numpy(frames) / 255).transpose(0, 3, 1, 2)
+            frames = to_pixels(self._shown(frames, is_first)).transpose(0, 3, 1, 2)
         count, channels, *size = frames.shape
         if self.seen is None:
             self.seen = np.zeros((count, channels * STACK, *size), np.uint8)
         self.seen = np.concatenate([self.seen[:, channels:], frames], 1)
         self.seen[is_first, :-channels] = 0
         action, _ = self.ppo.predict(self.seen, deterministic=self.greedy)
-        return self.controls.normalised(action) if self.controls else action
+        action = self.controls.normalised(action) if self.controls else action
+        if self.player is not None:
+            self.player.took(action)
+        return action
+
+    def _shown(self, frames: np.ndarray, is_first: np.ndarray) -> Tensor:
+        """The frames in [0, 1] that it sees."""
+        if self.player is None:
+            return torch.from_numpy(frames) / 255
+        self.player.act(frames, is_first)
+        assert self.player.state is not None
+        with torch.inference_mode():
+            return self.player.agent.world_model.picture(self.player.state).float().cpu()
 
 
 class Dice:
@@ -123,17 +140,19 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     minutes = (time.monotonic() - began) / 60
     games = make_games(parts.config.env, parts.config.game, min(8, settings.episodes))
     try:
-        found = evaluate_policy(Student(ppo, parts.controls), games, settings.episodes, seed=settings.seed).summary()
-        chance = evaluate_policy(
-            Dice(parts.controls, settings.seed), games, settings.episodes, seed=settings.seed
-        ).summary()
+        judged, seed = settings.episodes, settings.seed
+        found = evaluate_policy(Student(ppo, parts.controls), games, judged, seed=seed).summary()
+        through = Student(ppo, parts.controls, player=Player(parts.agent))
+        shown = evaluate_policy(through, games, judged, seed=seed).summary()
+        chance = evaluate_policy(Dice(parts.controls, seed), games, judged, seed=seed).summary()
     finally:
         games.close()
     result = found | {"policy": "PPO, learned in the dream", "random": chance, "minutes_of_learning": round(minutes, 2)}
+    result |= {"seen_through_the_model": shown}
     result |= {"settings": asdict(settings), "ppo": NUMBERS | {"stack": STACK}, "dreamed_steps": ppo.num_timesteps}
     path = run.result("dream-ppo", result)
     console.print(f"{parts.config.env}, {settings.episodes} episodes of the real game:")
-    for name, entry in (("PPO from the dream", found), ("random", chance)):
+    for name, entry in (("PPO from the dream", found), ("seen by the model", shown), ("random", chance)):
         console.print(f"  {name:<18} mean {entry['mean']:.2f}, std {entry['std']:.2f}, median {entry['median']:.1f}")
     console.print(f"written to {path}", soft_wrap=True)
     return result

@@ -16,6 +16,7 @@ from runs.cli import compose
 from runs.measure import dream_ppo
 from tests import trained
 from world_model.dream.envs import DreamVectorEnv
+from world_model.interface import to_pixels
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_ppo_learns_in_the_dream_and_is_measured_in_the_game(run_folder: Path, t
         dream_ppo.measure(settings)
     told = json.loads((tmp_path / "results" / "dream-ppo.json").read_text())
     assert told["dreamed_steps"] >= 20 and told["env"] == "Catch-v0" and told["env_steps"] == 400
-    for entry in (told, told["random"]):
+    for entry in (told, told["random"], told["seen_through_the_model"]):
         assert len(entry["returns"]) == 2 and all(-10 <= value <= 10 for value in entry["returns"])
 
 
@@ -70,6 +71,23 @@ def test_a_student_stacks_what_it_sees_and_begins_with_nothing() -> None:
         student.act(np.full((2, 1, 4, 4), t, np.uint8), np.array([t == 1, t in (1, 5)]))
     assert watched.seen[0, :, 0, 0].tolist() == [2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5]
     assert watched.seen[1, :, 0, 0].tolist() == [0] * 9 + [5] * 3
+
+
+def test_a_student_may_see_what_the_model_shows_of_the_game(run_folder: Path) -> None:
+    class Watched:
+        def predict(self, seen: np.ndarray, deterministic: bool) -> tuple[np.ndarray, None]:
+            self.seen = seen[:, -3:].copy()
+            return np.ones(len(seen), np.int64), None
+
+    parts, watched = dreams.load_parts(run_folder), Watched()
+    model, player = parts.agent.world_model, dream_ppo.Player(parts.agent)
+    student = dream_ppo.Student(watched, parts.controls, player=player)  # type: ignore[arg-type]
+    real = parts.starts.frame[0, :3].numpy()
+    for t, frame in enumerate(real):
+        student.act(frame[None], np.array([t == 0]))
+        assert player.state is not None and player.action is not None and player.action.item() == 1
+        assert np.array_equal(watched.seen[0], to_pixels(model.picture(player.state))[0].transpose(2, 0, 1))
+        assert not np.array_equal(watched.seen[0], frame)
 
 
 @pytest.mark.parametrize(
