@@ -12,9 +12,9 @@ from /proc (Linux) before and after each. Writes results/page-stress.json.
 results/page-access.json.
 
 `what=static folder=docs/play`: a page that `export` has written, without a server of ours: how soon, how fast, whether
-it slows or grows, and whether its figures are those of PyTorch. Writes runs/out/page-static.json.
+it slows or grows, and whether its figures are those of PyTorch. Writes results/page-static.json.
 
-All others write into the run's folder, or into runs/out/ for the model that ships.
+All write into the run's folder, or into runs/out/ for the model that ships.
 """
 
 from __future__ import annotations
@@ -477,6 +477,10 @@ def measure_static(asked: PageConfig) -> dict[str, Any]:
     folder, found = Path(asked.folder), dict[str, Any]()
     if not (folder / "dream.json").exists():
         raise UserError(f"{folder} holds no exported page: python main.py export out={folder} writes one.")
+    told, here = json.loads((folder / "dream.json").read_text())["hello"]["about"], about(load_parts(asked.run, "cpu"))
+    if {key: told[key] for key in ("model", "steps")} != {key: here[key] for key in ("model", "steps")}:
+        made, other = (f"{one['model']} after {one['steps']} steps" for one in (told, here))
+        raise UserError(f"{folder} was made of {made}, and run names {other}: folder= is where that was exported to.")
     found["megabytes"] = round(sum(path.stat().st_size for path in folder.iterdir()) / 1e6, 2)
     with hosted(folder) as url, chromium() as opened:
         page = opened.new_page(viewport={"width": 1280, "height": 860})
@@ -566,7 +570,8 @@ def _static(asked: PageConfig) -> None:
     console = Console(highlight=False)
     for name, value in found.items():
         console.print(f"{name:28} {value}")
-    console.print(f"written to {keep(None, 'page-static', found)}", soft_wrap=True)
+    run = load_parts(asked.run, "cpu").run
+    console.print(f"written to {keep(run, 'page-static', found)}", soft_wrap=True)
 
 
 def _finding(row: dict[str, Any]) -> str:

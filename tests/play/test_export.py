@@ -133,6 +133,14 @@ def test_a_system_that_is_no_graph_is_refused_and_so_is_a_foreign_folder(tmp_pat
         export.command(ExportConfig(run=str(folder), out=str(tmp_path / "mine")))
 
 
+def test_a_page_is_measured_with_the_run_it_was_made_of(tmp_path: Path) -> None:
+    run = trained.make(tmp_path / "run")
+    with pytest.raises(
+        UserError, match="was made of reverie xs after 500,000 steps, and run names reverie toy after 400"
+    ):
+        browser.measure_static(browser.PageConfig(run=str(run), folder=str(export.SHIPPED)))
+
+
 def test_a_runtime_that_is_another_is_refused(tmp_path: Path) -> None:
     from rich.console import Console
 
