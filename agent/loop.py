@@ -37,6 +37,7 @@ PLACES = ("dream", "real")  # where a policy learns
 STARTS, CONTEXT = 32, 9  # real contexts in a checkpoint, and the frames of each: 3.5 MB at 64x64 RGB
 FEWEST = 16  # contexts drawn at least, lest all of a few happen to be where a game has ended
 PART = 512  # agent steps played, or frames encoded, without asking whether to stop
+NO_STARTS = "policy.starts must be at least 1: this recipe draws the states that dreams begin from."
 METRICS = {  # of what the loop itself logs
     "episode/return": Metric("return of the games that ended, in the game's own units"),
     "updates": Metric("rounds of world model and policy so far"),
@@ -162,7 +163,7 @@ class Loop:
                 self.save(run)  # what is killed before its first update can be gone on with too
             try:
                 self.prefill(run, screen, asked_to_stop)
-                while not asked_to_stop() and (self.only or not only and self.due(steps)):
+                while not asked_to_stop() and (self.only if only else self.due(steps)):
                     self._round(steps, context)
             except GameFailed:  # what was learned until then is no worse for it
                 self.collector.abandon()
@@ -371,7 +372,7 @@ class Loop:
     def _begun(self, count: int) -> tuple[State, Tree]:
         """`states`, and the policy's memory before each of them; () when it remembers nothing."""
         if not count:
-            raise UserError("policy.starts must be at least 1: this recipe draws the states that dreams begin from.")
+            raise UserError(NO_STARTS)
         first, length = round(self.config.at_start * count), self.config.burn_in + 1
         parts = []
         with self.trainer.mixed():

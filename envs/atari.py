@@ -12,11 +12,10 @@ from ale_py import roms
 from gymnasium.envs.registration import EnvSpec
 
 from envs.games import GameConfig, Games, Played
-from envs.gym import find, make_env
+from envs.gym import ATARI, find, make_env
 from envs.spec import Spec
 
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # else every emulator prints a banner
-ENTRY = "ale_py.env:AtariEnv"  # of the ids of Atari games
 FRAMES = 108_000  # an episode, which ids without a limit have too: half an hour of play
 DEFAULTS: dict[str, Any] = {  # what AtariEnv takes, of which ids need not give all
     "game": "pong", "mode": None, "difficulty": None, "obs_type": "rgb", "frameskip": 4,
@@ -31,7 +30,7 @@ def is_atari(found: EnvSpec, config: GameConfig) -> bool:
     Not those with a random frame skip (Pong-v4), which have no fixed action repeat, nor what somebody has registered
     with a wrapper, a time limit, a mode or a difficulty: gymnasium's own way plays these.
     """
-    if found.entry_point != ENTRY:
+    if found.entry_point != ATARI:
         return False
     asked = means(found)
     plain = not found.additional_wrappers and found.max_episode_steps is None and asked.keys() <= DEFAULTS.keys()
@@ -42,7 +41,7 @@ def is_atari(found: EnvSpec, config: GameConfig) -> bool:
 def rom(env: str) -> str:
     """The name of the game in an Atari id's cartridge, as "pong"; "" for other ids."""
     found = gymnasium.registry.get(env.rpartition(":")[2])
-    return str(means(found)["game"]) if found is not None and found.entry_point == ENTRY else ""
+    return str(means(found)["game"]) if found is not None and found.entry_point == ATARI else ""
 
 
 def means(found: EnvSpec) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from envs.games import GameConfig, GameFailed, Games, Played, from_bounds, to_bo
 from envs.pictures import as_picture, coloured, framed, is_picture, part_with_picture
 from envs.spec import Spec
 
+ATARI = "ale_py.env:AtariEnv"  # the entry point of the ids of Atari games
+
 
 def find(env: str, kwargs: dict[str, Any] | None = None) -> EnvSpec:
     """Gymnasium's record of an id, with further arguments; "module:Name-v0" imports the module that registers it first.
@@ -48,7 +50,7 @@ def _choices(name: str) -> list[str]:
     """Leaves out Atari's old ids (Pong-v0, PongNoFrameskip-v4), unless it looks as if one of them is meant."""
     old_style = "frameskip" in name.casefold() or name.endswith(("-v0", "-v4"))
     records = gymnasium.registry.items()
-    return [i for i, r in records if old_style or "/" in i or r.entry_point != "ale_py.env:AtariEnv"]
+    return [i for i, r in records if old_style or "/" in i or r.entry_point != ATARI]
 
 
 STEP = "(observation, reward, terminated, truncated, info)"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from agent.loop import Loop, declared_metrics
+from agent.loop import NO_STARTS, Loop, declared_metrics
 from agent.player import Agent
 from agent.population import FixedLearner
 from agent.ray_pool import Cluster
@@ -39,7 +39,7 @@ def agent(config: Config, spec: Spec, device: str | torch.device = "cpu") -> Age
     except ValueError as problem:
         raise UserError(f"The model cannot be built: {problem}") from problem
     if not (world_model.gives_states or getattr(config.policy, "starts", 1)):
-        raise UserError("policy.starts must be at least 1: this recipe draws the states that dreams begin from.")
+        raise UserError(NO_STARTS)
     made = Agent(world_model, learner).to(device)
     return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 

@@ -135,11 +135,12 @@ def _of_recipes() -> list[str]:
     usual = {row[0]: row[2] for row in shared}
     for recipe in RECIPES:
         known = list(rows(preset(recipe, SHOWN_SIZE)))
-        others = [f"`{row[0]}={row[2]}`" for row in known if row[0] in usual and row[2] != usual[row[0]]]
+        others = [
+            f"`{key}={value}`" for key, _, value, *_ in known if key != "recipe" and value != usual.get(key, value)
+        ]
         text.append(f"### {recipe}")
-        text += ["Of the keys above it has " + ", ".join(other for other in others if "recipe=" not in other) + "."] * (
-            recipe != compose.DEFAULT_RECIPE
-        )
+        if others:
+            text.append(f"Of the keys above it has {', '.join(others)}.")
         text.append(publish.markdown(HEADING, [row for row in known if _own(row)]))
     return text
 

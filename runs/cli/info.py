@@ -46,13 +46,14 @@ def describe(config: Config) -> dict[str, Any]:
     model, learner = agent.world_model, agent.learner
     components = [part for name, whole in _halves(agent) for part in _parts(name, whole, objectives(agent))]
     memory = model.initial(1)
+    evolved = count(learner) if isinstance(learner, Evolution) else 0
     kind = f"{spec.action_size} {'actions' if spec.discrete else 'continuous values'}"
     return {
         "game": game,
         "components": components,
         "parameters": {name: count(whole) for name, whole in _halves(agent)},
-        "evolved": isinstance(learner, Evolution),
-        "trained": sum(weight.numel() for weight in trained(agent)) + count(learner) * isinstance(learner, Evolution),
+        "evolved": evolved,
+        "trained": evolved + sum(weight.numel() for weight in trained(agent)),
         "latent": latent(model),
         "memory": f"{_leaves(memory)}; {trees.size_bytes(memory):,} bytes a row",
         "memory_bytes": trees.size_bytes(memory),

@@ -140,11 +140,14 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     minutes = (time.monotonic() - began) / 60
     games = make_games(parts.config.env, parts.config.game, min(8, settings.episodes))
     try:
-        judged, seed = settings.episodes, settings.seed
-        found = evaluate_policy(Student(ppo, parts.controls), games, judged, seed=seed).summary()
-        through = Student(ppo, parts.controls, player=Player(parts.agent))
-        shown = evaluate_policy(through, games, judged, seed=seed).summary()
-        chance = evaluate_policy(Dice(parts.controls, seed), games, judged, seed=seed).summary()
+        players = (
+            Student(ppo, parts.controls),
+            Student(ppo, parts.controls, player=Player(parts.agent)),
+            Dice(parts.controls, settings.seed),
+        )
+        found, shown, chance = (
+            evaluate_policy(player, games, settings.episodes, seed=settings.seed).summary() for player in players
+        )
     finally:
         games.close()
     result = found | {"policy": "PPO, learned in the dream", "random": chance, "minutes_of_learning": round(minutes, 2)}
@@ -152,7 +155,7 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     result |= {"settings": asdict(settings), "ppo": NUMBERS | {"stack": STACK}, "dreamed_steps": ppo.num_timesteps}
     path = run.result("dream-ppo", result)
     console.print(f"{parts.config.env}, {settings.episodes} episodes of the real game:")
-    for name, entry in (("PPO from the dream", found), ("seen by the model", shown), ("random", chance)):
+    for name, entry in (("PPO from the dream", found), ("through the model", shown), ("random", chance)):
         console.print(f"  {name:<18} mean {entry['mean']:.2f}, std {entry['std']:.2f}, median {entry['median']:.1f}")
     console.print(f"written to {path}", soft_wrap=True)
     return result

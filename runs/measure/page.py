@@ -472,15 +472,22 @@ def hosted(folder: Path) -> Iterator[str]:
         host.server_close()
 
 
-def measure_static(asked: PageConfig) -> dict[str, Any]:
-    """How soon the first frame is there, frames a second and memory part by part, latency, and how near to PyTorch."""
+def measure_static(asked: PageConfig, loaded: Loaded) -> dict[str, Any]:
+    """How soon the first frame is there, frames a second and memory part by part, latency, and how near to PyTorch.
+
+    `loaded` is what the page was made of; it gets the page's weights.
+    """
+    from runs.cli.export import round_weights
+
     folder, found = Path(asked.folder), dict[str, Any]()
     if not (folder / "dream.json").exists():
         raise UserError(f"{folder} holds no exported page: python main.py export out={folder} writes one.")
-    told, here = json.loads((folder / "dream.json").read_text())["hello"]["about"], about(load_parts(asked.run, "cpu"))
+    dream = json.loads((folder / "dream.json").read_text())
+    told, here = dream["hello"]["about"], about(loaded)
     if {key: told[key] for key in ("model", "steps")} != {key: here[key] for key in ("model", "steps")}:
         made, other = (f"{one['model']} after {one['steps']} steps" for one in (told, here))
         raise UserError(f"{folder} was made of {made}, and run names {other}: folder= is where that was exported to.")
+    round_weights(loaded.agent, asked.weights)
     found["megabytes"] = round(sum(path.stat().st_size for path in folder.iterdir()) / 1e6, 2)
     with hosted(folder) as url, chromium() as opened:
         page = opened.new_page(viewport={"width": 1280, "height": 860})
@@ -507,40 +514,30 @@ def measure_static(asked: PageConfig) -> dict[str, Any]:
             "model_median_ms": model[0],
             "model_p95_ms": model[1],
         }
-        found |= _latency(page) | _parity(page, asked)
-    return found | (_score(asked) if asked.episodes else {})
+        found |= _latency(page) | _parity(page, loaded, dream["numbers"])
+    return found | ({"score": _score(loaded, asked.episodes)} if asked.episodes else {})
 
 
-def _score(asked: PageConfig) -> dict[str, Any]:
+def _score(loaded: Loaded, episodes: int) -> dict[str, Any]:
     """What the agent wins in the real game with the page's weights, beside what was published of it."""
-    from runs.cli.export import round_weights
-
-    loaded = load_parts(asked.run, "cpu")
-    round_weights(loaded.agent, asked.weights)
-    games = make_games(loaded.config.env, loaded.config.game, min(asked.episodes, 16))
+    games = make_games(loaded.config.env, loaded.config.game, min(episodes, 16))
     torch.manual_seed(0)
     try:
-        return {
-            "score": evaluate_policy(Player(loaded.agent), games, asked.episodes, seed=loaded.config.seed).summary()
-        }
+        return evaluate_policy(Player(loaded.agent), games, episodes, seed=loaded.config.seed).summary()
     finally:
         games.close()
 
 
-def _parity(page: Any, asked: PageConfig) -> dict[str, Any]:
+def _parity(page: Any, loaded: Loaded, numbers: dict[str, int]) -> dict[str, Any]:
     """The graph in the browser beside the model in PyTorch, with the same weights, states and random numbers."""
     from play import graph
-    from runs.cli.export import export_parts, round_weights
+    from runs.cli.export import export_parts
 
-    loaded = load_parts(asked.run, "cpu")
-    round_weights(loaded.agent, asked.weights)
-    shared = export_parts(loaded)
-    told = json.loads((Path(asked.folder) / "dream.json").read_text())
-    worst: dict[str, float] = {}
+    shared, worst = export_parts(loaded), dict[str, float]()
     page.evaluate("give('pause', true)")
     size = sum(leaf.numel() * leaf.element_size() for leaf in graph.begun(shared, 0)[0])
     count, together = (int(min(most, max(1, SENT / part / size))) for most, part in ((PARITY, 1), (TOGETHER, 20)))
-    steps, drawn = graph.reference(shared, told["numbers"], count), 0
+    steps, drawn = graph.reference(shared, numbers, count), 0
     for begin in range(0, count, together):
         some = [next(steps) for _ in range(min(together, count - begin))]
         names = list(some[0][1])
@@ -565,13 +562,12 @@ def _sent(feed: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _static(asked: PageConfig) -> None:
-    before = os.getloadavg()
-    found = measure_static(asked) | {"load_before": [round(load, 2) for load in before], "folder": asked.folder}
+    before, loaded = os.getloadavg(), load_parts(asked.run, "cpu")
+    found = measure_static(asked, loaded) | {"load_before": [round(load, 2) for load in before], "folder": asked.folder}
     console = Console(highlight=False)
     for name, value in found.items():
         console.print(f"{name:28} {value}")
-    run = load_parts(asked.run, "cpu").run
-    console.print(f"written to {keep(run, 'page-static', found)}", soft_wrap=True)
+    console.print(f"written to {keep(loaded.run, 'page-static', found)}", soft_wrap=True)
 
 
 def _finding(row: dict[str, Any]) -> str:

@@ -138,7 +138,7 @@ def test_a_page_is_measured_with_the_run_it_was_made_of(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match="was made of reverie xs after 500,000 steps, and run names reverie toy after 400"
     ):
-        browser.measure_static(browser.PageConfig(run=str(run), folder=str(export.SHIPPED)))
+        browser.measure_static(browser.PageConfig(folder=str(export.SHIPPED)), load_parts(run, "cpu"))
 
 
 def test_a_runtime_that_is_another_is_refused(tmp_path: Path) -> None:
