@@ -47,6 +47,7 @@ class DreamPpoConfig:
     steps: int = setting(200_000, 1, 10**10, help="dreamed")
     dreams: int = setting(16, 1, 4096, help="side by side")
     horizon: int = setting(256, 1, 10**6, help="steps after which a dream begins anew")
+    temperature: float | None = setting(None, 0, 100, help="of the dream; that of the policy's training when not given")
     episodes: int = setting(30, 1, 10**6, help="whole ones, of the real game")
     seed: int = setting(0, 0, 2**31 - 1, help="of everything random")
     threads: int = setting(0, 0, 1024, help="of torch; 0: all cores")
@@ -105,8 +106,8 @@ class Dice:
         return self.rng.uniform(-1, 1, (len(frames), count)).astype(np.float32)
 
 
-def learn(dream: DreamVectorEnv, settings: DreamPpoConfig, console: Console) -> PPO:
-    """PPO after `steps` steps in the dream."""
+def learn(dream: DreamVectorEnv, settings: DreamPpoConfig, console: Console) -> tuple[PPO, list[tuple[int, float]]]:
+    """PPO after `steps` steps in the dream, and what a dream brought it on the way: steps, mean return."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor
 
@@ -115,13 +116,15 @@ def learn(dream: DreamVectorEnv, settings: DreamPpoConfig, console: Console) -> 
     rows = VecFrameStack(VecMonitor(DreamVecEnv(dream)), STACK)
     batch = min(NUMBERS["batch_size"], settings.dreams * NUMBERS["n_steps"])
     ppo = PPO("CnnPolicy", rows, **NUMBERS | {"batch_size": batch}, seed=settings.seed, device="auto")
-    began = time.monotonic()
+    began, returns = time.monotonic(), []
     for part in range(1, PARTS + 1):
         ppo.learn(-(-settings.steps // PARTS), reset_num_timesteps=part == 1)
         ended = [episode["r"] for episode in ppo.ep_info_buffer or ()]
-        reward = f", return of a dream {np.mean(ended):.2f}" if ended else ""
+        if ended:
+            returns.append((ppo.num_timesteps, round(float(np.mean(ended)), 3)))
+        reward = f", return of a dream {returns[-1][1]:.2f}" if ended else ""
         console.print(f"{ppo.num_timesteps:,} steps, {ppo.num_timesteps / (time.monotonic() - began):.0f}/s{reward}")
-    return ppo
+    return ppo, returns
 
 
 def measure(settings: DreamPpoConfig) -> dict[str, Any]:
@@ -133,10 +136,10 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     world = parts.world(many=True)
     began = time.monotonic()
     dream = DreamVectorEnv(
-        world, settings.dreams, horizon=settings.horizon, temperature=parts.temperature(None),
+        world, settings.dreams, horizon=settings.horizon, temperature=parts.temperature(settings.temperature),
         autoreset_mode=AutoresetMode.SAME_STEP,
     )  # fmt: skip
-    ppo = learn(dream, settings, console)
+    ppo, returns = learn(dream, settings, console)
     minutes = (time.monotonic() - began) / 60
     games = make_games(parts.config.env, parts.config.game, min(8, settings.episodes))
     try:
@@ -153,6 +156,7 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     result = found | {"policy": "PPO, learned in the dream", "random": chance, "minutes_of_learning": round(minutes, 2)}
     result |= {"seen_through_the_model": shown}
     result |= {"settings": asdict(settings), "ppo": NUMBERS | {"stack": STACK}, "dreamed_steps": ppo.num_timesteps}
+    result |= {"dreamed_returns": returns, "temperature": dream.temperature}
     path = run.result("dream-ppo", result)
     console.print(f"{parts.config.env}, {settings.episodes} episodes of the real game:")
     for name, entry in (("PPO from the dream", found), ("through the model", shown), ("random", chance)):

@@ -26,12 +26,13 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_ppo_learns_in_the_dream_and_is_measured_in_the_game(run_folder: Path, tmp_path: Path) -> None:
     trained.copied(run_folder, tmp_path)
-    settings = dream_ppo.DreamPpoConfig(run=str(tmp_path), steps=20, dreams=2, horizon=8, episodes=2)
+    settings = dream_ppo.DreamPpoConfig(run=str(tmp_path), steps=20, dreams=2, horizon=8, temperature=1.0, episodes=2)
     numbers = dream_ppo.NUMBERS | {"n_steps": 2, "n_epochs": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dream_ppo, "NUMBERS", numbers)
         dream_ppo.measure(settings)
     told = json.loads((tmp_path / "results" / "dream-ppo.json").read_text())
+    assert told["temperature"] == 1 and told["dreamed_returns"]
     assert told["dreamed_steps"] >= 20 and told["env"] == "Catch-v0" and told["env_steps"] == 400
     for entry in (told, told["random"], told["seen_through_the_model"]):
         assert len(entry["returns"]) == 2 and all(-10 <= value <= 10 for value in entry["returns"])
