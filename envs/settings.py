@@ -9,7 +9,7 @@ class ModelConfig:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ class Setting(NamedTuple):
     choices: tuple[str, ...] = ()
     resumable: bool = False  # a run that goes on may change it
     required: bool = False  # a command does not begin without it
+    when: tuple[tuple[str, tuple[Any, ...]], ...] = ()  # fields beside it and the values with which it is read at all
     help: str = ""
 
     @property
@@ -42,13 +43,28 @@ class Setting(NamedTuple):
             return f"between {_shown(self.low)} and {_shown(self.high)}"
         return f"at least {_shown(self.low)}" if self.low is not None else ""
 
+    @property
+    def told(self) -> str:
+        """The help, and with what the value is read: "frames that they see (with dynamics=block or frames)"."""
+        return f"{self.help} (with {self.condition()})" if self.when else self.help
+
+    def condition(self, prefix: str = "") -> str:
+        """ "dynamics=block or frames and recurrent=true", each key with its prefix; "" where it is always read."""
+        wanted = (" or ".join(_word(value) for value in values) for _, values in self.when)
+        return " and ".join(f"{prefix}{name}={values}" for (name, _), values in zip(self.when, wanted, strict=True))
+
 
 def setting(
     default: Any, low: float | None = None, high: float | None = None, *, above: float | None = None,
-    choices: tuple[str, ...] = (), resumable: bool = False, required: bool = False, help: str = "",
+    choices: tuple[str, ...] = (), resumable: bool = False, required: bool = False,
+    when: Mapping[str, Any] | None = None, help: str = "",
 ) -> Any:  # fmt: skip
-    """A dataclass field with its range (ends included, but `above`), its choices and a line of help."""
-    declared = Setting(low, high, above, choices, resumable, required, help)
+    """A dataclass field with its range (ends included, but `above`), its choices and a line of help.
+
+    `when` names fields beside it with a value, or several, without which nothing reads this one.
+    """
+    wanted = tuple((name, value if isinstance(value, tuple) else (value,)) for name, value in (when or {}).items())
+    declared = Setting(low, high, above, choices, resumable, required, wanted, help)
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata={"setting": declared})
     return field(default=default, metadata={"setting": declared})
@@ -78,6 +94,22 @@ def check(config: Any, prefix: str = "") -> None:
             _check(key, one, rule)
 
 
+def unread(config: Any, key: str) -> str | None:
+    """Why nothing reads the value of a dotted key in this configuration, as a sentence; None where it is read."""
+    *groups, last = key.split(".")
+    for group in groups:
+        config = getattr(config, group, None)
+    rules = {one.name: declared(one) for one in fields(config)} if is_dataclass(config) else {}
+    rule = rules.get(last, Setting())
+    for name, wanted in rule.when:
+        value = getattr(config, name)
+        if value not in wanted:
+            prefix = "".join(f"{group}." for group in groups)
+            return (f"{key} changes nothing here: it is read with {rule.condition(prefix)}, "
+                    f"and {prefix}{name} is {_word(value)}.")  # fmt: skip
+    return None
+
+
 def _check(key: str, value: Any, rule: Setting) -> None:
     if value is None or isinstance(value, bool):
         return
@@ -96,6 +128,11 @@ def _check(key: str, value: Any, rule: Setting) -> None:
     if not (low_enough and high_enough) or (rule.above is not None and not value > rule.above):
         limits = rule.limits if rule.high is not None or low_enough else f"at most {LARGEST:,}"
         raise UserError(f"{key} must be {limits}, not {_number(value)}.")
+
+
+def _word(value: Any) -> str:
+    """As it is typed."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _number(value: float) -> str:

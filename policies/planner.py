@@ -29,8 +29,10 @@ class PlannerConfig:
     )
     candidates: int = setting(64, 2, 65_536, help="plans that are dreamed side by side")
     horizon: int = setting(12, 1, 1000, help="steps of a plan")
-    iterations: int = setting(3, 1, 100, help="cem: generations of plans")
-    repeat: float = setting(0.7, 0, 1, help="shooting: probability that a plan goes on with the same action")
+    iterations: int = setting(3, 1, 100, when={"method": "cem"}, help="generations of plans")
+    repeat: float = setting(
+        0.7, 0, 1, when={"method": "shooting"}, help="probability that a plan goes on with the same action"
+    )
     gamma: float = setting(0.985, 0, 1, help="discount of a step")
 
 

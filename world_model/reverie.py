@@ -97,9 +97,9 @@ class ReverieConfig:
     deter: int = setting(512, 1, 16_384, help="width of the memory and of what leads into it and predicts from it")
     hidden: int = setting(256, 1, 16_384, help="width of the reward and continuation heads")
     channels: int = setting(48, 4, 4096, help="of the convolutions at 1/8")
-    layers: int = setting(2, 1, 64, help="of the transformer, as are heads and window")
-    heads: int = setting(4, 1, 64, help="of its attention")
-    window: int = setting(32, 2, 4096, help="frames that it sees")
+    layers: int = setting(2, 1, 64, when={"dynamics": "transformer"}, help="of the transformer")
+    heads: int = setting(4, 1, 64, when={"dynamics": "transformer"}, help="of its attention")
+    window: int = setting(32, 2, 4096, when={"dynamics": "transformer"}, help="frames that it sees")
     foreground: float = setting(
         20.0, 0, 1e4, help="how much more a pixel counts for each unit by which it differs from the background"
     )

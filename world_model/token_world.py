@@ -95,6 +95,13 @@ TRANSFORMER_METRICS = {
 }  # fmt: skip
 
 
+# With which of its parts a number is read at all.
+FRAMES, PAIRS = {"tokens_of": "frame"}, {"tokens_of": "pair"}
+VQGAN, CVIVIT = FRAMES | {"layout": "vqgan"}, PAIRS | {"pair_encoder": "cvivit"}
+EMA, FSQ = {"quantizer": "ema"}, {"quantizer": "fsq"}
+GPT, BLOCK, GRU = {"dynamics": "gpt"}, {"dynamics": "block"}, {"dynamics": "gru"}
+
+
 @dataclass(frozen=True)
 class TokenWorldConfig:
     """IRIS's numbers but for the perceptual loss, whose network is not everywhere; of `block` the document's."""
@@ -106,37 +113,57 @@ class TokenWorldConfig:
     tokens_of: Literal["frame", "pair"] = setting(
         "frame", help="what is tokenized: each frame, or what happens from one to the next"
     )
-    pair_encoder: PairEncoder = setting("conv", help="pair, as all that follow up to chain: how both frames are read")
-    pair_layers: int = setting(4, 1, 100, help="cvivit: layers of attention")
-    positions: int = setting(0, 0, 64, help="codes that tell a whole transition; 0: one for each place of the grid")
-    action_codes: int = setting(
-        0, 0, 64, help="of the codes, those of the first position alone, which tell the action and the others do not"
+    pair_encoder: PairEncoder = setting("conv", when=PAIRS, help="how both frames are read")
+    pair_layers: int = setting(4, 1, 100, when=CVIVIT, help="layers of attention")
+    positions: int = setting(
+        0, 0, 64, when=PAIRS, help="codes that tell a whole transition; 0: one for each place of the grid"
     )
-    flow_steps: int = setting(0, 0, 100, help="steps in which a picture flows from the last frame; 0: drawn at once")
-    residual: bool = setting(False, help="the decoder draws what changes, not the whole frame")
-    decoder_frames: int = setting(1, 1, 100, help="last frames that the decoder draws on")
-    decoder_channels: int = setting(0, 0, 4096, help="of the decoder; 0: as many as the encoder's")
+    action_codes: int = setting(
+        0,
+        0,
+        64,
+        when=PAIRS,
+        help="of the codes, those of the first position alone, which tell the action and the others do not",
+    )
+    flow_steps: int = setting(
+        0, 0, 100, when=PAIRS, help="steps in which a picture flows from the last frame; 0: drawn at once"
+    )
+    residual: bool = setting(False, when=PAIRS, help="the decoder draws what changes, not the whole frame")
+    decoder_frames: int = setting(1, 1, 100, when=PAIRS, help="last frames that the decoder draws on")
+    decoder_channels: int = setting(0, 0, 4096, when=PAIRS, help="of the decoder; 0: as many as the encoder's")
     labels: float = setting(1.0, 0, 1, help="share of the transitions whose action is known, to tokenizer and dynamics")
-    label_scale: float = setting(0.0, 0, 1000, help="of reading the known actions off the codes, in the tokenizer")
-    chain: int = setting(1, 1, 100, help="frames in a row that the decoder draws, each on its own last one")
-    layout: Layout = setting("vqgan", help="of the tokenizer's networks: IRIS's, or that of the Atari world model v2.1")
+    label_scale: float = setting(
+        0.0, 0, 1000, when=PAIRS, help="of reading the known actions off the codes, in the tokenizer"
+    )
+    chain: int = setting(1, 1, 100, when=PAIRS, help="frames in a row that the decoder draws, each on its own last one")
+    layout: Layout = setting(
+        "vqgan", when=FRAMES, help="of the tokenizer's networks: IRIS's, or that of the Atari world model v2.1"
+    )
     codes: int = setting(512, 2, 65_536, help="of the tokenizer's codebook")
     code_width: int = setting(512, 1, 16_384, help="numbers of a code")
     channels: int = setting(64, 1, 4096, help="of the tokenizer's convolutions")
     halvings: int = setting(4, 0, 10, help="of the picture's sides")
-    blocks: int = setting(2, 0, 100, help="residual blocks at each resolution")
-    attention: tuple[int, ...] = setting((2, 3), 0, 10, help="resolutions with attention, by their number of halvings")
-    patch: int = setting(1, 1, 64, help="pixels of a side that become one place first")
-    local: bool = setting(False, help="each token's pixels are seen by themselves")
-    quantizer: QuantizerKind = setting("gradient", help="how latents become codes")
-    levels: tuple[int, ...] = setting((8, 8, 8), 2, 1024, help="of each dimension of a finite scalar quantiser")
-    follow_every: int = setting(1, 1, 10_000, help="ema: updates between two of the codebook")
-    reset_every: int = setting(
-        0, 0, help="ema: updates between two looks for dead codes; 0: at each, and after a grace of 70"
+    blocks: int = setting(2, 0, 100, when=FRAMES, help="residual blocks at each resolution")
+    attention: tuple[int, ...] = setting(
+        (2, 3), 0, 10, when=VQGAN, help="resolutions with attention, by their number of halvings"
     )
-    even_scale: float = setting(0.0, 0, 100, help="gradient: of the codes' even use, against their collapse")
+    patch: int = setting(1, 1, 64, when=FRAMES, help="pixels of a side that become one place first")
+    local: bool = setting(False, when=FRAMES, help="each token's pixels are seen by themselves")
+    quantizer: QuantizerKind = setting("gradient", help="how latents become codes")
+    levels: tuple[int, ...] = setting((8, 8, 8), 2, 1024, when=FSQ, help="of each dimension")
+    follow_every: int = setting(1, 1, 10_000, when=EMA, help="updates between two of the codebook")
+    reset_every: int = setting(
+        0, 0, when=EMA, help="updates between two looks for dead codes; 0: at each, and after a grace of 70"
+    )
+    even_scale: float = setting(
+        0.0, 0, 100, when={"quantizer": "gradient"}, help="of the codes' even use, against their collapse"
+    )
     rate: float = setting(
-        0.0, 0, 100, help="ema: what a nat of a code's rarity costs as one is chosen, in mean squared errors of a code"
+        0.0,
+        0,
+        100,
+        when=EMA,
+        help="what a nat of a code's rarity costs as one is chosen, in mean squared errors of a code",
     )
     commitment_scale: float = setting(1.0, 0, 100, help="of what pulls the latents to the codes")
     edge_scale: float = setting(0.0, 0, 100, help="of the error of the picture's edges, beside that of its pixels")
@@ -145,7 +172,7 @@ class TokenWorldConfig:
     )
     perceptual: perceptual.Kind = setting("none", help="network of the perceptual loss")
     foreground: float = setting(
-        20.0, 0, 1e4, help="without a perceptual loss: how much more a pixel counts, a unit from the background"
+        20.0, 0, 1e4, when={"perceptual": "none"}, help="how much more a pixel counts, a unit from the background"
     )
     tokenizer_updates: int = setting(200, 0, resumable=True, help="updates a round")
     tokenizer_batch: int = setting(256, 1, 65_536, help="frames")
@@ -160,39 +187,68 @@ class TokenWorldConfig:
     context_frames: int = setting(
         20, 3, 1000, help="frames of a training segment; gpt: of the window, each with its action"
     )
-    keep: int = setting(10, 1, 1000, help="gpt: frames, with their actions, that remain when the window is full")
-    history: int = setting(4, 0, 100, help="block, frames: frames that they see; frames: 0 for the action alone")
-    block_attention: Attention = setting(
-        "cached", help="block: a frame sees itself and those before (cached), or everything sees everything (whole)"
+    keep: int = setting(10, 1, 1000, when=GPT, help="frames, with their actions, that remain when the window is full")
+    history: int = setting(
+        4, 0, 100, when={"dynamics": ("block", "frames")}, help="frames that they see; 0 with frames: the action alone"
     )
-    merge: int = setting(1, 1, 16, help="tokens, both ways, that are read and told at one place")
-    refine: int = setting(0, 0, 16, help="further passes that settle the tokens of a frame, so that they agree")
-    stay: float = setting(0.0, 0, 20, help="head start, in logits, of the token that stands there; learned from there")
+    block_attention: Attention = setting(
+        "cached",
+        when=BLOCK,
+        help="a frame sees itself and those before (cached), or everything sees everything (whole)",
+    )
+    merge: int = setting(1, 1, 16, when=BLOCK, help="tokens, both ways, that are read and told at one place")
+    refine: int = setting(
+        0, 0, 16, when=BLOCK, help="further passes that settle the tokens of a frame, so that they agree"
+    )
+    stay: float = setting(
+        0.0, 0, 20, when=BLOCK, help="head start, in logits, of the token that stands there; learned from there"
+    )
     copy_above: float = setting(
-        1.0, 0, 1, resumable=True, help="dreamed tokens likelier than this to stay as they are do; 1: none for that"
+        1.0,
+        0,
+        1,
+        resumable=True,
+        when=BLOCK,
+        help="dreamed tokens likelier than this to stay as they are do; 1: none for that",
     )
     rollout_steps: int = setting(
-        5, 1, 100, help="block, gru, frames: frames in a row that are told from the model's own"
+        5,
+        1,
+        100,
+        when={"dynamics": ("block", "gru", "frames")},
+        help="frames in a row that are told from the model's own",
     )
-    rollout_share: float = setting(0.5, 0, 1, help="of a batch's segments that end with such a row")
-    teacher_forcing: float = setting(0.1, 0, 1, help="probability of a real frame in it")
-    step_discount: float = setting(0.7, above=0, high=1, help="of the loss, a step of it; 1 on average")
-    recurrent: bool = setting(False, help="gru, frames: it remembers more than the frames it reads")
-    place_attention: int = setting(0, 0, 100, help="gru: blocks of attention over the places")
-    code_embedding: int = setting(64, 1, 4096, help="gru: width of a code's and of an action's embedding")
+    rollout_share: float = setting(
+        0.5, 0, 1, when={"dynamics": ("block", "gru", "frames")}, help="of a batch's segments that end with such a row"
+    )
+    teacher_forcing: float = setting(
+        0.1, 0, 1, when={"dynamics": ("block", "gru")}, help="probability of a real frame in it"
+    )
+    step_discount: float = setting(0.7, above=0, high=1, when=BLOCK, help="of the loss, a step of it; 1 on average")
+    recurrent: bool = setting(
+        False, when={"dynamics": ("gru", "frames")}, help="it remembers more than the frames it reads"
+    )
+    place_attention: int = setting(0, 0, 100, when=GRU, help="blocks of attention over the places")
+    code_embedding: int = setting(64, 1, 4096, when=GRU, help="width of a code's and of an action's embedding")
     weights_from: WeightsFrom = setting(
-        "target", help="what weighs a token: how it moves, which makes motion too likely, or what moved there before"
+        "target",
+        when=BLOCK,
+        help="what weighs a token: how it moves, which makes motion too likely, or what moved there before",
     )
-    motion_scale: float = setting(2.0, 0, 100, help="how much more a token counts that moves")
-    event_scale: float = setting(2.0, 0, 100, help="by how much more than it does on average")
-    persistence_scale: float = setting(1.0, 0, 100, help="where something moved just before, too")
-    small_scale: float = setting(0.0, 0, 100, help="where little else around moves")
-    weight_cap: float = setting(6.0, 1, 1e4, help="of a token at most, where one that stands still weighs 1")
-    focal: float = setting(0.0, 0, 10, help="exponent of 1 - p, by which the loss of a certain token shrinks")
+    motion_scale: float = setting(2.0, 0, 100, when=BLOCK, help="how much more a token counts that moves")
+    event_scale: float = setting(2.0, 0, 100, when=BLOCK, help="by how much more than it does on average")
+    persistence_scale: float = setting(1.0, 0, 100, when=BLOCK, help="where something moved just before, too")
+    small_scale: float = setting(0.0, 0, 100, when=BLOCK, help="where little else around moves")
+    weight_cap: float = setting(
+        6.0, 1, 1e4, when=BLOCK, help="of a token at most, where one that stands still weighs 1"
+    )
+    focal: float = setting(
+        0.0, 0, 10, when=BLOCK, help="exponent of 1 - p, by which the loss of a certain token shrinks"
+    )
     width: int = setting(256, 1, 16_384, help="of the dynamics")
     layers: int = setting(10, 1, 100, help="of the dynamics")
-    heads: int = setting(4, 1, 128, help="of its attention")
-    dropout: float = setting(0.1, 0, 0.99, help="of the dynamics")
+    heads: int = setting(4, 1, 128, when={"dynamics": ("gpt", "block", "gru")}, help="of its attention")
+    dropout: float = setting(0.1, 0, 0.99, when={"dynamics": ("gpt", "block")}, help="of the dynamics")
     updates: int = setting(200, 0, resumable=True, help="updates a round")
     batch_size: int = setting(64, 1, 65_536, help="segments of `context_frames`")
     lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate of the dynamics")
@@ -273,9 +329,8 @@ class TokenWorld(WorldModel):
             raise ValueError("it reads an action as one of a few tokens, and this game's actions are continuous")
         if config.labels < 1 and (config.dynamics not in ("gru", "frames") or config.recurrent):
             raise ValueError("labels below 1 need dynamics that look at one action alone: gru or frames, not recurrent")
-        if config.label_scale and config.tokens_of != "pair":
-            raise ValueError("label_scale reads actions off the codes of pairs: set tokens_of=pair")
-        if config.action_codes and not config.label_scale:
+        own = config.action_codes if config.tokens_of == "pair" else 0
+        if own and not config.label_scale:
             raise ValueError("codes of the action's own learn from the actions: set label_scale above 0")
         self.config, self.spec = config, spec
         self.tokenizer: VQTokenizer | PairTokenizer = config.tokenizer.build(spec.frame)
@@ -288,9 +343,9 @@ class TokenWorld(WorldModel):
         # Reads actions off the codes; where the action has a code of its own off that, and the other off the rest.
         labelled = config.label_scale > 0 and self.pairs
         size, width = self.tokenizer.tokens * self.tokenizer.width, self.tokenizer.width
-        self.label = nn.Linear(width if config.action_codes else size, spec.action_size) if labelled else None
+        self.label = nn.Linear(width if own else size, spec.action_size) if labelled else None
         self.other_label = None
-        if config.action_codes:
+        if own:
             self.other_label = nn.Sequential(nn.Linear(size - width, 128), nn.ReLU(), nn.Linear(128, spec.action_size))
         tokens = self.tokenizer.tokens
         self.latent_shape = (tokens,)

@@ -100,7 +100,8 @@ class WorldModelsConfig:
         30.0,
         0,
         1e6,
-        help="vae_gan: of fooling the discriminator, against likeness; 1 / gamma of Larsen et al.",
+        when={"vision": "vae_gan"},
+        help="of fooling the discriminator, against likeness; 1 / gamma of Larsen et al.",
     )
     memory_updates: int = setting(
         3000,

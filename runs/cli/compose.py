@@ -145,7 +145,9 @@ def check(words: Sequence[str], *, multirun: bool = False) -> list[Config]:
     for override in sweeps:
         others = plain + [text for other, text in first.items() if other != id(override)]
         lines += [[*others, text] for text in list(_texts(override))[1:]]
-    return [_compose(line) for line in lines]
+    found = [_compose(line) for line in lines]
+    _check_read(found, [override.key_or_group for override in overrides])
+    return found
 
 
 def with_size(words: Sequence[str]) -> list[str]:
@@ -231,6 +233,7 @@ def changed(config: Settings, words: Sequence[str], allowed: Sequence[str] | Non
     settings.check(config)
     if isinstance(config, Checked):
         config.check()
+    _check_read([config], [override.key_or_group for override in _parsed(words)])
     return config
 
 
@@ -329,6 +332,14 @@ def _texts(override: Override) -> Iterator[str]:
         yield from (f"{key}={text}" for text in override.sweep_string_iterator())
     else:
         yield override.input_line or ""
+
+
+def _check_read(configs: Sequence[Any], typed: Sequence[str]) -> None:
+    """Raises UserError for a key that somebody typed and that none of the configurations reads."""
+    for key in typed:
+        reasons = [settings.unread(config, key) for config in configs]
+        if reasons[0] and all(reasons):
+            raise UserError(reasons[0])
 
 
 def _check_key(override: Override, valid: list[str]) -> None:

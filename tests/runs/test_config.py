@@ -114,6 +114,10 @@ MISTAKES = {
     "resume run=old seed=2": "seed was fixed when the run began: only steps, episodes, device, threads",
     "evaluate run=old episodse=3": "Did you mean episodes?",
     "evaluate run=old episodes=1,2": "needs one value",
+    "size=toy model.window=8": "model.window changes nothing here: it is read with model.dynamics=transformer, "
+    "and model.dynamics is gru.",
+    "recipe=latent_gru size=toy model.history=3": "it is read with model.dynamics=block or frames, and",
+    "-m size=toy model.window=8,9": "model.window changes nothing here",
 }
 
 
@@ -129,6 +133,11 @@ def test_a_mistake_is_answered_in_one_line_before_anything_is_written(
     assert MISTAKES[line] in said
     assert not trained
     assert sorted(path for path in Path().rglob("*")) == before
+
+
+def test_a_key_that_some_runs_of_a_sweep_read_is_accepted() -> None:
+    words = ["env=Catch-v0", "size=toy", "model.dynamics=gru,transformer", "model.window=8"]
+    assert {config.model.dynamics for config in compose.check(words, multirun=True)} == {"gru", "transformer"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

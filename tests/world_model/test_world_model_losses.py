@@ -6,6 +6,8 @@ Shapes: B batch, T time. Losses draw from the default generator, so the same see
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from agent.trainer import reduce
+from envs import settings
 from tests.toys import VARIANTS, Lost, Variant, follow, like, lost, mix, rows, segments
 from world_model import trees
 from world_model.interface import Batch, Objective, State, WorldModel
@@ -54,6 +57,33 @@ def test_every_parameter_has_one_objective(variant: Variant) -> None:
     assert len(found) == len({id(p) for p in found}), "a parameter is in two objectives"
     owned = agent if agent.learner.objectives() else agent.world_model  # CMA-ES learns without gradients
     assert {id(p) for p in owned.parameters() if p.requires_grad} == {id(p) for p in found}
+
+
+def test_what_is_declared_as_not_read_changes_nothing(variant: Variant) -> None:
+    config = variant.config.model
+    unread = {one.name: getattr(config, one.name) for one in fields(config) if settings.unread(config, one.name)}
+    others = {name: another(config, name) for name in unread}
+    assert all(others[name] != value for name, value in unread.items())
+    changed = replace(variant, options=variant.options | others)
+    models = [one.agent().world_model for one in (variant, changed)]
+    assert_close(models[0].state_dict(), models[1].state_dict(), rtol=0, atol=0)
+    for (objective, batch), (other, same) in zip(objectives(models[0]), objectives(models[1]), strict=True):
+        assert_close(lose(objective, batch).terms, lose(other, same).terms, rtol=0, atol=0)
+        assert objective.scales == other.scales and objective.optim == other.optim
+
+
+def another(config: Any, name: str) -> Any:
+    """A value of a setting that is not the one it has."""
+    value, rule = getattr(config, name), settings.declared(next(one for one in fields(config) if one.name == name))
+    choices = rule.choices or get_args(get_type_hints(type(config))[name])
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return (*value, 3)
+    if isinstance(value, str):
+        return next(word for word in choices if word != value)
+    high = value + 1 if rule.high is None else min(value + 1, rule.high)
+    return high if high != value else value - (value - (rule.low or 0)) / 2
 
 
 def test_objectives_have_names_of_their_own(variant: Variant) -> None:

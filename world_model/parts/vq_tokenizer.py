@@ -66,7 +66,7 @@ class VQTokenizer(nn.Module):
             raise ValueError(f"frames cannot be halved {config.halvings} times in patches of {config.patch} pixels")
         if config.channels % min(32, config.channels):
             raise ValueError(f"more than 32 channels must be a multiple of 32, got {config.channels}")
-        if not set(config.attention) <= set(range(config.halvings + 1)):
+        if config.layout == "vqgan" and not set(config.attention) <= set(range(config.halvings + 1)):
             raise ValueError(f"attention names levels 0 to {config.halvings}, got {config.attention}")
         self.config, self.frame = config, frame
         self.padded = padded(height, width, times)
