@@ -31,7 +31,7 @@ from world_model.interface import (
 from world_model.parts.dynamics import GRU, Transformer
 from world_model.parts.heads import Categoricals, TwoHot, one_hot
 from world_model.parts.nets import FrameDecoder, FrameEncoder, mlp, network_dtype
-from world_model.parts.points import PointDecoder, PointEncoder
+from world_model.parts.points import Distances, PointDecoder, PointEncoder
 from world_model.trees import Tree, map
 
 METRICS = {
@@ -91,6 +91,9 @@ class ReverieConfig:
     points: int = setting(
         8, 0, 32, help="things whose column and row are two of the variables; classes is then their grid's side"
     )
+    distances: bool = setting(
+        False, help="memory, heads and policy are also told how far apart the points are, each from each"
+    )
     cont_from: str = setting(
         "memory", choices=("memory", "features"), help="whether an ending is told before its frame is drawn, or with it"
     )
@@ -120,6 +123,7 @@ class ReverieConfig:
     entropy_scale: float = setting(
         0.2, 0, 10, help="of the posterior's entropy: a variable that tells nothing shall be still, not noise"
     )
+    reward_scale: float = setting(1.0, 0, 1e3, help="of the reward's loss")
     dreamed_reward: float = setting(
         0.5, 0, 1, help="share of the reward's loss in which the latent is dreamed by the prior, not encoded"
     )
@@ -149,10 +153,14 @@ class Reverie(WorldModel):
             raise ValueError(
                 f"each of {config.points} points takes two of the {config.groups} groups; one must be left"
             )
+        if config.distances and config.points < 2:
+            raise ValueError(f"distances are between points, of which there must be two, got points={config.points}")
         self.config, self.spec = config, spec
         self.latent_shape = (config.groups, config.classes)
         flat = config.groups * config.classes
-        self.feature_size = flat + config.deter
+        self.distances = Distances(config.points, config.classes) if config.distances else None
+        told = flat + (self.distances.size if self.distances else 0)
+        self.feature_size = told + config.deter
         self.latents = Categoricals(config.groups, config.classes, config.unimix)
         self.twohot = TwoHot()
         self.encoder: FrameEncoder | PointEncoder
@@ -164,7 +172,7 @@ class Reverie(WorldModel):
         else:
             self.encoder = FrameEncoder(spec.frame, config.channels, flat)
             self.decoder = FrameDecoder(spec.frame, config.channels, flat)
-        width, inputs = config.deter, flat + spec.action_size
+        width, inputs = config.deter, told + spec.action_size
         self.embed = nn.Sequential(nn.Linear(inputs, width, bias=False), nn.LayerNorm(width), nn.SiLU())
         self.dynamics: GRU | Transformer
         if config.dynamics == "gru":
@@ -214,7 +222,7 @@ class Reverie(WorldModel):
         return self.latents.kl(*expected)
 
     def features(self, state: State) -> Tensor:
-        return torch.cat([state.latent.flatten(-2), self.dynamics.output(state.memory)], -1)
+        return torch.cat([*self._told(state.latent), self.dynamics.output(state.memory)], -1)
 
     def own(self, memory: Tree) -> Tree:
         return self.dynamics.own(memory)
@@ -226,8 +234,8 @@ class Reverie(WorldModel):
 
     def stages(self) -> tuple[Stage, ...]:
         config = self.config
-        scales = {"pixels": 1.0, "dyn": config.dyn_scale, "rep": config.rep_scale, "reward": 1.0, "cont": 1.0}
-        scales["posterior_entropy"] = config.entropy_scale
+        scales = {"pixels": 1.0, "dyn": config.dyn_scale, "rep": config.rep_scale, "reward": config.reward_scale}
+        scales |= {"cont": 1.0, "posterior_entropy": config.entropy_scale}
         optim = Optim(lr=config.lr, clip=config.clip)
         objective = Objective("world_model", tuple(self.parameters()), self.loss, scales, optim, metrics=METRICS)
         return (Stage("world_model", (objective,), config.batch_size, config.length),)
@@ -284,7 +292,12 @@ class Reverie(WorldModel):
     def _prior(self, output: Tensor) -> Tensor:
         return self.latents.log_probs(self.prior(output))
 
+    def _told(self, latent: Tensor) -> tuple[Tensor, ...]:
+        """A latent (..., G, K) as what reads it sees it: (..., F) each."""
+        flat = latent.flatten(-2)
+        return (flat, self.distances(latent[..., : 2 * self.config.points, :])) if self.distances else (flat,)
+
     def _input(self, latent: Tensor, action: Tensor) -> Tensor:
         if self.spec.discrete:
             action = one_hot(action, self.spec.action_size)
-        return self.embed(torch.cat([latent.flatten(-2), action.to(latent.dtype)], -1))
+        return self.embed(torch.cat([*self._told(latent), action.to(latent.dtype)], -1))

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from world_model.parts.nets import to_blocks
-from world_model.parts.points import PointDecoder, PointEncoder
+from world_model.parts.points import Distances, PointDecoder, PointEncoder
 
 FRAME = (3, 64, 64)
 
@@ -72,3 +72,19 @@ def test_any_frame_has_the_same_number_of_cells(frame: tuple[int, int, int]) -> 
     made = PointEncoder(frame, 8, 2, 16, 5)
     assert made(torch.rand(4, *frame)).shape == (4, 2 * 2 * 16 + 5)
     assert PointDecoder(frame, 8, 2, 16, 5)(torch.rand(4, 69)).shape == (4, *frame)
+
+
+def test_distances_are_the_same_wherever_both_points_are() -> None:
+    made = Distances(3, 32)
+
+    def told(*places: tuple[int, int]) -> torch.Tensor:
+        one_hot = torch.nn.functional.one_hot(torch.tensor(places).flatten(), 32).float()  # (2 M, K)
+        return made(one_hot.expand(5, -1, -1))
+
+    here, there, other = told((3, 4), (6, 4), (20, 9)), told((8, 14), (11, 14), (25, 19)), told((3, 4), (7, 4), (20, 9))
+    assert here.shape == (5, made.size) and made.size == 3 * 2 * 13
+    assert_close(here, there)
+    bins = here[0].unflatten(0, (3, 2, 13))  # pairs, across and down, bins about 0
+    assert bins[0, 1].argmax() == 6, "the first two points are on one row"
+    assert bins[0, 0].argmax() < 6, "the first is left of the second"
+    assert not torch.equal(here[0, :26], other[0, :26]), "one cell more is seen where things are near"
