@@ -96,7 +96,7 @@ def test_what_needs_the_real_game_is_not_shown(shipped: Any) -> None:
 def test_the_graph_is_the_model(tmp_path: Path) -> None:
     """Beside onnx's own reference, with rounded weights; the page's files hold what the graph wants."""
     evaluator = pytest.importorskip("onnx.reference")
-    folder = trained.make(tmp_path / "run", groups=6, classes=8, deter=160)
+    folder = trained.make(tmp_path / "run", groups=6, classes=8, points=2, distances=True, deter=160)
     path = export.command(ExportConfig(run=str(folder), weights="int8", starts=2))
     told = json.loads((path / "dream.json").read_text())
     import onnx
