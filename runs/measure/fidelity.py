@@ -27,7 +27,9 @@ from envs.errors import UserError
 from envs.settings import setting
 from runs.dreams import Loaded, load_parts
 from runs.folder.run import keep
+from runs.measure import rewards
 from runs.measure.atari import HEIGHT, WIDTH, Thing, places, things
+from runs.measure.rewards import correlation
 from runs.measure.suite import AHEAD, CONTEXT, TIERS, Context, Suite, contexts, episodes, find_suite, game
 from world_model.interface import Batch, State, WorldModel, to_unit
 from world_model.noise import forked_rng
@@ -85,10 +87,15 @@ def measure(
             if console is not None and time.monotonic() - told > TELL:
                 told = time.monotonic()
                 console.print(f"{done:,} of {len(chosen):,} contexts, {told - began:.0f} s")
+        known = {
+            "frozen": rewards.told(loaded, [one for _, one in episodes(suite, loaded.config.game)]),
+            "own": rewards.told(loaded, rewards.own_episodes(loaded)),
+        }
     rows = [_row(ahead, _joined(values), list(named)) for ahead, values in found.items()]
     return {
         "tier": tier, "suite": suite.path.stem, "contexts": len(chosen), "temperature": temperature,
         "precision": "bf16" if half else "fp32", "seconds": round(time.monotonic() - began, 1), "rows": rows,
+        "rewards": known,
     } | {name: _at_once(name, value.mean()) for name, value in _joined(alone).items()}  # fmt: skip
 
 
@@ -280,7 +287,7 @@ def _row(ahead: int, told: dict[str, Tensor], named: list[str]) -> dict[str, Any
     row |= {
         "reward_mse": float(f"{total[2] / steps:.4g}"),
         "reward_mse_mean": float(f"{total[3] / steps - (total[1] / steps) ** 2:.4g}"),
-        "reward_corr": _correlation(sums[:, 0], sums[:, 1]),
+        "reward_corr": correlation(sums[:, 0], sums[:, 1]),  # of what the windows brought in all
         "cont_nats": float(f"{total[4] / steps:.4g}"), "cont_nats_base": float(f"{base:.4g}"), "endings": int(total[5]),
     }  # fmt: skip
     for name in named:
@@ -308,14 +315,6 @@ def perplexity(codes: Tensor) -> float:
     return float((-(share * share.log()).sum()).exp()) if codes.numel() else 1.0
 
 
-def _correlation(one: Tensor, other: Tensor) -> float | None:
-    """Pearson's, of what the windows brought in all; None where either never changes."""
-    spread = one.std(unbiased=False) * other.std(unbiased=False)
-    if not len(one) or float(spread) < 1e-9:
-        return None
-    return round(float(((one - one.mean()) * (other - other.mean())).mean() / spread), 4)
-
-
 def command(asked: FidelityConfig) -> dict[str, Any]:
     """Measures a run, prints what was found and returns it."""
     loaded, console = load_parts(asked.run, asked.device), Console(highlight=False)
@@ -341,5 +340,9 @@ def command(asked: FidelityConfig) -> dict[str, Any]:
     for name in ("left_right_kl", "left_right_pixels", "upright_psnr", "mirror_psnr"):
         if name in found:
             console.print(f"{name.replace('_', ' ')} {found[name]:g}")
+    for whose, told in found["rewards"].items():
+        if told is not None:
+            about_it = ", ".join(f"{name} {value}" for name, value in told.items())
+            console.print(f"rewards one step ahead, {whose} games: {about_it}")
     console.print(f"written to {path}", soft_wrap=True)
     return found

@@ -34,11 +34,12 @@ from agent.batch import cut
 from envs.episode import Episode
 from envs.errors import UserError
 from envs.settings import setting
-from runs.dreams import Loaded, load_parts, usable_episodes
+from runs.dreams import Loaded, load_parts
 from runs.folder.run import keep
 from runs.measure.atari import places as places_of
 from runs.measure.atari import things
 from runs.measure.fidelity import begin, perplexity, psnr
+from runs.measure.rewards import own_episodes
 from runs.measure.suite import CONTEXT, Suite, episodes, find_suite, game
 from world_model.interface import Batch, to_unit
 from world_model.noise import forked_rng
@@ -47,7 +48,6 @@ from world_model.token_world import TokenWorld
 AHEAD = (1, 2, 3, 5, 10, 20)  # steps
 PART, CONTEXTS = 64, 256  # side by side, and in all
 LEAST = 2.0  # console pixels that a thing has moved
-OWN = 16  # of the run's episodes, evenly over its life
 HISTORY = 4  # frames before each transition that are kept
 CHAIN = 4  # frames drawn in a row
 DREAMS, STEPS = 32, 200  # of the score
@@ -375,7 +375,7 @@ def measure(loaded: Loaded, suite: Suite, steps: int, console: Console) -> dict[
     result |= {"perplexity": round(perplexity(data.code), 2), "codes_used": len(data.code.unique())}
     tell("dreams")
     frozen = open_loop(loaded, [episode for _, episode in played])
-    learned = open_loop(loaded, _own_episodes(loaded))
+    learned = open_loop(loaded, own_episodes(loaded))
     result["ahead"] = [
         {"steps_ahead": ahead, **{f"frozen_{key}": value for key, value in frozen[ahead].items()},
          **{f"trained_{key}": value for key, value in learned.get(ahead, {}).items()}}
@@ -389,12 +389,6 @@ def measure(loaded: Loaded, suite: Suite, steps: int, console: Console) -> dict[
     result |= transplanted(loaded, suite, data)
     tell("watches the score")
     return result | score_changes(loaded, data) | {"seconds": round(time.monotonic() - began, 1)}
-
-
-def _own_episodes(loaded: Loaded) -> list[Episode]:
-    """What the run learned from, as far as it is still there."""
-    paths = sorted(loaded.run.episodes_folder.glob("*.npz")) if loaded.run is not None else []
-    return usable_episodes(paths[:: max(1, len(paths) // OWN)], loaded.agent.world_model.spec)
 
 
 def command(asked: ProbeConfig) -> dict[str, Any]:

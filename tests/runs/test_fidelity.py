@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 
 from envs.controls import Controls
+from envs.episode import Episode
 from envs.errors import UserError
 from envs.spec import Spec
 from main import main
 from runs import build
 from runs.dreams import Loaded
-from runs.measure import fidelity, suite
+from runs.measure import fidelity, rewards, suite
 from runs.measure.atari import Thing
 from runs.measure.fidelity import CONTEXT, HORIZONS, OF_A_THING, Part
 from runs.recipes import RECIPES
@@ -101,6 +103,40 @@ def test_who_knows_the_game_foresees_it_and_who_expects_no_change_is_as_good_as_
     assert fidelity._row(50, found[50], ["ball"])["ball_still"] == 0
 
 
+class Teller(Counter):
+    """A counter that remembers number and action: a frame that is shown tells the reward, a dream only who knows."""
+
+    def start(self, frame: Tensor, action: Tensor) -> State:
+        return self.observe(torch.zeros(len(frame), dtype=torch.long), frame[:, -1])
+
+    def advance(self, state: State, action: Tensor) -> Tensor:
+        return state.latent[:, 0] + (action << 16)
+
+    def imagine(self, memory: Tensor, temperature: float = 1.0) -> State:
+        return State((memory >> 16).unsqueeze(-1) * self.knows, memory)
+
+    def observe(self, memory: Tensor, frame: Tensor) -> State:
+        number = (frame[:, 0, 0, 0] * 255).round().long()
+        return State(torch.stack([number, number - (memory & 0xFFFF)], -1), memory)
+
+    def outcome(self, state: State) -> tuple[Tensor, Tensor]:
+        return state.latent[:, -1].float(), torch.ones(len(state.latent))
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_rewards_are_told_with_the_frame_and_without(knows: bool) -> None:
+    action = np.random.default_rng(0).integers(2, size=200)
+    frame = np.concatenate([[0], action.cumsum()]).astype(np.uint8)
+    frame = np.broadcast_to(frame[:, None, None, None], (201, *Counter.spec.frame))
+    ends = np.zeros(200, np.bool_)
+    played = Episode(frame, action, action.astype(np.float32), ends, ends, float(action.sum()), 0)
+    model = SimpleNamespace(agent=SimpleNamespace(world_model=Teller(knows=knows), device=torch.device("cpu")))
+    told = rewards.told(cast(Loaded, model), [played])
+    assert told is not None and told["seen"] == 1 and told["dreamed"] == (1 if knows else None)
+    assert told["events"] == pytest.approx(384 * 20 * action.mean(), rel=0.05)
+    assert rewards.told(cast(Loaded, model), []) is None
+
+
 def moved_share(part: Part, ahead: int) -> float:
     """The share of steps that bring a reward of 1: nothing is foreseen of it by a model that always tells 0."""
     steps = slice(CONTEXT - 1, CONTEXT - 1 + ahead)
@@ -144,6 +180,9 @@ def test_every_recipe_is_measured(recipe: str, monkeypatch: pytest.MonkeyPatch) 
     discrete = not recipe.startswith("world_models")
     assert ("accuracy" in row) == discrete == ("left_right_kl" in found)
     assert found["left_right_pixels"] >= 0 and 0 < found["mirror_psnr"] < 99
+    told = found["rewards"]["frozen"]
+    assert told["events"] > 0 and {"seen", "dreamed"} <= told.keys(), "None where an untrained head tells one number"
+    assert found["rewards"]["own"] is None, "no run, no games of it"
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 

@@ -11,6 +11,7 @@ from envs.errors import UserError
 from runs.dreams import Loaded, load_parts
 from runs.measure import probe
 from runs.measure.probe import Transitions
+from runs.measure.rewards import own_episodes
 from tests import trained
 from world_model.token_world import TokenWorld
 
@@ -80,7 +81,7 @@ def test_dreams_and_pictures_are_compared_as_far_as_there_is_something(loaded: L
     told = probe.exchanged(loaded, made)
     assert told["delta_psnr"] == pytest.approx(told["psnr_own"] - told["psnr_other"], abs=0.02)
     assert probe.score_changes(loaded, made) == {}, "no reward, no score"
-    ahead = probe.open_loop(loaded, probe._own_episodes(loaded))
+    ahead = probe.open_loop(loaded, own_episodes(loaded))
     assert set(ahead) <= set(probe.AHEAD) and all(0 <= row["accuracy"] <= 1 for row in ahead.values())
 
 
