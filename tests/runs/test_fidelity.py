@@ -171,6 +171,8 @@ def loaded(recipe: str, **game: Any) -> Loaded:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_is_measured(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(suite.TIERS, "canary", 12)
+    for name in ("SEGMENTS", "PART"):
+        monkeypatch.setattr(rewards, name, 8)
     model = loaded(recipe)
     found = fidelity.measure(model, "canary", 1.0)
     assert [row["steps_ahead"] for row in found["rows"]] == [1, 5, 10, 50]

@@ -16,7 +16,7 @@ from runs.cli import play
 from runs.config import recordings
 from runs.dreams import load_parts
 from runs.folder.run import Run, recorded
-from runs.measure import fidelity, suite
+from runs.measure import fidelity, rewards, suite
 from runs.recipes import from_dict
 
 WORDS = ["env=Catch-v0", "size=toy", "train.prefill=240", "train.pretrain=2", "train.policy=false",
@@ -29,6 +29,8 @@ def test_random_and_human_play_become_a_judged_world_model(
     monkeypatch.setitem(suite.TIERS, "canary", 8)
     monkeypatch.setattr(fidelity, "HORIZONS", (1, 5))
     monkeypatch.setattr(fidelity, "AHEAD", 5)
+    monkeypatch.setattr(rewards, "SEGMENTS", 8)
+    monkeypatch.setattr(rewards, "PART", 8)
     at_random, alone = tmp_path / "random", tmp_path / "alone"
     assert main([*WORDS, "steps=400", f"hydra.run.dir={at_random}"]) == 0
 
