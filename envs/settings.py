@@ -44,7 +44,7 @@ class Setting(NamedTuple):
         return f"at least {_shown(self.low)}" if self.low is not None else ""
 
     @property
-    def told(self) -> str:
+    def full_help(self) -> str:
         """The help, and with what the value is read: "frames that they see (with dynamics=block or frames)"."""
         return f"{self.help} (with {self.condition()})" if self.when else self.help
 

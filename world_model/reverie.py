@@ -222,7 +222,7 @@ class Reverie(WorldModel):
         return self.latents.kl(*expected)
 
     def features(self, state: State) -> Tensor:
-        return torch.cat([*self._told(state.latent), self.dynamics.output(state.memory)], -1)
+        return torch.cat([*self._latent_inputs(state.latent), self.dynamics.output(state.memory)], -1)
 
     def own(self, memory: Tree) -> Tree:
         return self.dynamics.own(memory)
@@ -292,12 +292,12 @@ class Reverie(WorldModel):
     def _prior(self, output: Tensor) -> Tensor:
         return self.latents.log_probs(self.prior(output))
 
-    def _told(self, latent: Tensor) -> tuple[Tensor, ...]:
-        """A latent (..., G, K) as what reads it sees it: (..., F) each."""
+    def _latent_inputs(self, latent: Tensor) -> tuple[Tensor, ...]:
+        """What memory, heads and policy are told of a latent (..., G, K): its variables, and distances if asked for."""
         flat = latent.flatten(-2)
         return (flat, self.distances(latent[..., : 2 * self.config.points, :])) if self.distances else (flat,)
 
     def _input(self, latent: Tensor, action: Tensor) -> Tensor:
         if self.spec.discrete:
             action = one_hot(action, self.spec.action_size)
-        return self.embed(torch.cat([*self._told(latent), action.to(latent.dtype)], -1))
+        return self.embed(torch.cat([*self._latent_inputs(latent), action.to(latent.dtype)], -1))

@@ -119,11 +119,7 @@ class TokenWorldConfig:
         0, 0, 64, when=PAIRS, help="codes that tell a whole transition; 0: one for each place of the grid"
     )
     action_codes: int = setting(
-        0,
-        0,
-        64,
-        when=PAIRS,
-        help="of the codes, those of the first position alone, which tell the action and the others do not",
+        0, 0, 64, help="of the codes, those of the first position alone, which tell the action and the others do not"
     )
     flow_steps: int = setting(
         0, 0, 100, when=PAIRS, help="steps in which a picture flows from the last frame; 0: drawn at once"
@@ -132,9 +128,7 @@ class TokenWorldConfig:
     decoder_frames: int = setting(1, 1, 100, when=PAIRS, help="last frames that the decoder draws on")
     decoder_channels: int = setting(0, 0, 4096, when=PAIRS, help="of the decoder; 0: as many as the encoder's")
     labels: float = setting(1.0, 0, 1, help="share of the transitions whose action is known, to tokenizer and dynamics")
-    label_scale: float = setting(
-        0.0, 0, 1000, when=PAIRS, help="of reading the known actions off the codes, in the tokenizer"
-    )
+    label_scale: float = setting(0.0, 0, 1000, help="of reading the known actions off the codes, in the tokenizer")
     chain: int = setting(1, 1, 100, when=PAIRS, help="frames in a row that the decoder draws, each on its own last one")
     layout: Layout = setting(
         "vqgan", when=FRAMES, help="of the tokenizer's networks: IRIS's, or that of the Atari world model v2.1"
@@ -329,8 +323,9 @@ class TokenWorld(WorldModel):
             raise ValueError("it reads an action as one of a few tokens, and this game's actions are continuous")
         if config.labels < 1 and (config.dynamics not in ("gru", "frames") or config.recurrent):
             raise ValueError("labels below 1 need dynamics that look at one action alone: gru or frames, not recurrent")
-        own = config.action_codes if config.tokens_of == "pair" else 0
-        if own and not config.label_scale:
+        if config.label_scale and config.tokens_of != "pair":
+            raise ValueError("label_scale reads actions off the codes of pairs: set tokens_of=pair")
+        if config.action_codes and not config.label_scale:
             raise ValueError("codes of the action's own learn from the actions: set label_scale above 0")
         self.config, self.spec = config, spec
         self.tokenizer: VQTokenizer | PairTokenizer = config.tokenizer.build(spec.frame)
@@ -343,9 +338,9 @@ class TokenWorld(WorldModel):
         # Reads actions off the codes; where the action has a code of its own off that, and the other off the rest.
         labelled = config.label_scale > 0 and self.pairs
         size, width = self.tokenizer.tokens * self.tokenizer.width, self.tokenizer.width
-        self.label = nn.Linear(width if own else size, spec.action_size) if labelled else None
+        self.label = nn.Linear(width if config.action_codes else size, spec.action_size) if labelled else None
         self.other_label = None
-        if own:
+        if config.action_codes:
             self.other_label = nn.Sequential(nn.Linear(size - width, 128), nn.ReLU(), nn.Linear(128, spec.action_size))
         tokens = self.tokenizer.tokens
         self.latent_shape = (tokens,)

@@ -210,7 +210,8 @@ def changed(config: Settings, words: Sequence[str], allowed: Sequence[str] | Non
     known = values_of(config)
     allowed = list(known) if allowed is None else allowed
     values: dict[str, Any] = {}
-    for override in _parsed(words):
+    overrides = _parsed(words)
+    for override in overrides:
         key = override.key_or_group
         if key not in allowed:
             if key not in known:
@@ -233,7 +234,7 @@ def changed(config: Settings, words: Sequence[str], allowed: Sequence[str] | Non
     settings.check(config)
     if isinstance(config, Checked):
         config.check()
-    _check_read([config], [override.key_or_group for override in _parsed(words)])
+    _check_read([config], [override.key_or_group for override in overrides])
     return config
 
 

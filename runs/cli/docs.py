@@ -61,7 +61,7 @@ def rows(config: Any, prefix: str = "") -> Iterator[Row]:
         else:
             shown = {"None": "null", "True": "true", "False": "false", "": "-"}.get(str(value), str(value))
             required = "required" if rule.required else shown
-            yield prefix + one.name, typed(kinds[one.name]), required, rule.limits or "-", rule.told
+            yield prefix + one.name, typed(kinds[one.name]), required, rule.limits or "-", rule.full_help
 
 
 def help_of(name: str, row: Command, words: Sequence[str] = ()) -> str:

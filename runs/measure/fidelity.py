@@ -11,7 +11,7 @@ Shapes: S contexts, C H W picture, N tokens or variables of a frame.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from agent.batch import cut
 from agent.precision import mixed_precision
+from envs.episode import Episode
 from envs.errors import UserError
 from envs.settings import setting
 from runs.dreams import Loaded, load_parts
@@ -77,7 +78,8 @@ def measure(
     half = device.type == "cuda" and mixed_precision(device, loaded.config.train.precision)
     with forked_rng(device), torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
         torch.manual_seed(0)
-        for part in parts(suite, loaded, chosen, named):
+        played = dict(episodes(suite, loaded.config.game))
+        for part in parts(suite, loaded, chosen, named, played):
             part = part._replace(batch=part.batch.to(loaded.agent.device))
             state = begin(model, part.batch)
             for ahead, values in judge(model, state, part, temperature, named).items():
@@ -88,8 +90,8 @@ def measure(
                 told = time.monotonic()
                 console.print(f"{done:,} of {len(chosen):,} contexts, {told - began:.0f} s")
         known = {
-            "frozen": rewards.told(loaded, [one for _, one in episodes(suite, loaded.config.game)]),
-            "own": rewards.told(loaded, rewards.own_episodes(loaded)),
+            "frozen": rewards.correlations(loaded, list(played.values())),
+            "own": rewards.correlations(loaded, rewards.own_episodes(loaded)),
         }
     rows = [_row(ahead, _joined(values), list(named)) for ahead, values in found.items()]
     return {
@@ -99,15 +101,17 @@ def measure(
     } | {name: _at_once(name, value.mean()) for name, value in _joined(alone).items()}  # fmt: skip
 
 
-def parts(suite: Suite, loaded: Loaded, chosen: list[Context], named: dict[str, Thing]) -> Iterator[Part]:
-    """The contexts, as many at a time as are dreamed side by side."""
+def parts(
+    suite: Suite, loaded: Loaded, chosen: list[Context], named: dict[str, Thing], played: Mapping[int, Episode]
+) -> Iterator[Part]:
+    """The contexts, as many at a time as are dreamed side by side, from the suite's episodes by number."""
     config, spec = loaded.config.game, loaded.agent.world_model.spec
     nows: dict[int, list[int]] = {}
     for context in chosen:
         nows.setdefault(context.episode, []).append(context.now)
     waiting: list[tuple[Any, int, dict[str, np.ndarray]]] = []
-    for number, episode in episodes(suite, config, tuple(nows)):
-        place = {}
+    for number in nows:
+        episode, place = played[number], {}
         if named:
             place = places(suite.env, game(suite, config), episode.seed, episode.action, episode.frame)
         waiting += [(episode, now, place) for now in nows[number]]

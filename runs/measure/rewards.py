@@ -1,7 +1,7 @@
 """How well a world model tells rewards one step ahead: of the frozen games, and of those that its run has kept.
 
-The first it has never seen, of the second it has learned. Where it tells the second far better it knows by heart when
-something was won there, and whoever begins to learn in its dream is paid for nothing in particular.
+The first are held out, on the second it was trained. Where it tells the second far better its rewards are overfitted,
+and whoever begins to learn in its dream is paid for nothing in particular.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def own_episodes(loaded: Loaded) -> list[Episode]:
 
 
 @torch.inference_mode()
-def told(loaded: Loaded, played: Sequence[Episode]) -> dict[str, Any] | None:
+def correlations(loaded: Loaded, played: Sequence[Episode]) -> dict[str, Any] | None:
     """Correlations with the real rewards, `seen` with the frame shown and `dreamed` without, and how many `events`.
 
     None where no game is long enough.

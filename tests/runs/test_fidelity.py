@@ -131,10 +131,10 @@ def test_rewards_are_told_with_the_frame_and_without(knows: bool) -> None:
     ends = np.zeros(200, np.bool_)
     played = Episode(frame, action, action.astype(np.float32), ends, ends, float(action.sum()), 0)
     model = SimpleNamespace(agent=SimpleNamespace(world_model=Teller(knows=knows), device=torch.device("cpu")))
-    told = rewards.told(cast(Loaded, model), [played])
+    told = rewards.correlations(cast(Loaded, model), [played])
     assert told is not None and told["seen"] == 1 and told["dreamed"] == (1 if knows else None)
     assert told["events"] == pytest.approx(384 * 20 * action.mean(), rel=0.05)
-    assert rewards.told(cast(Loaded, model), []) is None
+    assert rewards.correlations(cast(Loaded, model), []) is None
 
 
 def moved_share(part: Part, ahead: int) -> float:

@@ -45,7 +45,11 @@ def test_the_file_alone_decides_on_contexts_balanced_over_play_and_actions(monke
     assert len(groups) == 9 and max(groups.values()) - min(groups.values()) <= 1
     monkeypatch.setitem(suite.TIERS, "canary", 20)
     models = [loaded("reverie"), loaded("world_models", size=32, gray=True)]
-    one, other = (next(parts(found, model, suite.contexts(found, "canary"), {})).batch for model in models)
+    played = [dict(suite.episodes(found, model.config.game)) for model in models]
+    one, other = (
+        next(parts(found, model, suite.contexts(found, "canary"), {}, games)).batch
+        for model, games in zip(models, played, strict=True)
+    )
     assert one.frame.shape[2:] == (3, 64, 64) and other.frame.shape[2:] == (1, 32, 32)
     for name in ("action", "reward", "terminated", "valid"):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name

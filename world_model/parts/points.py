@@ -90,7 +90,7 @@ class PointDecoder(nn.Module):
 class Distances(nn.Module):
     """How far apart every two points are, across and down, in soft bins: one-hot places (..., 2 M, K) -> (..., size).
 
-    Told as one column of K and another, whether two things touch is K x K cases to be learned by heart; told as a
+    Told as one column of K and another, whether two things touch is K x K cases to be memorised; told as a
     distance it is one, and what was learned of it in one place holds in all. Carries no gradient to the places.
     """
 
