@@ -279,12 +279,15 @@ class Loop:
 
     def prefill(self, run: Logger, screen: Screen, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
         """Random play, one look at it, and the world model's first updates; goes on where a stopped run had come to."""
-        while (left := self.config.prefill - self.replay.steps - self.others) > 0 and not asked_to_stop():
+        whole = self.config.prefill
+        while (left := whole - self.replay.steps - self.others) > 0 and not asked_to_stop():
+            screen.update(self.step, random_play=f"{whole - left:,} of {whole:,}")
             self.collect(min(PART, self.team.part(left)), screen, at_random=True)
             if self._save_is_due():
                 self.save(run)  # a slow game takes minutes for it
         if left > 0:
             return
+        screen.update(self.step, random_play=None)
         pretrained = self.first_updates
         if not pretrained:
             frames = self.replay.sample(64, 16).frame.flatten(0, 1)

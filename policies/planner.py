@@ -1,5 +1,6 @@
 """Planning: no policy, but the best of many futures that are dreamed anew before each action.
 
+By random shooting, or by the cross-entropy method as PETS (Chua et al. 2018) and PlaNet (Hafner et al. 2019) plan.
 Shapes: B games, N candidates of each, H steps of a plan, A action size, F features.
 """
 
@@ -7,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from envs.settings import setting
 from world_model import trees
 from world_model.interface import State, WorldModel
+from world_model.parts.heads import one_hot
 
+ELITE = 10  # one of so many plans is among the best
 Value = Callable[[Tensor], Tensor | None]
 
 
@@ -25,11 +27,11 @@ class PlannerConfig:
     """How much is dreamed before an action."""
 
     method: Literal["shooting", "cem"] = setting(
-        "shooting", help="random plans, or plans that evolve (CMA-ES, the cross-entropy method's heir)"
+        "shooting", help="random plans, or plans drawn like the best of those before (the cross-entropy method)"
     )
-    candidates: int = setting(64, 2, 65_536, help="plans that are dreamed side by side")
+    candidates: int = setting(64, 4, 65_536, help="plans that are dreamed side by side")
     horizon: int = setting(12, 1, 1000, help="steps of a plan")
-    iterations: int = setting(3, 1, 100, when={"method": "cem"}, help="generations of plans")
+    iterations: int = setting(3, 1, 100, when={"method": "cem"}, help="times that plans are drawn")
     repeat: float = setting(
         0.7, 0, 1, when={"method": "shooting"}, help="probability that a plan goes on with the same action"
     )
@@ -54,7 +56,7 @@ class Planner:
             best = self._returns(many, plans).view(rows, count).argmax(1)
             first = plans[:, 0].view(rows, count, *plans.shape[2:])
             return first[torch.arange(rows, device=first.device), best]
-        return self._evolved(many, rows)
+        return self._refined(many, rows)
 
     def _drawn(self, rows: int) -> Tensor:
         """Random plans (B N, H[, A]), whose first actions are spread evenly where they can be counted."""
@@ -70,30 +72,31 @@ class Planner:
             plans[again, t] = plans[again, t - 1]
         return plans
 
-    def _evolved(self, many: State, rows: int) -> Tensor:
-        """One search a game, over numbers for every step and action; the highest is the action that is taken."""
-        from cma import CMAEvolutionStrategy  # type: ignore[import-untyped]  # late: a third of a second
+    def _refined(self, many: State, rows: int) -> Tensor:
+        """Plans drawn from a distribution for each step, which then becomes that of the best tenth, and again.
 
+        Of counted actions a categorical, of others a Gaussian cut to [-1, 1]; played is its mode at the first step.
+        """
         spec, config, device = self.model.spec, self.config, many.latent.device
-        size = (config.horizon, spec.action_size)
-        # The package would draw from numpy's global generator, which is not ours to seed.
-        options: dict[str, Any] = {"popsize": config.candidates, "verbose": -9, "seed": np.nan}
-        options |= {} if spec.discrete else {"bounds": [-1, 1]}
-        start = config.horizon * spec.action_size * [0.0]
-        searches = []
-        for seed in torch.randint(2**31 - 1, (rows,)).tolist():
-            generator = np.random.default_rng(seed)
-            randn = lambda *size, generator=generator: generator.standard_normal(size)  # noqa: E731
-            searches.append(CMAEvolutionStrategy(start, 0.5, {**options, "randn": randn}))
+        best = max(2, config.candidates // ELITE)
+        mean = torch.zeros(rows, 1, config.horizon, spec.action_size, device=device)
+        std = torch.ones_like(mean)
+        if spec.discrete:
+            mean += 1 / spec.action_size
         for _ in range(config.iterations):
-            asked = [search.ask() for search in searches]
-            numbers = torch.tensor(np.array(asked), dtype=torch.float32, device=device).view(-1, *size)
-            plans = numbers.argmax(-1) if spec.discrete else numbers
-            returns = self._returns(many, plans).view(rows, -1)
-            for search, plan, brought in zip(searches, asked, returns.tolist(), strict=True):
-                search.tell(plan, [-each for each in brought])
-        best = torch.tensor(np.array([search.result.xbest for search in searches]), dtype=torch.float32, device=device)
-        first = best.view(rows, *size)[:, 0]
+            if spec.discrete:
+                drawn = torch.multinomial(mean.flatten(0, 2), config.candidates, replacement=True)
+                plans = drawn.view(rows, config.horizon, -1).transpose(1, 2)  # (B, N, H)
+            else:
+                noise = torch.randn(rows, config.candidates, *mean.shape[2:], device=device)
+                plans = (mean + std * noise).clamp(-1, 1)
+            returns = self._returns(many, plans.flatten(0, 1)).view(rows, -1)
+            chosen = plans[torch.arange(rows, device=device).unsqueeze(1), returns.topk(best).indices]  # (B, best, H)
+            if spec.discrete:
+                mean = one_hot(chosen, spec.action_size).mean(1, keepdim=True)
+            else:
+                std, mean = torch.std_mean(chosen, 1, keepdim=True)
+        first = mean[:, 0, 0]
         return first.argmax(-1) if spec.discrete else first
 
     def _returns(self, state: State, plans: Tensor) -> Tensor:

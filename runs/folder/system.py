@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from agent.precision import mixed_precision
 from envs.errors import UserError, nearest
 from world_model.threads import torch_threads
 
@@ -30,7 +31,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def facts() -> dict[str, Any]:
-    """Versions, commit, processor, cores, load and command line of this process, as plain JSON values."""
+    """Versions, commit, processor, cores, load and command line of this process, as plain JSON values.
+
+    Of the processor (a GPU where there is one) also whether it multiplies bfloat16, of which speed depends most.
+    """
     versions = {name: version for name in PACKAGES if (version := _version(name))}
     return {
         "versions": {"python": platform.python_version()} | versions,
@@ -39,6 +43,7 @@ def facts() -> dict[str, Any]:
             "system": platform.platform(),
             "cpu": _cpu_model(),
             "cores": cores(),
+            "bf16": mixed_precision(torch.device(choose_device("auto"))),
             "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
             "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         },

@@ -39,12 +39,15 @@ from world_model.interface import State, to_pixels
 
 PREFILL = 2_000  # agent steps: enough to sample from; a real run's are not worth waiting for
 MOST = 200  # repetitions of one measurement
-OPERATORS, PROFILED = 10, 5  # listed for each kind of update, and the updates they are the mean of
+OPERATORS, PROFILED = 10, 5  # listed for each kind of update, and the updates they are the mean of (1 where slow)
 PHASES = ("collect", "world model", "policy")
 
 
 def measure(config: Config, *, device: str, threads: int, seconds: float = 45.0, folder: Path = OUT) -> dict[str, Any]:
-    """Measures for about `seconds` (and the time to start up); prints a table and writes JSON, which it returns."""
+    """Measures for about `seconds` (and the time to start up); prints a table and writes JSON, which it returns.
+
+    What takes longer than its share of them is done twice, of which the second counts.
+    """
     if not config.train.policy:
         raise UserError("benchmark measures the policy too: leave out train.policy=false.")
     console = Console(highlight=False)
@@ -81,7 +84,7 @@ class _Measurement:
 
     def __init__(self, config: Config, games: Games, device: str, seconds: float, bar: Bar) -> None:
         self.config, self.games, self.bar, self.seconds = config, games, bar, seconds
-        self.task = bar.add_task("starting", total=8)
+        self.task = bar.add_task("starting", total=9)
         quiet = replace(config.train, prefill=PREFILL, pretrain=0, show_every=10**9, save_every=1e9)
         self.cuda = torch.device(device).type == "cuda"
         self.loop = build.loop(replace(config, train=quiet), games, None, device)
@@ -93,7 +96,10 @@ class _Measurement:
         # Both long enough for every game to end more than once: beginning a new one loads the ROM, which takes 65 ms.
         alone = self._begin("games", lambda: self._time(self._player_of_random_games(), 0.15))
         self._begin("random games first", lambda: loop.prefill(nowhere, screen))
-        acting = self._begin("acting", lambda: self._time(lambda: loop.collect(self._steps, screen), 0.3))
+        step = self._begin("one step", lambda: self._time(lambda: loop.collect(self.games.num_envs, screen), 0.02))
+        # As many steps in one call as the games alone, unless one of them takes its time.
+        each = self.games.num_envs if len(step) == 1 else self._steps
+        acting = self._begin("acting", lambda: self._time(lambda: loop.collect(each, screen), 0.3))
         stages, policy = self._begin("updates", self._updates)
         states = loop.states(loop.dreams.starts or 192)
         dreams = self._begin("dreaming", lambda: self._time(lambda: self._dream(states), 0.1))
@@ -103,7 +109,8 @@ class _Measurement:
         short = all(stage.updates == 1 for stage in loop.stages)
         updates = 0.25 * self.seconds / float(np.median(pairs))
         shares = self._begin("the loop", lambda: self._loop(updates) if short else {})
-        operators = self._begin("operators", self._operators)
+        slow = len(pairs) == 1
+        operators = self._begin("operators", lambda: self._operators(1 if slow else PROFILED))
         starts, population_size = len(states.latent), getattr(self.config.policy, "population", 1)
         many, dream = f"{self.games.num_envs} games", f"{starts} x {horizon}"
         whole = f"{population_size} x {dream}" if population_size > 1 else dream
@@ -112,7 +119,7 @@ class _Measurement:
             "parameters": {"world_model": count(loop.agent.world_model), "policy": count(loop.agent.learner)},
             "rows": [
                 row("random games", alone, "agent steps", size=many, each=self._steps),
-                row("acting", acting, "agent steps", size=many, each=self._steps),
+                row("acting", acting, "agent steps", size=many, each=each),
                 *(
                     row(f"{kind.name.replace('_', '-')} update", stages[kind.name], "updates",
                         size=f"{kind.batch_size} x {kind.length}")
@@ -144,16 +151,24 @@ class _Measurement:
             torch.cuda.synchronize()
 
     def _time(self, work: Callable[[], object], share: float) -> list[float]:
-        """Seconds of each call, 5 to MOST of them within this share of the whole time, after two that do not count."""
-        for _ in range(2):
-            work()
-        taken: list[float] = []
-        self._sync()
-        while len(taken) < 5 or (len(taken) < MOST and sum(taken) < share * self.seconds):
+        """Seconds of each call, 5 to MOST of them within this share of the whole time, after two that do not count.
+
+        Of the second alone where that takes longer than the share.
+        """
+
+        def once() -> float:
+            self._sync()
             began = time.perf_counter()
             work()
             self._sync()
-            taken.append(time.perf_counter() - began)
+            return time.perf_counter() - began
+
+        once()
+        if (second := once()) > share * self.seconds:
+            return [second]
+        taken: list[float] = []
+        while len(taken) < 5 or (len(taken) < MOST and sum(taken) < share * self.seconds):
+            taken.append(once())
         return taken
 
     def _player_of_random_games(self) -> Callable[[], None]:
@@ -218,20 +233,20 @@ class _Measurement:
         seconds = {name: screen.seconds.get(name, 0.0) for name in PHASES}
         return {name: round(spent / sum(seconds.values()), 4) for name, spent in seconds.items()}
 
-    def _operators(self) -> dict[str, list[dict[str, Any]]]:
+    def _operators(self, times: int) -> dict[str, list[dict[str, Any]]]:
         loop = self.loop
         states = loop.states(loop.dreams.starts or 192)
         stages = {stage.name.replace("_", " "): (stage, loop.encoded(stage)) for stage in loop.stages}
-        found = {name: self._profile(partial(loop.train_world_model, *what)) for name, what in stages.items()}
-        return found | {"policy": self._profile(lambda: loop.train_policy(states))}
+        found = {name: self._profile(partial(loop.train_world_model, *what), times) for name, what in stages.items()}
+        return found | {"policy": self._profile(lambda: loop.train_policy(states), times)}
 
-    def _profile(self, work: Callable[[], object]) -> list[dict[str, Any]]:
+    def _profile(self, work: Callable[[], object], times: int) -> list[dict[str, Any]]:
         """The operators that take most time themselves, without those they call: calls and ms an update."""
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes into the progress bar
         kinds = [torch.profiler.ProfilerActivity.CPU]
         kinds += [torch.profiler.ProfilerActivity.CUDA] if self.cuda else []
         with torch.profiler.profile(activities=kinds) as profile:
-            for _ in range(PROFILED):
+            for _ in range(times):
                 work()
             self._sync()
         # On a GPU the kernels: what the processor does meanwhile does not count.
@@ -240,8 +255,8 @@ class _Measurement:
         events = sorted((e for e in profile.key_averages() if e.device_type == kind), key=time_of, reverse=True)
         whole = sum(map(time_of, events)) or 1
         return [
-            {"name": event.key, "calls": event.count / PROFILED}
-            | {"ms": round(time_of(event) / 1000 / PROFILED, 3), "share": round(time_of(event) / whole, 4)}
+            {"name": event.key, "calls": event.count / times}
+            | {"ms": round(time_of(event) / 1000 / times, 3), "share": round(time_of(event) / whole, 4)}
             for event in events[:OPERATORS]
         ]
 

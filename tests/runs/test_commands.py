@@ -8,10 +8,11 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import dreamloop
 import main
@@ -22,6 +23,7 @@ from runs.cli import commands, completion, compose, docs
 from runs.cli.table import RECIPE, RUN, load
 from runs.config import OLD_NAMES
 from runs.config_types import keys, renamed, values
+from runs.folder import system
 from runs.folder.run import Run
 from runs.recipes import RECIPES, from_dict, from_recorded, preset
 
@@ -117,16 +119,24 @@ def test_every_logged_number_is_declared(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_run_says_first_what_it_will_do_and_how_long_that_takes(tmp_path: Path) -> None:
     told = {"recipe": "reverie", "env": "ALE/Pong-v5", "protocol": "default", "size": "xs", "hours": 4.8,
             "env_steps": 500_000, "training": {"threads": 1},
-            "machine": {"gpu": None, "cpu": "EPYC", "cores": 2}}  # fmt: skip
+            "machine": {"gpu": None, "cpu": "EPYC", "cores": 2, "bf16": False}}  # fmt: skip
     for name, other in {"b": {}, "a": {"protocol": "atari100k"}, "c": {"variant": "flat"}}.items():
         path = tmp_path / f"reverie-{name}-evaluation-sampled.json"
         path.write_text(json.dumps(told | other | ({"hours": 99} if other else {})))
-    said = commands.announcement(preset("reverie", "xs"), tmp_path)
-    assert re.match(
-        r"Learning ALE/Pong-v5 with reverie, size xs: 250,000 steps of the real game, about 2\.4 hours as published, "
-        r"on 1 core of .*; \d+ cores? here\.$", said,
-    )  # fmt: skip
+    config = preset("reverie", "xs")
+    said = "Learning ALE/Pong-v5 with reverie, size xs: 250,000 steps of the real game, about 2.4 hours as published, "
+    assert re.match(rf"{re.escape(said)}on 1 core of EPYC; \d+ cores? here\.$", commands.announcement(config, tmp_path))
+    other = commands.announcement(replace(config, env="ALE/Boxing-v5"), tmp_path)
+    assert "about 2.4 hours as published for ALE/Pong-v5 (default), on 1 core of EPYC;" in other
     assert "no published run" in commands.announcement(preset("iris", "m"))
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_where_bfloat16_is_missing_a_run_says_that_it_takes_longer(here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: here)
+    said = commands.announcement(replace(preset("reverie", "xs"), device="cpu"))
+    assert ("about three times as long" in said) is not here
+    assert system.facts()["machine"]["bf16"] is (here or torch.cuda.is_available())
 
 
 # ---- a system from elsewhere ----
