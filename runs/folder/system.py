@@ -45,10 +45,15 @@ def facts() -> dict[str, Any]:
             "cores": cores(),
             "bf16": mixed_precision(torch.device(choose_device("auto"))),
             "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-            "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+            "load": load(),
         },
         "command": " ".join([Path(sys.executable).name, *sys.argv]),
     }
+
+
+def load() -> list[float] | None:
+    """How many processes wanted a core in the last 1, 5 and 15 minutes; None where the system does not tell."""
+    return [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
 
 def clock() -> str:

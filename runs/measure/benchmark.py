@@ -51,30 +51,29 @@ def measure(config: Config, *, device: str, threads: int, seconds: float = 45.0,
     if not config.train.policy:
         raise UserError("benchmark measures the policy too: leave out train.policy=false.")
     console = Console(highlight=False)
-    before = system.facts()["machine"]["load"]
+    facts = system.facts()  # of the code that runs, whatever is changed meanwhile
     began, used = time.monotonic(), time.process_time()
     games = make_games(config.env, config.game)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
-        with Bar(*columns, console=console, transient=True) as bar:
+        with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             found = _Measurement(config, games, device, seconds, bar).all()
     finally:
         games.close()
     cores = (time.process_time() - used) / (time.monotonic() - began)
-    facts = system.facts()
     result = (
         {"what": "benchmark", "recipe": config.recipe, "env": config.env, "protocol": config.protocol}
         | {"size": config.size, "seed": config.seed, "device": device, "threads": threads}
         | {"compile": config.train.compile, **facts}
         # Cores this process got: clearly less than `threads` means that the machine had other work.
-        | {"load_before": before, "load_after": facts["machine"]["load"], "cores_used": round(cores, 2)}
+        | {"load_before": facts["machine"]["load"], "load_after": system.load(), "cores_used": round(cores, 2)}
         | found
     )
     path = folder / f"benchmark-{files.file_name(config.recipe)}-{config.size}-{files.file_name(device)}.json"
     files.write_json(path, result)
     for table in tables(result):
         console.print(table)
-    console.print(f"load {before} before, {result['load_after']} after, {cores:.1f} cores used")
+    console.print(f"load {result['load_before']} before, {result['load_after']} after, {cores:.1f} cores used")
     console.print(f"written to {path}", soft_wrap=True)
     return result
 
@@ -142,6 +141,8 @@ class _Measurement:
 
     def _begin(self, name: str, work: Callable[[], Any]) -> Any:
         self.bar.update(self.task, description=name)
+        if not self.bar.console.is_terminal:  # where there is no bar
+            self.bar.console.print(f"measuring: {name}", soft_wrap=True)
         done = work()
         self.bar.advance(self.task)
         return done
