@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from envs.settings import setting
-from world_model import trees
+from world_model import noise, trees
 from world_model.interface import State, WorldModel
-from world_model.parts.heads import one_hot
+from world_model.parts.heads import draw, one_hot
 
-ELITE = 10  # one of so many plans is among the best
+ELITE = 10  # one plan of so many is an elite
 Value = Callable[[Tensor], Tensor | None]
 
 
@@ -27,11 +27,11 @@ class PlannerConfig:
     """How much is dreamed before an action."""
 
     method: Literal["shooting", "cem"] = setting(
-        "shooting", help="random plans, or plans drawn like the best of those before (the cross-entropy method)"
+        "shooting", help="random shooting, or the cross-entropy method: plans sampled like the best of those before"
     )
-    candidates: int = setting(64, 4, 65_536, help="plans that are dreamed side by side")
+    candidates: int = setting(64, 2, 65_536, help="plans that are dreamed side by side")
     horizon: int = setting(12, 1, 1000, help="steps of a plan")
-    iterations: int = setting(3, 1, 100, when={"method": "cem"}, help="times that plans are drawn")
+    iterations: int = setting(3, 1, 100, when={"method": "cem"}, help="rounds of sampling and fitting")
     repeat: float = setting(
         0.7, 0, 1, when={"method": "shooting"}, help="probability that a plan goes on with the same action"
     )
@@ -73,25 +73,25 @@ class Planner:
         return plans
 
     def _refined(self, many: State, rows: int) -> Tensor:
-        """Plans drawn from a distribution for each step, which then becomes that of the best tenth, and again.
+        """Samples plans from a distribution for each step, fits it to the best tenth of them, the elites, and again.
 
-        Of counted actions a categorical, of others a Gaussian cut to [-1, 1]; played is its mode at the first step.
+        Discrete actions have a categorical, continuous ones a Gaussian clipped to [-1, 1]. Plays its mode at the first
+        step.
         """
         spec, config, device = self.model.spec, self.config, many.latent.device
-        best = max(2, config.candidates // ELITE)
+        elites = max(2, config.candidates // ELITE)
         mean = torch.zeros(rows, 1, config.horizon, spec.action_size, device=device)
         std = torch.ones_like(mean)
         if spec.discrete:
             mean += 1 / spec.action_size
         for _ in range(config.iterations):
             if spec.discrete:
-                drawn = torch.multinomial(mean.flatten(0, 2), config.candidates, replacement=True)
-                plans = drawn.view(rows, config.horizon, -1).transpose(1, 2)  # (B, N, H)
+                plans = draw(mean.log().expand(-1, config.candidates, -1, -1))  # (B, N, H)
             else:
-                noise = torch.randn(rows, config.candidates, *mean.shape[2:], device=device)
-                plans = (mean + std * noise).clamp(-1, 1)
+                spread = std.expand(-1, config.candidates, -1, -1)
+                plans = (mean + spread * noise.normal(spread)).clamp(-1, 1)
             returns = self._returns(many, plans.flatten(0, 1)).view(rows, -1)
-            chosen = plans[torch.arange(rows, device=device).unsqueeze(1), returns.topk(best).indices]  # (B, best, H)
+            chosen = plans[torch.arange(rows, device=device).unsqueeze(1), returns.topk(elites).indices]
             if spec.discrete:
                 mean = one_hot(chosen, spec.action_size).mean(1, keepdim=True)
             else:

@@ -145,22 +145,25 @@ def announcement(config: Config, results: Path = RESULTS) -> str:
     here = f"{cores()} core{'s'[: cores() > 1]} here"
     if not config.train.policy:
         return f"{said}, recorded ones included; {here}."
+
+    def differs(told: dict[str, Any], *names: str) -> list[bool]:
+        return [told[name] != getattr(config, name) for name in names]
+
     names = sorted(results.glob(f"{file_name(config.recipe)}-*-evaluation-sampled.json"))
     every = (json.loads(path.read_text()) for path in names)
-    kind, game = ("recipe", "size"), ("env", "protocol")
-    alike = [told for told in every if "variant" not in told and all(told[key] == getattr(config, key) for key in kind)]
+    alike = [told for told in every if "variant" not in told and not any(differs(told, "recipe", "size"))]
     if not alike:
         return f"{said}; {here}, and no published run says how long it takes."
-    told = min(alike, key=lambda told: [told[key] != getattr(config, key) for key in game])
+    told = min(alike, key=lambda told: differs(told, "env", "protocol"))
     hours = told["hours"] * config.steps / told["env_steps"]
     long = f"{hours:.1f} hours" if hours > 1.5 else f"{max(1, round(60 * hours))} min"
-    of = "" if all(told[key] == getattr(config, key) for key in game) else f" for {told['env']} ({told['protocol']})"
+    of = f" for {told['env']} ({told['protocol']})" if any(differs(told, "env", "protocol")) else ""
     machine, threads = told["machine"], told.get("training", {}).get("threads") or told["machine"]["cores"]
     on = machine["gpu"] or f"{threads} core{'s'[: threads > 1]} of {machine['cpu']}"
     # Results from before it was recorded were all made where it was true.
-    slower = machine.get("bf16", True) and not mixed_precision(torch.device(choose_device(config.device)))
-    but = ", which multiplies bfloat16; here is nothing that does, and a core takes about three times as long"
-    return f"{said}, about {long} as published{of}, on {on}{but if slower else ''}; {here}."
+    if machine.get("bf16", True) and not mixed_precision(torch.device(choose_device(config.device))):
+        on += ", with native bfloat16, without which, as here, a core takes about three times as long"
+    return f"{said}, about {long} as published{of}, on {on}; {here}."
 
 
 def about(games: Games) -> dict[str, Any]:

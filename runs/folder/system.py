@@ -33,7 +33,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 def facts() -> dict[str, Any]:
     """Versions, commit, processor, cores, load and command line of this process, as plain JSON values.
 
-    Of the processor (a GPU where there is one) also whether it multiplies bfloat16, of which speed depends most.
+    `bf16`: whether the GPU, or without one the processor, has native bfloat16, on which speed depends most.
     """
     versions = {name: version for name in PACKAGES if (version := _version(name))}
     return {

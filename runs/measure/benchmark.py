@@ -108,8 +108,7 @@ class _Measurement:
         short = all(stage.updates == 1 for stage in loop.stages)
         updates = 0.25 * self.seconds / float(np.median(pairs))
         shares = self._begin("the loop", lambda: self._loop(updates) if short else {})
-        slow = len(pairs) == 1
-        operators = self._begin("operators", lambda: self._operators(1 if slow else PROFILED))
+        operators = self._begin("operators", lambda: self._operators(1 if len(pairs) == 1 else PROFILED))
         starts, population_size = len(states.latent), getattr(self.config.policy, "population", 1)
         many, dream = f"{self.games.num_envs} games", f"{starts} x {horizon}"
         whole = f"{population_size} x {dream}" if population_size > 1 else dream

@@ -215,13 +215,13 @@ def _latency(page: Any) -> dict[str, float]:
 
 def _speed(asked: PageConfig) -> None:
     torch.set_num_threads(1)  # see ServerState
-    before = os.getloadavg()
+    before = system.load()
     loaded = load_parts(asked.run, asked.device)
     rows, picture = measure_speed(loaded, asked, Path("/nonexistent"))
     peak = int(1024 * system.memory_gb())
     found = {
         "threads": asked.threads or 1,
-        "load_before": [round(load, 2) for load in before],
+        "load_before": before,
         "peak_mb": peak,
         "rows": rows,
     }
@@ -562,8 +562,8 @@ def _sent(feed: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _static(asked: PageConfig) -> None:
-    before, loaded = os.getloadavg(), load_parts(asked.run, "cpu")
-    found = measure_static(asked, loaded) | {"load_before": [round(load, 2) for load in before], "folder": asked.folder}
+    before, loaded = system.load(), load_parts(asked.run, "cpu")
+    found = measure_static(asked, loaded) | {"load_before": before, "folder": asked.folder}
     console = Console(highlight=False)
     for name, value in found.items():
         console.print(f"{name:28} {value}")

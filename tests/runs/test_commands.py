@@ -126,8 +126,8 @@ def test_a_run_says_first_what_it_will_do_and_how_long_that_takes(tmp_path: Path
     config = preset("reverie", "xs")
     said = "Learning ALE/Pong-v5 with reverie, size xs: 250,000 steps of the real game, about 2.4 hours as published, "
     assert re.match(rf"{re.escape(said)}on 1 core of EPYC; \d+ cores? here\.$", commands.announcement(config, tmp_path))
-    other = commands.announcement(replace(config, env="ALE/Boxing-v5"), tmp_path)
-    assert "about 2.4 hours as published for ALE/Pong-v5 (default), on 1 core of EPYC;" in other
+    of_another = commands.announcement(replace(config, env="ALE/Boxing-v5"), tmp_path)
+    assert "about 2.4 hours as published for ALE/Pong-v5 (default), on 1 core of EPYC;" in of_another
     assert "no published run" in commands.announcement(preset("iris", "m"))
 
 
