@@ -31,6 +31,9 @@ def cut(
         has_action=torch.zeros(size, dtype=torch.bool),
         valid=torch.zeros(size, dtype=torch.bool),
         code=torch.zeros((*size, *codes[0].shape[1:]), dtype=torch.from_numpy(codes[0]).dtype) if codes else None,
+        is_first=torch.tensor(
+            [start == 0 and one.piece_of < 0 for one, start in zip(episodes, starts, strict=True)], dtype=torch.bool
+        ),
     )
     frame, action, reward, terminated, has_action, valid = (tensor.numpy() for tensor in batch[:6])
     for b, (episode, start) in enumerate(zip(episodes, starts, strict=True)):

@@ -14,6 +14,7 @@ from envs.episode import Episode
 from envs.games import GameFailed, Games
 
 BURST = 32  # steps of random play in the mean, when it takes over
+ROUNDING = 2  # levels by which a pixel of a frame that was played again may differ
 HOLDS = (1, 2, 4, 8, 16)  # steps for which random play holds a continuous action in the mean, row by row
 
 
@@ -121,6 +122,8 @@ class Collector:
             traces = self.games.restore([e["seed"] for e in going], actions, past)
             if self.games.done.any():
                 raise ValueError(f"an episode of {self.games.env} ended with its recorded actions, which it had not")
+            if any(_differ(entry, trace) for entry, trace in zip(going, traces, strict=True)):
+                raise ValueError(f"an episode of {self.games.env} went another way with its recorded actions")
         except (GameFailed, ValueError) as problem:
             # A game that is no function of its seed, or has changed: what was finished is on disk, the rest is not.
             self.is_first[:] = True
@@ -131,11 +134,23 @@ class Collector:
             entry["seed"]: Episode(
                 trace.frame, taken[cut:], trace.reward, trace.terminated, trace.truncated,
                 entry.get("score", float(trace.score.sum(dtype=np.float64))), entry["seed"],
+                piece_of=entry.get("piece_of", -1),
             )
             for entry, trace, taken, cut in zip(going, traces, actions, past, strict=True)
         }  # fmt: skip
         self.frames = np.stack([trace.frame[-1] for trace in traces])
         self.replay.load_state_dict(replay_state, lambda seed, actions: rebuilt[seed])
+
+
+def _differ(entry: dict[str, Any], trace: Any) -> bool:
+    """Whether a game that was played again stands elsewhere than the recorded one, or brought other rewards.
+
+    Another machine's resizing may round a pixel otherwise.
+    """
+    if "frame" not in entry:  # of runs from before it was kept
+        return False
+    apart = np.abs(trace.frame[-1].astype(np.int16) - entry["frame"].cpu().numpy()).max()
+    return bool(apart > ROUNDING or not np.isclose(float(trace.reward.sum()), entry["reward"]))
 
 
 def _no_episode(seed: int, actions: np.ndarray) -> Episode:

@@ -22,6 +22,7 @@ from agent.interrupt import deferred
 from agent.player import Agent, Player
 from agent.real_game import RealGame
 from agent.replay import Replay
+from agent.seeds import episode_seed
 from agent.team import PeerLost, Team
 from agent.trainer import TrainConfig, Trainer
 from envs.episode import Episode
@@ -107,6 +108,9 @@ class Loop:
         self.waiting = 0  # recorded agent steps that no round has taken yet; see `take`
         self.others = 0  # agent steps that the other processes of a team have played
         self.done: dict[str, int] = {}  # of the round under way
+        self.posterior: State | None = (
+            None  # states that its last update passed through, if told
+        )
         self.only = ""  # the one part that is done instead of a round
         self.fixed = torch.zeros(0, dtype=torch.uint8)  # frames that are reconstructed over training, once chosen
         self._codes: dict[str, tuple[tuple[int, ...], dict[int, np.ndarray]]] = {}  # see `encoded`
@@ -212,12 +216,11 @@ class Loop:
 
     def _round(self, steps: int, context: Context) -> None:
         """One round, or what is left of one; returns early when asked to stop in the middle of a long part."""
-        states, screen = None, context.screen
+        screen = context.screen
         screen.update(self.step, updates=self.updates)
         # The first round learns from the prefill.
         each = self.team.part(self.config.steps_per_update)
         parts = -(-each // PART) if self.updates or self.only else 0
-        size = min(PART, each)
         # What the player remembers is told by weights that many updates have left behind: after the pretraining, and
         # after every round of a system that learns in long ones. `reverie` takes one small step a round, and a
         # burn-in would cost four times as much as the acting.
@@ -225,6 +228,7 @@ class Loop:
             self.collector.burn_in(self.config.burn_in)
 
         def play() -> None:  # never more than the run was asked for, whatever a round takes
+            size = min(PART, each - self.done.get("collect", 0) * PART)
             due = max(0, steps - self.step + self.ahead * self.team.size)
             left = size if self.only else min(size, self.team.part(due))
             self.collect(left, screen, at_random=not self.config.policy)
@@ -237,8 +241,7 @@ class Loop:
             encoded = self.encoded(stage) if due else []
 
             def learn(stage: Stage = stage, encoded: Sequence[np.ndarray] = encoded) -> None:
-                nonlocal states
-                states = self.train_world_model(stage, encoded)
+                self.posterior = self.train_world_model(stage, encoded)
                 if stage is self.stages[0]:
                     self._reconstruct_early(context.run)
 
@@ -246,16 +249,17 @@ class Loop:
                 return
         for where, count in self.agent.learner.plan(last=self.step >= steps, only=self.only):
             screen.phase("policy" if where == "dream" else f"policy in the {where} game")
-            if not self.done.get(where) and self.only in ("", where):
+            if where not in self.done and self.only in ("", where):
                 self.agent.learner.begin_phase(where)
+                self.done[where] = 0
 
             def improve(where: str = where) -> None:
-                self.train_policy(states, where)
+                self.train_policy(self.posterior, where)
 
             if not self._repeat(where, count, improve, context):
                 return
         self.updates += not self.only
-        self.done, self.only = {}, ""
+        self.done, self.only, self.posterior = {}, "", None
         self.team.share(self.trainer.shared)
         self._tell(context)
 
@@ -346,7 +350,7 @@ class Loop:
         dreams, model, policy = self.dreams, self.agent.world_model, self.agent.learner.policy
         memory: Tree | None = None
         if states is None or policy.is_recurrent:  # what the policy remembers, only a context of its own can tell
-            states, known = self._begun(dreams.starts)
+            states, known = self._begun(dreams.starts or (self._states_of_an_update() if model.gives_states else 0))
             memory = known if policy.is_recurrent else None
         elif dreams.starts and dreams.starts < len(states.latent):
             states = trees.rows(states, torch.randperm(len(states.latent), device=self.agent.device)[: dreams.starts])
@@ -364,6 +368,11 @@ class Loop:
         return rollout
 
     # ---- where dreams begin ----
+    def _states_of_an_update(self) -> int:
+        """How many states an update of the world model passes through that a dream can begin from."""
+        stage = self.stages[0]
+        return stage.batch_size * (stage.length - self.config.burn_in)
+
     def states(self, count: int) -> State:
         """`count` states of real play: `train.at_start` of them first ones, the others known from what came before.
 
@@ -406,8 +415,10 @@ class Loop:
 
     def _usable(self, states: State, batch: Batch) -> State:
         usable = batch.has_action.clone()  # no dream goes on from where a game has ended
-        usable[:, : self.config.burn_in] = False
-        if not usable.any():  # episodes shorter than the burn-in: what the memory knows of them is all there is
+        # What came before is known only of a game's beginning.
+        begun = torch.zeros_like(usable[:, 0]) if batch.is_first is None else batch.is_first
+        usable[~begun, : self.config.burn_in] = False
+        if not usable.any():  # pieces shorter than the burn-in: what the memory knows of them is all there is
             usable = batch.has_action
         return trees.map(lambda leaf: leaf[usable], states)
 
@@ -499,6 +510,7 @@ class Loop:
             "collector": self.collector.state_dict(),
             "updates": self.updates,
             "done": dict(self.done),
+            "posterior": None if self.posterior is None else tuple(self.posterior),
             "ahead": self.ahead,
             "waiting": self.waiting,
             "others": self.others,
@@ -528,8 +540,12 @@ class Loop:
             while not self.replay.frames("train"):  # the first process had finished no episode yet
                 self.collector.collect(PART, at_random=True)
             self.replay.steps = state["replay"]["steps"]
+            torch.manual_seed(episode_seed(self.seed, self.collector.begun))  # numbers that nobody has had either
+            self.replay.rng = np.random.default_rng(episode_seed(self.seed, self.collector.begun))
         self.updates, self.returns = int(state["updates"]), list(state["returns"])
         self.done, self.only = dict(state.get("done", {})), state.get("only", "")  # older runs have none
+        posterior = state.get("posterior") if known is None else None  # those of a team are the first process's
+        self.posterior = posterior and State(*trees.map(lambda leaf: leaf.to(self.agent.device), posterior))
         self.ahead, self.waiting, self.others = (state.get(name, 0) for name in ("ahead", "waiting", "others"))
         self.fixed = state["fixed"].cpu() if "fixed" in state else self.fixed  # older runs choose theirs now
         if self.real is not None and state.get("real"):

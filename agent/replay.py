@@ -27,9 +27,9 @@ class Replay:
     """The memory of an agent that plays in several rows at once.
 
     Episodes are numbered as they begin. A share of them (`validation`: at a tenth 9, 19, ...) is never sampled for
-    training.
-    Episodes in progress are sampled like finished ones. One that would take more than its share of half of the bound is
-    cut: its older half is kept, saved and forgotten as an episode of its own, so that a game without an end fits too.
+    training. Episodes in progress are sampled like finished ones. One that would take more than its share of
+    half of the bound is cut: its older half is kept, saved and forgotten as an episode of its own, so that a game
+    without an end fits too. All pieces of an episode are trained on, or none.
     """
 
     def __init__(self, folder: Path | None, spec: Spec, config: ReplayConfig, *, seed: int):
@@ -142,12 +142,16 @@ class Replay:
         return self._add_files(new, human=True)
 
     def _add_files(self, paths: Sequence[Path], *, human: bool) -> int:
-        before, known = self.episodes, set[bytes]()
+        before, known, numbers = self.episodes, set[bytes](), dict[tuple[Path, str], int]()
         for path in paths:
             try:
                 episode = Episode.load(path)
                 game = _fingerprint(episode)
                 if game not in known:
+                    numbers[path.parent, path.stem] = self._next
+                    if episode.piece_of >= 0:  # which has another number here, or is not among them
+                        of = numbers.get((path.parent, _path(path.parent, episode.piece_of).stem), self._next)
+                        episode = replace(episode, piece_of=of)
                     self.add_episode(episode, human=human)
                 known.add(game)
             except CorruptEpisode as error:
@@ -159,7 +163,7 @@ class Replay:
     def _cut(self, row: int) -> tuple[int, Recording]:
         """The older half of a long episode in progress becomes one of its own, and may be forgotten."""
         number, recording = self._open[row]
-        older, newer = recording.cut()
+        older, newer = recording.cut(number)
         self._open[row], self._next = (self._next, newer), self._next + 1
         self._past[row].append(older.action)
         self._keep(number, older)
@@ -188,7 +192,7 @@ class Replay:
         self._kept_bytes += episode.nbytes
         self._lengths = np.append(self._lengths, len(episode.frame))
         self._weights = np.append(self._weights, episode.weight)
-        self._validation = np.append(self._validation, self._is_validation(number))
+        self._validation = np.append(self._validation, self._is_validation(number, episode))
 
     def _forget(self) -> None:
         """The oldest episodes leave memory until the bound holds; the newest finished one always stays."""
@@ -209,10 +213,11 @@ class Replay:
             [*self._kept, *(recording for _, recording in going)],
             np.append(self._lengths, [len(recording) + 1 for _, recording in going]).astype(np.int64),
             np.append(self._weights, np.ones(len(going))),
-            np.append(self._validation, [self._is_validation(number) for number, _ in going]).astype(np.bool_),
+            np.append(self._validation, [self._is_validation(*entry) for entry in going]).astype(np.bool_),
         )
 
-    def _is_validation(self, number: int) -> bool:
+    def _is_validation(self, number: int, episode: Episode | Recording) -> bool:
+        number = number if episode.piece_of < 0 else episode.piece_of
         before, after = (int(round(count * self.config.validation, 9)) for count in (number, number + 1))
         return after > before
 
@@ -237,27 +242,34 @@ class Replay:
         An episode is drawn in proportion to its frames x weight. A segment may start before or end behind the
         episode and is then moved inside: the first and the last frame are drawn as often as one in the middle, and
         those less than `length` away from them up to twice as often. Only episodes shorter than `length` are padded.
-        With `first` all segments begin where their episodes do.
+        With `first` all segments begin where their games do, as long as the beginning of one is remembered.
         `encoded` has an array (frames, ...) for each episode of `memory`: the batch's `code`.
         Raises ValueError while there is no frame of that split.
         """
-        entries, chosen, firsts = self._pick(batch_size, split)
+        entries, chosen, firsts = self._pick(batch_size, split, first)
         picked = [_episode(entries[i]) for i in chosen]
         codes = [encoded[i] for i in chosen] if encoded else []
         ends = np.array([len(episode.frame) for episode in picked])
-        starts = np.clip(self.rng.integers(firsts - length + 1, ends), firsts, np.maximum(firsts, ends - length))
+        last = np.maximum(0, ends - length)
+        starts = np.clip(self.rng.integers(firsts - length + 1, ends), np.minimum(firsts, last), last)
         starts = np.zeros_like(starts) if first else starts
         return cut(picked, starts.tolist(), length, spec=self.spec, codes=codes)
 
-    def _pick(self, count: int, split: Split) -> tuple[list[Episode | Recording], np.ndarray, np.ndarray]:
+    def _pick(self, count: int, split: Split, first: bool) -> tuple[list[Episode | Recording], np.ndarray, np.ndarray]:
         """All episodes, the places (count,) of those drawn, and for each the first index a segment may begin at."""
         entries, lengths, weights, validation = self._candidates()
         allowed = weights * (validation == (split == "validation"))
+        if first and (whole := allowed * [entry.piece_of < 0 for entry in entries]).any():
+            allowed = whole
         if not len(lengths) or not allowed.any():
             raise ValueError(f"the replay holds no {split} episode yet")
         span = np.broadcast_to(lengths, (2, len(lengths))).copy()
-        newer = lengths[::-1].cumsum()[::-1] - lengths
-        span[1] = np.clip(self.config.recent_steps - newer, 0, lengths)
+        # Episodes in progress grow side by side: each has its share of what is recent, and finished ones the rest.
+        going, recent_steps = len(self._open), self.config.recent_steps
+        recent_going = np.minimum(lengths[len(lengths) - going :], -(-recent_steps // max(1, going)))
+        finished = lengths[: len(lengths) - going]
+        newer = finished[::-1].cumsum()[::-1] - finished + recent_going.sum()
+        span[1] = np.append(np.clip(recent_steps - newer, 0, finished), recent_going)
         share = self.config.recency if split == "train" and (span[1] * allowed).any() else 0.0
         recent = (self.rng.random(count) < share).astype(np.int64)
         draws = self.rng.random(count)
@@ -284,8 +296,10 @@ class Replay:
             "taken": list(self.taken),
             "open": [
                 {"row": row, "number": number, "seed": recording.seed, "score": recording.score,
-                 "past": sum(len(piece) for piece in self._past[row]),
-                 "actions": torch.from_numpy(np.concatenate([*self._past[row], recording.view().action]))}
+                 "past": sum(len(piece) for piece in self._past[row]), "piece_of": recording.piece_of,
+                 "actions": torch.from_numpy(np.concatenate([*self._past[row], recording.view().action])),
+                 "reward": float(recording.view().reward.sum()),
+                 "frame": torch.from_numpy(recording.view().frame[-1].copy())}
                 for row, (number, recording) in sorted(self._open.items())
             ],
         }  # fmt: skip

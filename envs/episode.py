@@ -41,8 +41,9 @@ class Episode:
 
     frame (n + 1, C, H, W) uint8; action (n,) int64 or (n, A) float32 in [-1, 1]; reward (n,) float32 as the agent
     learns it; terminated and truncated (n,) bool; score: the sum in the game's own units since the game's reset; seed:
-    what the game was reset with; weight: how much more often than an ordinary episode it is replayed. A piece of an
-    episode that was too long for the memory begins in the middle of its game; see `agent.replay`.
+    what the game was reset with; weight: how much more often than an ordinary episode it is replayed; piece_of: the
+    number of the episode whose later part this is, cut off because it was too long for the memory (`agent.replay`), -1
+    for one that begins with its game.
     """
 
     frame: np.ndarray
@@ -53,6 +54,7 @@ class Episode:
     score: float
     seed: int
     weight: float = 1.0
+    piece_of: int = -1
 
     def __len__(self) -> int:
         """The number of agent steps, n."""
@@ -115,9 +117,12 @@ class Episode:
         try:
             with zipfile.ZipFile(path) as archive:
                 # The whole member first: its checksum is compared only at its end, before anything is made of it.
-                read = {field.name: _array(archive.read(f"{field.name}.npy")) for field in fields(Episode)}
+                old = "piece_of.npy" not in archive.namelist()  # of a run from before it was told
+                names = [field.name for field in fields(Episode) if not (old and field.name == "piece_of")]
+                read = {name: _array(archive.read(f"{name}.npy")) for name in names}
             score, seed, weight = float(read.pop("score")), int(read.pop("seed")), float(read.pop("weight"))
-            episode = Episode(**read, score=score, seed=seed, weight=weight)  # type: ignore[arg-type]
+            piece_of = int(read.pop("piece_of", -1))
+            episode = Episode(**read, score=score, seed=seed, weight=weight, piece_of=piece_of)  # type: ignore[arg-type]
             problem = episode.problem()
         except FileNotFoundError:
             raise CorruptEpisode(f"{path} is missing.") from None
@@ -151,7 +156,7 @@ class Recording:
 
     def __init__(self, spec: Spec, frame: np.ndarray, *, seed: int):
         """`frame` (C, H, W) uint8 is the first one, straight from the reset with `seed`."""
-        self.spec, self.seed, self.score, self.length = spec, seed, 0.0, 0
+        self.spec, self.seed, self.score, self.length, self.piece_of = spec, seed, 0.0, 0, -1
         kind, shape = (np.int64, ()) if spec.discrete else (np.float32, (spec.action_size,))
         self._columns: dict[str, np.ndarray] = {
             "frame": np.empty((FIRST_CAPACITY + 1, *spec.frame), np.uint8),
@@ -168,7 +173,7 @@ class Recording:
         """Go on recording where `episode` stops."""
         recording = Recording(spec, episode.frame[0], seed=episode.seed)
         recording._reserve(len(episode))
-        recording.length, recording.score = len(episode), episode.score
+        recording.length, recording.score, recording.piece_of = len(episode), episode.score, episode.piece_of
         recording._columns["frame"][: len(episode) + 1] = episode.frame
         for name in PER_STEP:
             recording._columns[name][: len(episode)] = getattr(episode, name)
@@ -195,7 +200,8 @@ class Recording:
         """The episode so far; its arrays share memory with the recording."""
         frame, *steps = (self._columns[name] for name in ("frame", *PER_STEP))
         action, reward, terminated, truncated = (column[: self.length] for column in steps)
-        return Episode(frame[: self.length + 1], action, reward, terminated, truncated, self.score, self.seed)
+        columns = frame[: self.length + 1], action, reward, terminated, truncated
+        return Episode(*columns, self.score, self.seed, piece_of=self.piece_of)
 
     def finish(self) -> Episode:
         """The whole episode with arrays of its own, free of spare capacity."""
@@ -206,15 +212,16 @@ class Recording:
         """Whether one more step doubles its memory."""
         return self.length == len(self._columns["action"])
 
-    def cut(self) -> tuple[Episode, Recording]:
-        """The older half as an episode of its own, and a recording that goes on with the newer one.
+    def cut(self, number: int) -> tuple[Episode, Recording]:
+        """The older half as an episode of its own, with this number, and a recording that goes on with the newer one.
 
         The newer half begins with the frame that the older one ends with. Both have the score so far.
         """
         whole, at = self.view(), self.length - self.length // 2
         older = {"frame": whole.frame[: at + 1]} | {name: getattr(whole, name)[:at] for name in PER_STEP}
         newer = {"frame": whole.frame[at:]} | {name: getattr(whole, name)[at:] for name in PER_STEP}
-        return _own(replace(whole, **older)), Recording.resumed(self.spec, replace(whole, **newer))
+        of = number if whole.piece_of < 0 else whole.piece_of
+        return _own(replace(whole, **older)), Recording.resumed(self.spec, replace(whole, **newer, piece_of=of))
 
     def _checked(self, frame: np.ndarray) -> np.ndarray:
         # numpy would turn [0, 1] floats into a black picture, and stretch (H, W) over the channels, without a word.

@@ -54,7 +54,7 @@ class Policy(nn.Module, ABC):
 
 # What every actor-critic logs of its dreams and of its actor.
 DREAM_METRICS = {
-    "return": Metric("mean lambda return in the dream", shown="dream", panel="return in the dream"),
+    "return": Metric("mean lambda return in the dream", shown="imagined return", panel="return in the dream"),
     "dream_reward": Metric("mean reward of a dreamed step, as the policy learns it"),
     "dream_cont": Metric("mean probability that a dreamed step does not end the game"),
 }

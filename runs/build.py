@@ -87,7 +87,8 @@ def metrics(config: Config) -> dict[str, Metric]:
 def agent_and_games(config: Config) -> tuple[Agent, Games]:
     """What a worker needs to play for a population."""
     games = make_games(config.env, config.game, CHUNK)
-    return agent(config, games.spec), games
+    with forked_rng():  # on one core the worker is the run's own process
+        return agent(config, games.spec), games
 
 
 def _real_game(config: Config, made: Agent, folder: Path | None) -> RealGame | None:

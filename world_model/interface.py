@@ -54,6 +54,7 @@ class Batch(NamedTuple):
     has_action: Tensor  # (B, T) bool: there is an action, and the transition t -> t + 1 is real
     valid: Tensor  # (B, T) bool: the frame is real, not padding
     code: Tensor | None = None  # (B, T, ...) what `Stage.encode` made of the frames; None for stages without it
+    is_first: Tensor | None = None  # (B,) bool: the segment begins where its game does
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""

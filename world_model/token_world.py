@@ -66,7 +66,7 @@ TOKENIZER_METRICS = {
     "pixels": Metric("with a perceptual network: L1 of the pixels in [-1, 1]"),
     "lpips": Metric("distance in the features of LPIPS"),
     "st_lpips": Metric("distance in the features of ST-LPIPS"),
-    "l1": Metric("L1 of the pixels in [-1, 1], whatever the loss", shown="tokenizer"),
+    "l1": Metric("L1 of the pixels in [-1, 1], whatever the loss", shown="l1"),
     "edges": Metric("squared errors of the differences between neighbouring pixels"),
     "codebook": Metric("what pulls the codes to the latents"),
     "commitment": Metric("what pulls the latents to the codes"),

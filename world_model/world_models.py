@@ -58,7 +58,7 @@ JUDGE_METRICS = {
 }
 MEMORY_METRICS = {
     "nll": Metric(
-        "surprise at the next latent, nats a dimension", shown="memory", panel="latent not foreseen, nats a dimension"
+        "surprise at the next latent, nats a dimension", shown="surprise", panel="latent not foreseen, nats a dimension"
     ),
     "reward": Metric("squared error of the reward"),
     "cont": Metric("cross-entropy of going on, nats a step"),
@@ -374,10 +374,10 @@ class WorldModels(WorldModel):
         }
         unexplained = mean_where(error.detach(), arrived) / unit
         told = {name: Term(F.pad(term, (1, 0)), "arrived") for name, term in terms.items()}
-        return Losses(told, {"reward_unexplained": unexplained}, learned=noted)
+        return Losses(told, {"reward_unexplained": unexplained}, learned=noted.unbind())  # of a team, the mean of each
 
-    def _note_rewards(self, noted: Tensor) -> None:
-        self.reward_square.copy_(noted)
+    def _note_rewards(self, noted: tuple[Tensor, Tensor]) -> None:
+        self.reward_square.copy_(torch.stack(noted))
 
     # ---- parts ----
     def _outcome(self, h: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,8 @@ class Progress:
         for name, value in values.items():
             if value is None:
                 self.values.pop(name, None)
-                self._parts.pop(name, None)
+                if self._parts.pop(name, None):  # what comes now has another speed
+                    self._marks = deque([(time.monotonic(), step)])
             else:
                 self.values[name] = value
                 if name not in self._parts and (told := _of(value)):

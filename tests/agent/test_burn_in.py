@@ -217,6 +217,16 @@ def test_where_all_episodes_are_shorter_than_the_burn_in_dreams_begin_with_them(
     assert short.memory["count"].tolist() == [0] * 3 and not short.latent.any(), "Count-v0 begins at 0, which is black"
 
 
+def test_only_the_memory_of_a_segment_from_within_a_game_warms_up() -> None:
+    made = work(burn_in=4)
+    batch = made.replay.sample(64, 8)
+    place = torch.arange(8).expand(64, 8).float()
+    told = made._usable(State(place, {"row": torch.arange(64).unsqueeze(1).expand(64, 8)}), batch)
+    assert batch.is_first is not None and 0 < batch.is_first.sum() < 64
+    for row, begins in enumerate(batch.is_first.tolist()):
+        assert told.latent[told.memory["row"] == row][0] == (0 if begins else 4)
+
+
 def test_no_starts_are_told() -> None:
     with pytest.raises(UserError, match="policy.starts must be at least 1"):
         dreamed(work(starts=0))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -24,6 +27,11 @@ class Left:
         self.told.append(np.zeros(len(frames), np.int64))
         return self.told[-1]
 
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
     def took(self, actions: np.ndarray) -> None:
         self.told[-1] = actions
 
@@ -38,6 +46,20 @@ def played(bursts: float, steps: int = 4_000, rows: int = 8) -> np.ndarray:
     told = np.array(player.told)
     assert abs((kept != 0).mean() - (told != 0).mean()) < 0.03  # episodes under way are not among the kept
     return told
+
+
+@pytest.mark.parametrize("what", ["frame", "reward"])
+def test_a_game_that_goes_another_way_when_it_is_played_again_is_left_out(what: str, tmp_path: Path) -> None:
+    register()
+    games = opened(make_games("Count-v0", GameConfig(size=16), 2))
+    collector = Collector(games, Replay(tmp_path, games.spec, ReplayConfig(), seed=0), Left(), seed=0)  # type: ignore[arg-type]
+    collector.collect(20)
+    state, known = collector.state_dict(), collector.replay.state_dict()
+    collector.load_state_dict(state, known)
+    assert len(collector.replay.open()) == 2 and not collector.replay.skipped
+    known["open"][1][what] = known["open"][1][what] + 7
+    collector.load_state_dict(state, known)
+    assert not collector.replay.open() and "went another way" in collector.replay.skipped[0]
 
 
 def test_a_share_of_the_steps_is_random_for_a_while_each_time() -> None:

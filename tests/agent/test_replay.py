@@ -150,6 +150,43 @@ def test_recency_gives_the_newest_steps_their_share() -> None:
     assert all(seed == 2 or (seed == 1 and t >= 40) for seed, t in map(numbered.read, batch.frame[:, 0].numpy()))
 
 
+def test_what_is_recent_is_drawn_as_whole_segments() -> None:
+    replay = fresh(recency=1.0, recent_steps=4)
+    fill(replay, [50])
+    batch = replay.sample(500, 10)
+    assert batch.valid.all() and {numbered.read(frame) for frame in batch.frame[:, 0].numpy()} == {(0, 41)}
+
+
+def test_episodes_in_progress_share_what_is_recent() -> None:
+    replay = fresh(recency=1.0, recent_steps=60)
+    fill(replay, [100])
+    for row, steps in enumerate((100, 100, 5)):
+        numbered.play(replay, row, row + 1, steps, finish=False)
+    drawn = {numbered.read(frame) for frame in replay.sample(5_000, 1).frame[:, 0].numpy()}
+    spans = {seed: sorted(t for of, t in drawn if of == seed) for seed in range(4)}
+    assert spans[1] == spans[2] == list(range(81, 101)) and spans[3] == list(range(6))
+    assert spans[0] == list(range(87, 101)), "and the finished one has the rest"
+
+
+def test_pieces_of_an_episode_are_trained_on_all_or_none(tmp_path: Path) -> None:
+    replay = fresh(tmp_path, memory_gb=5e-5, validation=0.5)  # the second is held out
+    for row in (0, 1):
+        numbered.play(replay, row, row, 0, finish=False)
+    for t in range(1_500):
+        for row in (0, 1):
+            replay.add(row, numbered.action(row, t), numbered.step(row, t, False))
+    assert len(replay.memory()) > 4 and set(seeds(replay.sample(500, 3))) == {0}
+    assert set(seeds(replay.sample(500, 3, split="validation"))) == {1}
+    other = fresh(tmp_path / "other", validation=0.5)
+    other.take_over(tmp_path)
+    assert set(seeds(other.sample(500, 3))) == {0} and set(seeds(other.sample(500, 3, split="validation"))) == {1}
+    begins = {numbered.read(frame)[1] for frame in other.sample(500, 3, first=True).frame[:, 0].numpy()}
+    assert begins == {0}, "a piece is no beginning of a game"
+    batch = other.sample(500, 3)
+    assert batch.is_first is not None
+    assert batch.is_first.tolist() == [numbered.read(frame)[1] == 0 for frame in batch.frame[:, 0].numpy()]
+
+
 def test_validation_is_one_in_ten_and_never_trained_on() -> None:
     replay = fresh(recency=0.5, recent_steps=20)
     fill(replay, [5] * 9)

@@ -15,13 +15,15 @@ import pytest
 import torch
 
 from agent.collector import Collector
-from agent.loop import Loop
+from agent.loop import PLACES, Loop
 from envs.errors import UserError
 from envs.spec import Spec
 from policies.cma_es import EvolutionConfig
+from runs import build
 from runs.config import Config
 from runs.folder.progress import Progress
 from runs.folder.run import Run
+from runs.recipes import RECIPES
 from runs.recipes.world_models import world_models
 from tests.agent import test_loop
 from tests.agent.test_loop import begin, same
@@ -129,6 +131,80 @@ def test_a_round_stopped_in_any_part_goes_on_bit_by_bit(part: str, whole: Whole,
     assert [line.get("policy/fitness") for line in whole.metrics] == [
         line.get("policy/fitness") for line in again.metrics()
     ]
+
+
+def test_a_stop_before_the_first_generation_draws_nothing_twice(whole: Whole, tmp_path: Path) -> None:
+    class AtPhase(Progress):
+        def phase(self, name: str) -> None:
+            if name == "policy":
+                os.kill(os.getpid(), signal.SIGINT)
+
+    stopped = Run.create(quick(), tmp_path / "stopped")
+    session = begin(stopped.config, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        session.train(stopped.config.steps, stopped, AtPhase())
+    assert session.done["dream"] == 0
+    resumed = loaded(again := Run.open(tmp_path / "stopped"))
+    again.rewind()
+    resumed.train(again.config.steps, again, Progress())
+    same(whole.state, resumed.state_dict())
+
+
+def test_a_stop_within_the_policys_part_goes_on_from_the_same_states(tmp_path: Path) -> None:
+    config = test_loop.quick("Catch-v0", save_every=1e6)
+    config = replace(config, steps=260, policy=replace(config.policy, updates=4, starts=0, horizon=3))
+    whole = trained(config, tmp_path / "whole")
+    stopped = Run.create(config, tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        begin(config, stopped).train(config.steps, stopped, Stopping("dream", "2"))
+    resumed = loaded(again := Run.open(tmp_path / "stopped"))
+    assert resumed.posterior is not None
+    again.rewind()
+    resumed.train(config.steps, again, Progress())
+    same(whole.state, resumed.state_dict())
+    assert whole.state["posterior"] is None  # a round that is over has none to keep
+    updates = resumed.trainer.updates["actor"]
+    resumed.train(config.steps, again, Progress(), "dream")  # draws as many states as an update has
+    assert resumed.trainer.updates["actor"] == updates + 4 * config.policy.minibatches
+
+
+@pytest.mark.parametrize("each", [6, 600, 1_024])
+def test_a_round_plays_what_the_run_asks_for(each: int, tmp_path: Path) -> None:
+    config = test_loop.quick("Catch-v0", steps_per_update=each)
+    config = replace(
+        config, game=replace(config.game, num_envs=2), train=replace(config.train, prefill=100, pretrain=0)
+    )
+    session = begin(config, run := Run.create(config, tmp_path / "run"))
+    session.train(100, run, Progress())
+    before = session.replay.steps
+    session.train(0, run, Progress(), "collect")
+    assert session.replay.steps == before + each
+
+
+def test_what_a_run_shows_on_the_terminal_is_no_name_of_a_part() -> None:
+    """A part says "2 of 30" under its own name, and takes that away at its end."""
+    for recipe in RECIPES:
+        config = RECIPES[recipe]("toy")
+        shown = {metric.shown for metric in build.metrics(config).values()}
+        parts = [stage.name for stage in config.model.build(Spec(config.game.frame_shape, 2, True)).stages()]
+        assert not shown & {*parts, *PLACES, "collect", "pretraining", "random_play", "return", "length"}, recipe
+
+
+def test_a_process_that_plays_for_a_population_leaves_the_runs_random_numbers_alone() -> None:
+    before = torch.get_rng_state()
+    build.agent_and_games(quick())[1].close()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_process_of_a_team_never_draws_the_same_numbers_twice(tmp_path: Path) -> None:
+    config = test_loop.quick("Catch-v0")
+    session = begin(config, run := Run.create(config, tmp_path / "run"))
+    session.train(260, run, Progress())
+    drawn = []
+    for updates in (3, 4, 4):
+        session.load_state_dict(session.state_dict() | {"updates": updates}, run.episodes_folder)
+        drawn.append((torch.rand(()).item(), session.replay.rng.random()))
+    assert drawn[1] == drawn[2] and not set(drawn[0]) & set(drawn[1])
 
 
 def test_what_a_killed_run_logged_after_its_checkpoint_is_forgotten(dreamed: Whole, copied: Path) -> None:
