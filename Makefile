@@ -8,6 +8,9 @@ INSTALL = .venv/bin/python -m pip install --no-compile --quiet --disable-pip-ver
 # What the command line says in the form key=value is meant for the program.
 KEYS = $(filter-out PYTHON=% args=%,$(MAKEOVERRIDES))
 
+# What Python has compiled is kept, or each of the many processes would do so again: importing torch alone takes 4 s then.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: train test install
 .DEFAULT_GOAL := train
 

@@ -29,6 +29,8 @@ if str(Path(__file__).resolve().parent) not in sys.path:
 import runs  # noqa: F401  registers "Dream-v0"
 
 if TYPE_CHECKING:
+    from gymnasium.vector import AutoresetMode
+
     from runs.dreams import DreamPlayer
     from world_model.dream.envs import DreamEnv, DreamVectorEnv
 
@@ -48,17 +50,21 @@ def load(run: str | Path | None = None, *, greedy: bool = False) -> DreamPlayer:
 
 def make_dream(
     run: str | Path | None = None, num_envs: int | None = None, *, horizon: int | None = None,
-    temperature: float | None = None, render_mode: str | None = None,
+    temperature: float | None = None, render_mode: str | None = None, autoreset_mode: AutoresetMode | str | None = None,
 ) -> DreamEnv | DreamVectorEnv:  # fmt: skip
     """The dream of a run as a gymnasium environment, or with `num_envs` as a vector environment of so many.
 
     A dream ends where the model says so, or is cut after `horizon` steps; `temperature` is that of the policy's
-    training when not given.
+    training when not given. `autoreset_mode`, of a vector environment, is gymnasium's: NextStep (the default) or
+    SameStep, as Stable-Baselines3 wants it.
     """
     from runs import dreams
 
     how: Any = {"horizon": horizon, "temperature": temperature, "render_mode": render_mode}
-    return dreams.make_env(run, **how) if num_envs is None else dreams.make_vector(num_envs, run, **how)
+    if num_envs is None:
+        return dreams.make_env(run, **how)
+    how |= {"autoreset_mode": autoreset_mode} if autoreset_mode is not None else {}
+    return dreams.make_vector(num_envs, run, **how)
 
 
 def train(

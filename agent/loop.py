@@ -108,9 +108,7 @@ class Loop:
         self.waiting = 0  # recorded agent steps that no round has taken yet; see `take`
         self.others = 0  # agent steps that the other processes of a team have played
         self.done: dict[str, int] = {}  # of the round under way
-        self.posterior: State | None = (
-            None  # states that its last update passed through, if told
-        )
+        self.posterior: State | None = None  # states that its last update passed through, if told
         self.only = ""  # the one part that is done instead of a round
         self.fixed = torch.zeros(0, dtype=torch.uint8)  # frames that are reconstructed over training, once chosen
         self._codes: dict[str, tuple[tuple[int, ...], dict[int, np.ndarray]]] = {}  # see `encoded`

@@ -217,9 +217,7 @@ class Replay:
         )
 
     def _is_validation(self, number: int, episode: Episode | Recording) -> bool:
-        number = number if episode.piece_of < 0 else episode.piece_of
-        before, after = (int(round(count * self.config.validation, 9)) for count in (number, number + 1))
-        return after > before
+        return held_out(number if episode.piece_of < 0 else episode.piece_of, self.config.validation)
 
     # Sampling
 
@@ -352,6 +350,12 @@ class Replay:
             number = int(path.stem) if path.suffix == SUFFIX and path.stem.isdecimal() else -1
             if number >= self._next or number in unfinished or path.name.endswith(f"{SUFFIX}.tmp"):
                 path.unlink()
+
+
+def held_out(number: int, share: float) -> bool:
+    """Whether the episode with this number is for validation, where a share of all are."""
+    before, after = (int(round(count * share, 9)) for count in (number, number + 1))
+    return after > before
 
 
 def _path(folder: Path, number: int) -> Path:

@@ -329,6 +329,8 @@ class TokenWorld(WorldModel):
             raise ValueError("codes of the action's own learn from the actions: set label_scale above 0")
         self.config, self.spec = config, spec
         self.tokenizer: VQTokenizer | PairTokenizer = config.tokenizer.build(spec.frame)
+        if config.dynamics == "gpt" and self.tokenizer.tokens == 1:
+            raise ValueError("gpt foretells a frame token by token and needs two or more: set dynamics=block or gru")
         self.transformer: TokenDynamics = config.transformer(self.tokenizer.grid, spec.frame).build(spec.action_size)
         self.pairs = isinstance(self.tokenizer, PairTokenizer)
         # Pictures in the memory: the newest frames, real or dreamed, as far as the pair and the dynamics read them.

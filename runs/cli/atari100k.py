@@ -23,7 +23,6 @@ from runs.cli.exit_codes import guarded, interruptible
 from runs.config import Config, resumable
 from runs.config_types import values
 from runs.folder.files import file_name, write_json
-from runs.folder.ppo import PPO
 from runs.folder.run import OUT, Run
 from runs.folder.system import facts
 from runs.measure.scores import game_of, published
@@ -80,8 +79,8 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
         raise UserError(f"No game is finished in {out} with these settings.")
     told = report.summary(entries)
     write_json(out / "summary.json", {"what": "atari100k", "recipe": recipe} | facts() | told)
-    beside = [entry for entry in report.load(OUT.glob("*/results/evaluation-sampled.json"), 0)
-              if entry["recipe"] == PPO and entry["game"] in told["games"]]  # fmt: skip
+    yardstick = report.load(OUT.glob("*/results/evaluation-sampled.json"), None)
+    beside = [entry for entry in yardstick if entry["game"] in told["games"]]
     report.picture([*entries, *beside], out / "curves.png")
     heading, *rows = report.lines(told, recipe, report.BESIDE)
     table = Table(title=f"Atari 100k, {len(told['games'])} of 26 games, {out}")

@@ -78,16 +78,16 @@ def train(config: Config, folder: Path, command: str | None = None) -> Path:
 
     Returns the folder.
     """
+    if team.size() > 1 and recordings(config):
+        raise UserError("init_replay is not for several processes: train without torchrun.")
+    for name in recordings(config):  # says so before anything else, when there is no such run or data set
+        data_sets.open_minari(name.removeprefix(data_sets.PREFIX)) if _is_minari(name) else recorded(name, config)
     if not team.rank():
         print(announcement(config), flush=True)
     device, threads = _prepare(config)
-    if team.size() > 1 and recordings(config):
-        raise UserError("init_replay is not for several processes: train without torchrun.")
     if team.rank():
         _assist(config, device)
         return folder
-    for name in recordings(config):  # says so before there is a folder, when there is no such run or data set
-        data_sets.open_minari(name.removeprefix(data_sets.PREFIX)) if _is_minari(name) else recorded(name, config.env)
     run = Run.create(config, folder, command, threads=threads, device=device)
     _work(run, device, threads, resumed=False)
     return folder
@@ -155,10 +155,12 @@ def announcement(config: Config, results: Path = RESULTS) -> str:
     if not alike:
         return f"{said}; {here}, and no published run says how long it takes."
     told = min(alike, key=lambda told: differs(told, "env", "protocol"))
-    hours = told["hours"] * config.steps / told["env_steps"]
+    machine, threads = told["machine"], told.get("training", {}).get("threads") or told["machine"]["cores"]
+    # Of one thread its processor time: others may have shared the core.
+    took = told.get("core_hours") if threads == 1 and not machine["gpu"] else None
+    hours = (took or told["hours"]) * config.steps / told["env_steps"]
     long = f"{hours:.1f} hours" if hours > 1.5 else f"{max(1, round(60 * hours))} min"
     of = f" for {told['env']} ({told['protocol']})" if any(differs(told, "env", "protocol")) else ""
-    machine, threads = told["machine"], told.get("training", {}).get("threads") or told["machine"]["cores"]
     on = machine["gpu"] or f"{threads} core{'s'[: threads > 1]} of {machine['cpu']}"
     # Results from before it was recorded were all made where it was true.
     if machine.get("bf16", True) and not mixed_precision(torch.device(choose_device(config.device))):
@@ -290,7 +292,7 @@ def _folders(named: Sequence[str], games: Games, config: Config, place: Path) ->
         if _is_minari(name):
             yield data_sets.write(name.removeprefix(data_sets.PREFIX), games.spec, config.game, place / str(number))
         else:
-            yield from recorded(name, config.env)
+            yield from recorded(name, config)
 
 
 def _prepare(config: Config) -> tuple[str, int]:

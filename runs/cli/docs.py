@@ -85,8 +85,11 @@ def help_of(name: str, row: Command, words: Sequence[str] = ()) -> str:
 
 def write(asked: DocsConfig, commands: Mapping[str, Command]) -> None:
     """Writes the generated pages."""
-    if entries := atari100k.load(RESULTS.glob("*-evaluation-sampled.json")):
-        atari100k.picture(entries, Path(asked.out) / "atari100k.png")
+    files = list(RESULTS.glob("*-evaluation-sampled.json"))
+    if entries := atari100k.load(files):
+        games = {entry["game"] for entry in entries}
+        yardstick = [entry for entry in atari100k.load(files, None) if entry["game"] in games]
+        atari100k.picture([*entries, *yardstick], Path(asked.out) / "atari100k.png")
     for page in pages(commands):
         path = Path(asked.out) / page.name
         write_atomic(path, lambda file, text=page.text: file.write(text.encode()))  # type: ignore[misc]

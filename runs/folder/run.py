@@ -363,11 +363,12 @@ def find(path: str | Path) -> Path:
     raise UserError(f"There is no run {path}, neither as a path nor under {OUT}. {hint}".strip())
 
 
-def recorded(path: str | Path, env: str = "") -> list[Path]:
+def recorded(path: str | Path, config: Config | None = None) -> list[Path]:
     """Where the episodes lie that a person named: a run, with what people played in it, or a folder of episodes.
 
     Raises:
-        UserError: no such run or folder, no episode in it, or a run of another game than `env`.
+        UserError: no such run or folder, no episode in it, or a run of another game than that of `config`, or of the
+            same one played by other rules.
     """
     for folder in (Path(path), OUT / path):
         if any(folder.glob("*.npz")):
@@ -376,11 +377,22 @@ def recorded(path: str | Path, env: str = "") -> list[Path]:
     folders = [folder for folder in (run / EPISODES, run / HUMAN) if any(folder.glob("*.npz"))]
     if not folders:
         raise UserError(f"{run} holds no episodes: nothing has been played in it yet.")
-    if env and (played := Run.open(run).config.env) != env:
-        raise UserError(
-            f"{run} is a run of {played}, not of {env}. If their frames and actions mean the same, name {folders[0]}."
-        )
+    if config is not None:
+        own, asked = _rules(Run.open(run).config), _rules(config)
+        if other := [name for name in asked if own[name] != asked[name]][:1]:
+            name = other[0]
+            raise UserError(
+                f"{run} is a run with {name}={own[name]}, not {asked[name]}. If their frames, actions and rewards mean "
+                f"the same, name {folders[0]}."
+            )
     return folders
+
+
+def _rules(config: Config) -> dict[str, Any]:
+    """What decides what an action does and what it is rewarded with."""
+    game = config.game
+    rules = {name: getattr(game, name) for name in ("action_repeat", "sticky", "life_loss", "clip_rewards", "kwargs")}
+    return {"env": config.env} | {f"game.{name}": value for name, value in rules.items()}
 
 
 def _exists(path: Path) -> bool:

@@ -209,7 +209,10 @@ class _Measurement:
     def _dream(self, states: State) -> None:
         loop = self.loop
         with loop.trainer.mixed():
-            imagine(loop.agent.world_model, loop.agent.learner.policy, states, horizon=loop.dreams.horizon)
+            imagine(
+                loop.agent.world_model, loop.agent.learner.policy, states, horizon=loop.dreams.horizon,
+                temperature=loop.dreams.temperature,
+            )  # fmt: skip
 
     @torch.inference_mode()
     def _dreamer(self, state: State) -> Callable[[], object]:

@@ -116,9 +116,9 @@ def learn(dream: DreamVectorEnv, settings: DreamPpoConfig, console: Console) -> 
     rows = VecFrameStack(VecMonitor(DreamVecEnv(dream)), STACK)
     batch = min(NUMBERS["batch_size"], settings.dreams * NUMBERS["n_steps"])
     ppo = PPO("CnnPolicy", rows, **NUMBERS | {"batch_size": batch}, seed=settings.seed, device="auto")
-    began, returns = time.monotonic(), []
-    for part in range(1, PARTS + 1):
-        ppo.learn(-(-settings.steps // PARTS), reset_num_timesteps=part == 1)
+    began, returns, part = time.monotonic(), [], -(-settings.steps // PARTS)
+    while (left := settings.steps - ppo.num_timesteps) > 0:  # it plays whole rollouts
+        ppo.learn(min(part, left), reset_num_timesteps=not ppo.num_timesteps)
         ended = [episode["r"] for episode in ppo.ep_info_buffer or ()]
         if ended:
             returns.append((ppo.num_timesteps, round(float(np.mean(ended)), 3)))

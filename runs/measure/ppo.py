@@ -3,9 +3,10 @@
 Stable-Baselines3's PPO with the numbers that rl-baselines3-zoo tuned for Atari, in the very game that a run plays: the
 same frame skip, sticky actions and no-ops, played by the same emulator, with the pictures, rewards and endings of
 Stable-Baselines3's AtariWrapper (84x84 gray, the maximum of two frames, rewards within [-1, 1], an ending at every lost
-life, four frames stacked). Three things differ from there. Nobody presses FIRE for PPO after a lost life, as nobody
-does so for a world model's agent. The no-ops are the protocol's. And the learning rate and clip range fall to 0 with
-the processor time used and not with the steps, whose number nobody knows before.
+life, four frames stacked). Four things differ from there. The stack keeps the frames from before a lost life, as where
+PPO is judged. Nobody presses FIRE for PPO after a lost life, as nobody does so for a world model's agent. The no-ops
+are the protocol's. And the learning rate and clip range fall to 0 with the processor time used and not with the steps,
+whose number nobody knows before.
 """
 
 from __future__ import annotations
@@ -44,9 +45,8 @@ class Learner:
     def __init__(self, run: PpoRun, games: Games) -> None:
         from stable_baselines3 import PPO
         from stable_baselines3.common.logger import Logger
-        from stable_baselines3.common.vec_env import VecFrameStack
 
-        from runs.measure.sb3 import GamesVecEnv
+        from runs.measure.sb3 import FrameStack, GamesVecEnv
 
         self.run, config = run, run.config
         self.rows: GamesVecEnv = GamesVecEnv(games, config.seed)
@@ -54,7 +54,7 @@ class Learner:
         # A continuation must not draw the same numbers again.
         seed = (config.seed + run.step) % 2**31
         numbers: dict[str, Any] = asdict(config.policy) | falling
-        stacked = VecFrameStack(self.rows, STACK)
+        stacked = FrameStack(self.rows, STACK)
         self.ppo: PPO = PPO("CnnPolicy", stacked, **numbers, seed=seed, device="cpu")
         self.ppo.set_logger(Logger(None, []))  # else it makes a folder of its own
 

@@ -56,6 +56,8 @@ DIRECTIONS = 32  # of codes, from which a leak is read
 TEACHING, INVERSE = 3_000, 800  # updates of a probe, and of the inverse model
 DIFFERENCE = 4.0  # by how much more the inverse model sees of what changed
 PLAYERS = ("paddle", "white")  # what games call the thing that is played
+TEACHES, CHOOSES, JUDGES = 0, 1, 2  # what an episode is for
+ROLES = (TEACHES, TEACHES, TEACHES, CHOOSES, JUDGES)
 
 
 @dataclass(frozen=True)
@@ -146,17 +148,20 @@ def _dreamt(loaded: Loaded, batch: Batch) -> dict[int, tuple[Tensor, Tensor]]:
 
 
 # ---- action ----
-def taught(
-    network: nn.Module, given: Tensor, target: Tensor, judged: Tensor, *, updates: int, size: int, lr: float
-) -> nn.Module:
-    """A classifier of `given` (M, ...), taught on the rows that do not judge (M,) bool, all but the last fifth of them.
+def roles(kind: np.ndarray) -> Tensor:
+    """What each of E episodes is for, by its kind of play (E,): of every five of a kind one chooses and one judges."""
+    place = [int((kind[:number] == kind[number]).sum()) for number in range(len(kind))]
+    return torch.tensor([ROLES[at % len(ROLES)] for at in place])
 
-    Those say when it was best: with thousands of numbers a code is soon learned by heart.
+
+def taught(
+    network: nn.Module, given: Tensor, target: Tensor, role: Tensor, *, updates: int, size: int, lr: float
+) -> nn.Module:
+    """A classifier of `given` (M, ...), taught on the rows whose role (M,) that is.
+
+    Those that choose say when it was best: with thousands of numbers a code is soon learned by heart.
     """
-    rows, generator = (~judged).nonzero().flatten(), torch.Generator().manual_seed(0)
-    rows, kept = rows[: -(len(rows) // 5)], rows[-(len(rows) // 5) :]
-    trying = torch.zeros_like(judged)
-    trying[kept] = True
+    rows, generator = (role == TEACHES).nonzero().flatten(), torch.Generator().manual_seed(0)
     best, weights = float("inf"), copy.deepcopy(network.state_dict())
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=1e-2)
     for update in range(updates):
@@ -167,18 +172,18 @@ def taught(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if (update + 1) % (updates // 10) == 0 and (bits := judge(network, given, target, trying)[1]) < best:
+        if (update + 1) % (updates // 10) == 0 and (bits := judge(network, given, target, role == CHOOSES)[1]) < best:
             best, weights = bits, copy.deepcopy(network.state_dict())
     network.load_state_dict(weights)
     return network
 
 
 @torch.no_grad()
-def judge(network: nn.Module, given: Tensor, target: Tensor, judged: Tensor) -> tuple[float, float]:
-    """Share of the rows that judge which are right, and their surprise in bits."""
-    logits = torch.cat([network(part) for part in given[judged].split(256)])
-    right = (logits.argmax(-1) == target[judged]).float().mean()
-    return float(right), float(F.cross_entropy(logits, target[judged])) / float(np.log(2))
+def judge(network: nn.Module, given: Tensor, target: Tensor, rows: Tensor) -> tuple[float, float]:
+    """Share of these rows (M,) bool which are right, and their surprise in bits."""
+    logits = torch.cat([network(part) for part in given[rows].split(256)])
+    right = (logits.argmax(-1) == target[rows]).float().mean()
+    return float(right), float(F.cross_entropy(logits, target[rows])) / float(np.log(2))
 
 
 def standardised(loaded: Loaded, data: Transitions) -> Tensor:
@@ -209,7 +214,7 @@ class Inverse(nn.Module):
         return self.layers(torch.cat([before, after, DIFFERENCE * (after - before)], 1))  # type: ignore[no-any-return]
 
 
-def actions_told(loaded: Loaded, data: Transitions, judged: Tensor) -> dict[str, float]:
+def actions_told(loaded: Loaded, data: Transitions, role: Tensor) -> dict[str, float]:
     """Accuracy of the linear probe, of the inverse model, and of the most frequent action.
 
     Where the action has a code of its own the probe reads that, and another one the rest, which should not tell it.
@@ -222,14 +227,14 @@ def actions_told(loaded: Loaded, data: Transitions, judged: Tensor) -> dict[str,
         parts = {"linear_probe": code[:, :width], "linear_probe_of_the_rest": code[:, width:]}
     for name, part in parts.items():
         torch.manual_seed(0)
-        probe = taught(nn.Linear(part.shape[1], count), part, data.action, judged, updates=TEACHING, size=256, lr=1e-3)
-        found[name] = round(judge(probe, part, data.action, judged)[0], 4)
+        probe = taught(nn.Linear(part.shape[1], count), part, data.action, role, updates=TEACHING, size=256, lr=1e-3)
+        found[name] = round(judge(probe, part, data.action, role == JUDGES)[0], 4)
     pair = torch.cat([data.before[:, -1], data.frame], 1)
-    inverse = taught(Inverse(model.spec.frame, count), pair, data.action, judged, updates=INVERSE, size=64, lr=1e-3)
-    often = int(data.action[~judged].bincount(minlength=count).argmax())
+    inverse = taught(Inverse(model.spec.frame, count), pair, data.action, role, updates=INVERSE, size=64, lr=1e-3)
+    often = int(data.action[role != JUDGES].bincount(minlength=count).argmax())
     return found | {
-        "inverse_model": round(judge(inverse, pair, data.action, judged)[0], 4),
-        "most_frequent": round(float((data.action[judged] == often).float().mean()), 4),
+        "inverse_model": round(judge(inverse, pair, data.action, role == JUDGES)[0], 4),
+        "most_frequent": round(float((data.action[role == JUDGES] == often).float().mean()), 4),
     }
 
 
@@ -255,31 +260,32 @@ def exchanged(loaded: Loaded, data: Transitions) -> dict[str, float]:
     return {"psnr_own": own, "psnr_other": other, "delta_psnr": round(own - other, 2)}
 
 
-def leaks(loaded: Loaded, data: Transitions, judged: Tensor) -> dict[str, float]:
+def leaks(loaded: Loaded, data: Transitions, role: Tensor) -> dict[str, float]:
     """Bits that the code tells of where each thing goes, beyond where it was, how it moved, and the action.
 
     The way of one step is told as one of 9 x 9 cells of 2 console pixels, by a small network with and without the code.
     """
     model, code, found = loaded.agent.world_model, standardised(loaded, data), {}
     # Of thousands of numbers, those directions in which codes differ most: a network would learn all by heart.
-    directions = torch.pca_lowrank(code[~judged], min(DIRECTIONS, *code.shape), center=False)[2]
+    known = role != JUDGES
+    directions = torch.pca_lowrank(code[known], min(DIRECTIONS, *code.shape), center=False)[2]
     code = code @ directions
-    code = code / (code[~judged].std(0) + 1e-6)
+    code = code / (code[known].std(0) + 1e-6)
     action = F.one_hot(data.action, model.spec.action_size).float()
     for name, place in data.place.items():
         seen = ~place.isnan().flatten(1).any(1)
-        if int((seen & judged).sum()) < 100:
+        if int((seen & (role == JUDGES)).sum()) < 100:
             continue
         now, then, older = place[seen].unbind(1)
         cell = ((then - now) / 2).round().clamp(-4, 4).long() + 4
         target = cell[:, 0] * 9 + cell[:, 1]
-        known = torch.cat([now / 100 - 1, (now - older) / 8, action[seen]], 1)
+        without = torch.cat([now / 100 - 1, (now - older) / 8, action[seen]], 1)
         bits = []
-        for given in (known, torch.cat([known, code[seen]], 1)):
+        for given in (without, torch.cat([without, code[seen]], 1)):
             torch.manual_seed(0)
             network = nn.Sequential(nn.Linear(given.shape[1], 128), nn.ReLU(), nn.Linear(128, 81))
-            network = taught(network, given, target, judged[seen], updates=TEACHING, size=256, lr=2e-3)  # type: ignore[assignment]
-            bits.append(judge(network, given, target, judged[seen])[1])
+            network = taught(network, given, target, role[seen], updates=TEACHING, size=256, lr=2e-3)  # type: ignore[assignment]
+            bits.append(judge(network, given, target, role[seen] == JUDGES)[1])
         found[name] = round(bits[0] - bits[1], 3)
     return found
 
@@ -367,11 +373,11 @@ def measure(loaded: Loaded, suite: Suite, steps: int, console: Console) -> dict[
     tell("plays the frozen episodes")
     played = list(episodes(suite, loaded.config.game))
     data = gather(loaded, suite, played, steps)
-    # Every fifth episode judges, of each kind of play.
-    judged = data.episode % 5 == 4
-    if not judged.any():
-        raise UserError(f"{suite.path.stem} has {len(suite.seed)} episodes; probe needs 5, a fifth of which judges.")
-    result: dict[str, Any] = {"suite": suite.path.stem, "transitions": len(data.action), "judging": int(judged.sum())}
+    role = roles(suite.kind)[data.episode]
+    judging = int((role == JUDGES).sum())
+    if not judging:
+        raise UserError(f"{suite.path.stem} has no kind of play of 5 episodes, a fifth of which could judge.")
+    result: dict[str, Any] = {"suite": suite.path.stem, "transitions": len(data.action), "judging": judging}
     result |= {"perplexity": round(perplexity(data.code), 2), "codes_used": len(data.code.unique())}
     tell("dreams")
     frozen = open_loop(loaded, [episode for _, episode in played])
@@ -382,10 +388,10 @@ def measure(loaded: Loaded, suite: Suite, steps: int, console: Console) -> dict[
         for ahead in frozen
     ]  # fmt: skip
     tell("reads actions")
-    result |= actions_told(loaded, data, judged)
+    result |= actions_told(loaded, data, role)
     tell("exchanges codes")
     result |= exchanged(loaded, data)
-    result["leak_bits"] = leaks(loaded, data, judged)
+    result["leak_bits"] = leaks(loaded, data, role)
     result |= transplanted(loaded, suite, data)
     tell("watches the score")
     return result | score_changes(loaded, data) | {"seconds": round(time.monotonic() - began, 1)}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from agent.batch import cut
+from agent.replay import held_out
 from envs.episode import Episode
 from runs.dreams import Loaded, usable_episodes
 from world_model.interface import State, WorldModel, to_unit
@@ -24,9 +25,13 @@ OWN = 16  # of the run's episodes, evenly over its life
 
 
 def own_episodes(loaded: Loaded) -> list[Episode]:
-    """What the run learned from, as far as it is still there."""
+    """What the run was trained on, as far as it is still there: at most OWN episodes, none that it held out."""
     paths = sorted(loaded.run.episodes_folder.glob("*.npz")) if loaded.run is not None else []
-    return usable_episodes(paths[:: max(1, len(paths) // OWN)], loaded.agent.world_model.spec)
+    share = loaded.config.replay.validation
+    paths = [path for path in paths if not held_out(int(path.stem), share)]
+    chosen = np.linspace(0, len(paths) - 1, min(OWN, len(paths))).astype(int)
+    found = usable_episodes([paths[i] for i in chosen], loaded.agent.world_model.spec)
+    return [one for one in found if one.piece_of < 0 or not held_out(one.piece_of, share)]
 
 
 @torch.inference_mode()

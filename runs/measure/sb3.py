@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 from agent.seeds import episode_seed
 from envs.games import Games
@@ -70,6 +70,16 @@ class DreamVecEnv(_Rows):
         for row in np.flatnonzero(terminated | truncated):
             infos[row] = {"terminal_observation": told["final_obs"][row], "TimeLimit.truncated": bool(truncated[row])}
         return frames, reward.astype(np.float32), terminated | truncated, infos
+
+
+class FrameStack(VecFrameStack):
+    """Stacks the frames of a whole game, as it is played afterwards: those before a lost life are not taken away."""
+
+    def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        frames, reward, done, infos = self.venv.step_wait()
+        over = np.array(["episode" in info for info in infos])
+        frames, infos = self.stacked_obs.update(frames, over, infos)
+        return frames, reward, done, infos
 
 
 class GamesVecEnv(_Rows):

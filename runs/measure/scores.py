@@ -78,8 +78,9 @@ def aggregates(scores: Sequence[Sequence[float]]) -> dict[str, float]:
 def estimates(returns: Returns, *, seed: int = 0) -> dict[str, Estimate]:
     """Aggregates with 95 % intervals by a bootstrap stratified by game.
 
-    In each resample every game keeps its number of seeds, drawn with replacement, and every seed drawn its number of
-    episodes. Of one seed a game the interval tells of the episodes alone, not of how differently seeds turn out.
+    In each resample every game keeps its number of seeds, drawn with replacement: their means differ for the episodes
+    as well as for the seeds. Of a game with one seed the episodes are drawn instead, so that the interval does not tell
+    how differently seeds turn out.
 
     Raises KeyError for a game without published scores.
     """
@@ -92,8 +93,10 @@ def estimates(returns: Returns, *, seed: int = 0) -> dict[str, Estimate]:
     for _ in range(RESAMPLES):
         scores = []
         for of_seeds in normal:
-            chosen = [of_seeds[i] for i in rng.integers(len(of_seeds), size=len(of_seeds))]
-            scores.append([float(rng.choice(episodes, len(episodes)).mean()) for episodes in chosen])
+            if len(of_seeds) == 1:
+                scores.append([float(rng.choice(of_seeds[0], len(of_seeds[0])).mean())])
+            else:
+                scores.append(rng.choice([episodes.mean() for episodes in of_seeds], len(of_seeds)).tolist())
         drawn.append(aggregates(scores))
     bounds = {name: np.percentile([one[name] for one in drawn], (2.5, 97.5)) for name in found}
     return {name: Estimate(value, float(bounds[name][0]), float(bounds[name][1])) for name, value in found.items()}

@@ -6,6 +6,7 @@ A variant has a name of its own beside the recipe's.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,22 +20,24 @@ from runs.folder.ppo import open_run
 from runs.folder.run import RESULTS, Run
 from runs.report import leaderboard
 
+TRIAL = re.compile(r"evaluation-\w+-.*\.json")  # over other episodes: evaluation-sampled-episodes20.json
 # Of each the newest one is published.
 PICTURES = ("dream", "actions", "codebook", "mixture", "latents", "temperatures", "components")
 
 
-def publish(run: Run, results: Path = RESULTS, variant: str = "") -> list[Path]:
+def publish(run: Run, results: Path = RESULTS, variant: str = "", overwrite: bool = False) -> list[Path]:
     """Copies results/*.json and its pictures as <recipe>-<env>-[<protocol>-][seed<n>-][<variant>-]<what>.
 
-    Protocol and seed stand in a name when they are not the usual ones. Returns the new files.
+    Protocol and seed stand in a name when they are not the usual ones. Evaluations over other episodes than the run's
+    own stay in its folder. Returns the new files.
 
-    Raises UserError when the run has no results.
+    Raises UserError when the run has no results, and without `overwrite` when those of another run have these names.
     """
     config = run.config
     words = [file_name(config.recipe), file_name(config.env)]
     words += [config.protocol] * (config.protocol != "default") + [f"seed{config.seed}"] * bool(config.seed)
     prefix = "-".join([*words, *filter(None, [variant]), ""])
-    found = sorted((run.folder / "results").glob("*.*"))
+    found = [path for path in sorted((run.folder / "results").glob("*.*")) if not TRIAL.match(path.name)]
     if not found:
         raise UserError(f"{run.folder} has no results yet: python main.py evaluate run={run.folder}")
     for pattern in ("curve*.png", "reconstructions.png"):
@@ -42,11 +45,25 @@ def publish(run: Run, results: Path = RESULTS, variant: str = "") -> list[Path]:
     for name in PICTURES:
         found += sorted((run.folder / "pictures").glob(f"{name}-*.png"))[-1:]
     results.mkdir(parents=True, exist_ok=True)
+    others = [path.name for path in found if _of_another_run(path, results / (prefix + _name(path)))]
+    if others and not overwrite:
+        raise UserError(
+            f"{results / (prefix + others[0])} is the result of another run: give this one a variant=NAME, or replace "
+            "that one with overwrite=true."
+        )
     copies = [Path(shutil.copyfile(path, results / (prefix + _name(path)))) for path in found]
     for copy in copies:
         if variant and copy.suffix == ".json":
             write_json(copy, json.loads(copy.read_text()) | {"variant": variant})
     return copies
+
+
+def _of_another_run(path: Path, there: Path) -> bool:
+    """Whether a result is already published that another run has made."""
+    if path.suffix != ".json" or not there.exists():
+        return False
+    one, other = (json.loads(file.read_text()).get("training", {}).get("started") for file in (path, there))
+    return one is not None and other is not None and one != other
 
 
 def _name(path: Path) -> str:
@@ -228,10 +245,11 @@ class PublishConfig:
 
     run: str = setting("", required=True, help="a run's folder or name")
     variant: str = setting("", help="a name of its own beside the recipe's, for a run with other numbers")
+    overwrite: bool = setting(False, help="replace published results of another run that have the same names")
 
 
 def command(asked: PublishConfig) -> None:
     """Publishes the run."""
-    for path in publish(open_run(asked.run), variant=asked.variant):
+    for path in publish(open_run(asked.run), variant=asked.variant, overwrite=asked.overwrite):
         print(path)
     print("python main.py docs writes the tables anew.")

@@ -41,6 +41,10 @@ def test_intervals_hold_the_value_and_grow_with_what_differs() -> None:
     assert seeds.value == pytest.approx(alike["mean"].value) and seeds.low < seeds.value < seeds.high
     expected = np.array([-20, 20]) / (14.6 + 20.7) / 2 + seeds.value  # both seeds drawn alike: a quarter each
     assert (seeds.low, seeds.high) == pytest.approx(tuple(expected))
+    rng = np.random.default_rng(0)
+    equal = estimates({"Pong": [rng.normal(0, 10, 100).tolist() for _ in range(40)]})["mean"]
+    # Of 40 equal seeds of 100 episodes: 1.96 x 10 / 35.3 / sqrt(4,000). Episodes drawn within seeds would count twice.
+    assert (equal.high - equal.low) / 2 == pytest.approx(0.0088, rel=0.2)
     episodes = estimates({"Pong": [[-20.0, 20.0] * 50]})["mean"]
     assert 0.05 < episodes.high - episodes.value < 0.2  # 1.96 x 20 / 35.3 / 10 = 0.11
 
@@ -60,13 +64,15 @@ def test_only_results_of_the_benchmark_count_and_make_table_page_and_picture(tmp
         "a": entry("Pong", 0, -10.0), "b": entry("Pong", 1, 10.0), "c": entry("Boxing", 0, 6.1, core_hours=None),
         "sticky": entry("Pong", 2, 21.0, protocol="default"), "variant": entry("Pong", 3, 21.0, variant="big"),
         "greedy": entry("Pong", 4, 21.0, policy="greedy"), "early": entry("Pong", 5, 21.0, env_steps=99_999),
-        "other": entry("Skiing", 0, 1.0),
+        "other": entry("Skiing", 0, 1.0), "long": entry("Pong", 6, 21.0, env_steps=200_000),
+        "ppo": entry("Pong", 7, 21.0, recipe="ppo", env_steps=100_000),
     }.items():  # fmt: skip
         (tmp_path / f"{name}-evaluation-sampled.json").write_text(json.dumps(told))
     (tmp_path / "a-curve.json").write_text(json.dumps({"points": points}))
     entries = report.load(tmp_path.glob("*evaluation-sampled.json"))
     assert [(one["game"], one["seed"]) for one in entries] == [("Pong", 0), ("Pong", 1), ("Boxing", 0)]
     assert [one["points"] for one in entries] == [points, [], []]
+    assert [one["seed"] for one in report.load(tmp_path.glob("*evaluation-sampled.json"), None)] == [7]
     told = report.summary(entries)
     assert told["games"]["Pong"]["score"] == 0.0 and told["games"]["Boxing"]["human_normalised"] == pytest.approx(0.5)
     assert len(told["missing"]) == 24 and "Pong" not in told["missing"]

@@ -129,6 +129,9 @@ def test_a_run_says_first_what_it_will_do_and_how_long_that_takes(tmp_path: Path
     of_another = commands.announcement(replace(config, env="ALE/Boxing-v5"), tmp_path)
     assert "about 2.4 hours as published for ALE/Pong-v5 (default), on 1 core of EPYC;" in of_another
     assert "no published run" in commands.announcement(preset("iris", "m"))
+    shared = json.loads((tmp_path / "reverie-b-evaluation-sampled.json").read_text()) | {"core_hours": 2.4}
+    (tmp_path / "reverie-b-evaluation-sampled.json").write_text(json.dumps(shared))
+    assert "about 72 min as published" in commands.announcement(config, tmp_path), "others had the core too"
 
 
 @pytest.mark.parametrize("here", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,22 +44,27 @@ def data(loaded: Loaded, code: torch.Tensor, action: torch.Tensor, way: torch.Te
     return Transitions(episode, before, noise, action, torch.zeros(COUNT), code, {"ball": place})
 
 
+def test_every_kind_of_play_teaches_chooses_and_judges() -> None:
+    told = probe.roles(np.array([0] * 7 + [1] * 5 + [2] * 3)).tolist()
+    assert told == [0, 0, 0, 1, 2, 0, 0] + [0, 0, 0, 1, 2] + [0, 0, 0]
+
+
 @pytest.mark.slow
 def test_what_is_in_a_code_is_read_off_it(loaded: Loaded) -> None:
     torch.manual_seed(1)
     assert isinstance(loaded.agent.world_model, TokenWorld)
     action = torch.randint(3, (COUNT,))
-    judged = torch.arange(COUNT) // 100 % 5 == 4
+    role = probe.roles(np.zeros(COUNT // 100))[torch.arange(COUNT) // 100]
     way = torch.randint(-1, 2, (COUNT, 2)).float()
     knowing = torch.stack([action, (way[:, 0] + 1).long() + 3], 1)
     guessing = torch.randint(8, (COUNT, 2))
 
-    told = probe.actions_told(loaded, data(loaded, knowing, action, way), judged)
+    told = probe.actions_told(loaded, data(loaded, knowing, action, way), role)
     assert told["linear_probe"] > 0.95 and told["inverse_model"] < 0.6 and told["most_frequent"] < 0.45
-    assert probe.actions_told(loaded, data(loaded, guessing, action, way), judged)["linear_probe"] < 0.5
+    assert probe.actions_told(loaded, data(loaded, guessing, action, way), role)["linear_probe"] < 0.5
     # One of three ways, sideways, is log2(3) bits.
-    assert probe.leaks(loaded, data(loaded, knowing, action, way), judged)["ball"] == pytest.approx(1.58, abs=0.3)
-    assert probe.leaks(loaded, data(loaded, guessing, action, way), judged)["ball"] < 0.1
+    assert probe.leaks(loaded, data(loaded, knowing, action, way), role)["ball"] == pytest.approx(1.58, abs=0.3)
+    assert probe.leaks(loaded, data(loaded, guessing, action, way), role)["ball"] < 0.1
 
 
 def test_the_inverse_model_sees_which_way_a_small_thing_went() -> None:
@@ -69,10 +75,10 @@ def test_the_inverse_model_sees_which_way_a_small_thing_went() -> None:
     rows = torch.arange(600)
     pair[rows, 0, 8, column] = 160
     pair[rows, 1, 8, column + action - 1] = 160
-    judged = rows % 5 == 4
+    role = probe.roles(np.zeros(600))
     network = probe.Inverse((1, 16, 16), 3)
-    probe.taught(network, pair, action, judged, updates=100, size=32, lr=1e-3)
-    assert probe.judge(network, pair, action, judged)[0] > 0.7, "where one in three is chance"
+    probe.taught(network, pair, action, role, updates=100, size=32, lr=1e-3)
+    assert probe.judge(network, pair, action, role == probe.JUDGES)[0] > 0.7, "where one in three is chance"
 
 
 def test_dreams_and_pictures_are_compared_as_far_as_there_is_something(loaded: Loaded) -> None:

@@ -137,5 +137,10 @@ def test_a_part_of_a_round_says_how_long_it_lasts(monkeypatch: pytest.MonkeyPatc
     now[0] = 20.0
     progress.update(10, world_model="101 of 1,001")
     assert "3 min left of world model" in progress.line()
+    now[0] = 60.0
+    progress._mark()
     progress.update(10, world_model=None)
     assert "? left" in progress.line()
+    now[0] = 70.0
+    progress.update(20)
+    assert "1.0 steps/s" in progress.line() and "16 min left" in progress.line(), "what was before does not count"

@@ -51,6 +51,19 @@ def test_a_variant_is_published_beside_the_recipe(run: Run, tmp_path: Path) -> N
     assert "and 12,345 of evolution" in lines[0]
 
 
+def test_what_another_run_has_published_is_not_replaced_unasked(run: Run, tmp_path: Path) -> None:
+    run.result("evaluation-sampled-episodes3", {"policy": "sampled"})
+    files = publish.publish(run, tmp_path / "results")
+    assert files == publish.publish(run, tmp_path / "results"), "the same run anew"
+    assert not [path for path in files if "episodes3" in path.name], "a trial stays with its run"
+    run.note(started="2020-01-01T00:00:00+0000")
+    run.result("evaluation-sampled", {"policy": "sampled"})
+    with pytest.raises(UserError, match="reverie-Catch-v0-evaluation-sampled.json is the result of another run"):
+        publish.publish(run, tmp_path / "results")
+    assert publish.publish(run, tmp_path / "results", overwrite=True) == files
+    assert publish.publish(run, tmp_path / "results", variant="second") != files
+
+
 def test_a_game_of_one_s_own_is_published_under_a_name_that_every_system_knows(tmp_path: Path) -> None:
     run = Run.create(replace(reverie("toy"), env="my_games:Dodge-v0"), tmp_path / "run")
     run.result("evaluation-sampled", {"policy": "sampled"})

@@ -78,6 +78,9 @@ def test_what_init_replay_names(tmp_path: Path) -> None:
         recorded(tmp_path / "run")
     (tmp_path / "run/episodes").mkdir(exist_ok=True)
     (tmp_path / "run/episodes/0.npz").touch()
-    assert recorded(tmp_path / "run", "ALE/Pong-v5") == recorded(tmp_path / "run/episodes", "Catch-v0")
-    with pytest.raises(UserError, match="is a run of ALE/Pong-v5, not of Catch-v0.*name .*run/episodes"):
-        recorded(tmp_path / "run", "Catch-v0")
+    pong, catch = from_dict(base), from_dict(base | {"env": "Catch-v0"})
+    assert recorded(tmp_path / "run", pong) == recorded(tmp_path / "run/episodes", catch)
+    with pytest.raises(UserError, match="is a run with env=ALE/Pong-v5, not Catch-v0.*name .*run/episodes"):
+        recorded(tmp_path / "run", catch)
+    with pytest.raises(UserError, match=r"is a run with game\.action_repeat=None, not 2"):
+        recorded(tmp_path / "run", replace(pong, game=replace(pong.game, action_repeat=2)))
