@@ -70,6 +70,21 @@ def prepared(words: Sequence[str]) -> list[str]:
     return ["++" + word if word.startswith("game.kwargs=") else renamed(word, valid) for word in words]
 
 
+def named(words: Sequence[str]) -> list[str]:
+    """The words with `name=NAME` as what Hydra calls it: the folder runs/out/NAME of a new run.
+
+    Raises UserError for a name that is a path, and for one of several runs.
+    """
+    names = [word.partition("=")[2].strip("'\"") for word in words if word.startswith("name=")]
+    if not names:
+        return list(words)
+    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name := names[-1]):
+        raise UserError(f'name="{name}" is no name of a folder: hydra.run.dir=... takes any path.')
+    if {"-m", "--multirun"} & set(words):
+        raise UserError("name= is one run's: the folder of a sweep is hydra.sweep.dir=...")
+    return [*(word for word in words if not word.startswith("name=")), f"hydra.run.dir={OUT / name}"]
+
+
 def quoted(word: str) -> str:
     """A word as Hydra's grammar reads it: a value that it cannot read, such as a path with = or ü, is text."""
     key, equals, value = word.partition("=")
@@ -353,7 +368,7 @@ def _check_key(override: Override, valid: list[str]) -> None:
         raise UserError(f"{key} cannot be removed: every key has a value.")
     if key == "run":
         raise UserError("train starts a new run: to go on with one, use python main.py resume run=..., "
-                        "and to name the new run's folder, hydra.run.dir=...")  # fmt: skip
+                        "and to name the new run, name=...")  # fmt: skip
     if key not in valid and not any(name.startswith(key + ".") for name in valid):
         raise unknown_key(key, valid)
 

@@ -27,7 +27,7 @@ FLAGS = """\
 -m               one run for each combination of values: -m seed=0,1,2
 --cfg job        shows the configuration and runs nothing
 --hydra-help     sweeps, launchers
-hydra.run.dir=   the folder of the new run"""
+name=NAME        the new run is runs/out/NAME; hydra.run.dir= takes any path"""
 Row = tuple[str, str, str, str, str]
 OF_EVERY_LINE = {  # of metrics.jsonl
     "step": Metric("agent steps of the real game so far"),

@@ -24,7 +24,7 @@ def train(words: Sequence[str], job: Callable[[object], None] | None = None) -> 
 
     `job(composed)` does the work of each; a new run when None.
     """
-    words = compose.prepared(words)
+    words = compose.prepared(compose.named(words))
     flags = compose.parse(words)
     if not flags.hydra_help:
         sized = compose.with_size(flags.overrides)

@@ -84,7 +84,7 @@ class Run:
         if (folder / "config.json").exists() and any((folder / "checkpoints").glob("*")):
             lock.release()
             text = f"{folder} already holds a run: go on with it (python main.py resume run={folder})"
-            raise UserError(f"{text} or choose another hydra.run.dir.")
+            raise UserError(f"{text} or choose another name=.")
         known = facts() | {"started": clock()} | meta
         if command is not None:
             known["command"] = command
@@ -334,7 +334,7 @@ def _claimed(folder: Path) -> Lock:
         return lock
     except BlockingIOError as problem:
         raise UserError(
-            f"Another process is working on {folder}: wait until it has ended, or choose another hydra.run.dir."
+            f"Another process is working on {folder}: wait until it has ended, or choose another name=."
         ) from problem
 
 

@@ -102,6 +102,9 @@ MISTAKES = {
     "env=Catch-v0 size=toy hydra.run.dir=" + 300 * "x": "File name too long",
     "env=Catch-v0 seed=" + 5_000 * "9": "seed needs a whole number",
     "play seed=" + 5_000 * "9": "seed needs a whole number",
+    "name=a/b": 'name="a/b" is no name of a folder: hydra.run.dir=... takes any path.',
+    "name=.. size=toy": "is no name of a folder",
+    "-m name=x seed=0,1": "name= is one run's",
     "--nonsense": "nonsense",
     "info -m seed=1,2": "takes no flags",
     "info seed=1,2": "sweep",
@@ -204,8 +207,10 @@ def test_words_become_a_typed_configuration_and_a_run_folder(trained: list[tuple
 def test_the_run_folder_can_be_named_and_a_slash_in_the_id_makes_no_folder(trained: list[tuple[Config, Path]]) -> None:
     assert main.main(["train", "size=toy", "hydra.run.dir=elsewhere/x"]) == 0
     assert main.main(["train", "size=toy"]) == 0
+    assert main.main(["size=toy", "name=first-try"]) == 0
     assert trained[0][1] == Path("elsewhere/x")
     assert trained[1][1].parent == Path("runs/out") and trained[1][1].name.startswith("ALE-Pong-v5-reverie-0-")
+    assert trained[2][1] == Path("runs/out/first-try")
 
 
 @pytest.mark.parametrize(("device", "size"), [("cpu", "xs"), ("cuda", "s")])
@@ -304,7 +309,7 @@ def test_help_names_commands_keys_and_recipes(trained: list[Any], capsys: pytest
     assert not [word for word in (*main.COMMANDS, "COMMAND --help", "--cfg job") if word not in text]
     assert main.main(["train", "--help", "recipe=iris"]) == 0
     text = capsys.readouterr().out
-    words = [*RECIPES, *SIZES, "env", "protocol", "steps", "model.tokenizer_lr", "hydra.run.dir", "--cfg job"]
+    words = [*RECIPES, *SIZES, "env", "protocol", "steps", "model.tokenizer_lr", "name=NAME", "--cfg job"]
     assert not [word for word in words if word not in text]
     assert not trained
 

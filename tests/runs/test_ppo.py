@@ -185,7 +185,7 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch, caps
 # ---- a run ----
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run from the command line: 10.8 s of processor time, of which imports take some, and two games of evaluation."""
+    """A whole run from the command line: 10.8 s of processor time, imports included, and two games of evaluation."""
     folder = tmp_path_factory.mktemp("ppo") / "catch"
     assert main.main(["ppo", *WORDS, "hours=0.003", f"name={folder}"]) == 0
     return folder
