@@ -27,6 +27,7 @@ if str(Path(__file__).resolve().parent) not in sys.path:
     sys.path.append(str(Path(__file__).resolve().parent))
 
 import runs  # noqa: F401  registers "Dream-v0"
+from envs.errors import UserError
 
 if TYPE_CHECKING:
     from gymnasium.vector import AutoresetMode
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from runs.dreams import DreamPlayer
     from world_model.dream.envs import DreamEnv, DreamVectorEnv
 
-__all__ = ["evaluate", "load", "main", "make_dream", "train"]
+__all__ = ["UserError", "evaluate", "load", "main", "make_dream", "train"]
 
 
 def load(run: str | Path | None = None, *, greedy: bool = False) -> DreamPlayer:

@@ -24,7 +24,7 @@ class TrainConfig:
     """
 
     policy: bool = setting(True, help="false: the world model alone, from random play and what init_replay names")
-    steps_per_update: int = setting(16, 1, help="the train ratio")
+    steps_per_update: int = setting(16, 1, help="agent steps played between two rounds of updates")
     prefill: int = setting(10_000, 1, help="random steps before the first update")
     bursts: float = setting(
         0.0,

@@ -10,6 +10,7 @@ make the same environments.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from envs.pictures import as_picture, framed
 from envs.spec import Spec
 from runs import build
 from runs.config import Config
-from runs.folder.run import Run, newest, read_json
+from runs.folder.run import Run, is_run, newest, read_json
 from runs.folder.system import choose_device
 from runs.recipes import from_recorded
 from world_model.code_world import CodeWorld, meanings
@@ -154,7 +155,9 @@ def make_vector(
 
 
 def load_parts(run: str | Path | None = None, device: str = "auto") -> Loaded:
-    """The newest checkpoint of a run (a folder or a name), or a packed model (.safetensors; None: the one that ships).
+    """The newest checkpoint of a run (a folder or a name), or a packed model.
+
+    That is a file (.safetensors), the name of one that ships where no run has it ("kungfumaster"), or None: Pong.
 
     Leaves torch's default generators as they were.
 
@@ -164,12 +167,20 @@ def load_parts(run: str | Path | None = None, device: str = "auto") -> Loaded:
     """
     device = choose_device(device)
     with forked_rng(device):  # building a model seeds it
-        if run is None or Path(run).suffix == PRETRAINED.suffix:
-            loaded = _from_packed(PRETRAINED if run is None else Path(run), device)
-        else:
-            loaded = _from_run(Run.open(run), device)
+        path = packed_path(run)
+        loaded = _from_run(Run.open(run or ""), device) if path is None else _from_packed(path, device)
     loaded.agent.eval().requires_grad_(False)
     return loaded
+
+
+def packed_path(run: str | Path | None) -> Path | None:
+    """The packed model that is meant; None for a run."""
+    if run is None or Path(run).suffix == PRETRAINED.suffix:
+        return PRETRAINED if run is None else Path(run)
+    if not re.fullmatch(r"\w+", str(run)) or is_run(run):
+        return None
+    path = PRETRAINED.with_name(f"{str(run).lower()}{PRETRAINED.suffix}")
+    return path if path.is_file() else None
 
 
 def by_codes(loaded: Loaded) -> Loaded:

@@ -68,6 +68,7 @@ function greet(hello) {
   document.title = `${hello.name}, dreamloop`;
   $("name").textContent = hello.name;
   $("about").textContent = Object.entries(hello.about).map(([key, value]) => `${key} ${value}`).join(" · ");
+  dreams(hello.dreams ?? []);
   choice($("mode"), "mode", hello.modes);
   choice($("player"), "player", hello.players);
   $("mode").parentElement.hidden = hello.modes.length < 2;
@@ -94,6 +95,16 @@ function choice(place, command, words) {
     button.dataset.value = word;
     button.onclick = () => give(command, word);
     return button;
+  }));
+}
+// Of a page that holds several dreams; another is another address, which can be kept and sent.
+function dreams(found) {
+  const here = new URLSearchParams(location.search).get("dream") ?? "";
+  $("dreams").hidden = found.length < 2;
+  $("dream").replaceChildren(...found.map(({ name, folder }) => {
+    const link = Object.assign(document.createElement("a"), { textContent: name, href: folder ? `?dream=${folder}` : location.pathname });
+    if (folder === here) link.setAttribute("aria-current", "page");
+    return link;
   }));
 }
 function list(place, pairs) {

@@ -2,7 +2,9 @@
 // The dream without a server: what play/connection.py and play/session.py do, here in the page, with the model as a
 // graph that ONNX Runtime plays. `export` writes it beside app.js, which sees no difference but the socket.
 
-const FILES = { model: "model.bin", starts: "starts.bin", told: "dream.json", wasm: "ort.wasm.bin", runtime: "ort.mjs" };
+const DREAM = new URLSearchParams(location.search).get("dream") ?? ""; // one of several has a folder of its own
+const PLACE = /^[\w-]+$/.test(DREAM) ? `${DREAM}/` : "";
+const FILES = { model: `${PLACE}model.bin`, starts: `${PLACE}starts.bin`, told: `${PLACE}dream.json`, wasm: "ort.wasm.bin", runtime: "ort.mjs" };
 const KEPT = 600, SECONDS = 10, MOST_BYTES = 96e6; // moments to rewind through: so many, for so long, of so much memory
 const REST = 900; // ms that a dream that is over is shown
 
@@ -138,7 +140,7 @@ class Local {
   say(message) { this.onmessage({ data: JSON.stringify(message) }); }
   async load() {
     if (location.protocol === "file:" && !embedded("model")) throw new Error("file");
-    const told = JSON.parse(embedded("told") ?? (await (await fetch(FILES.told)).text()));
+    const told = JSON.parse(embedded("told") ?? new TextDecoder().decode(await bytes("told", () => {})));
     let got = 0;
     const heard = (count) => { got += count; this.say({ loading: Math.min(1, got / told.bytes) }); };
     const [model, starts, wasm, ort] = await Promise.all([bytes("model", heard), bytes("starts", heard), bytes("wasm", heard), runtime(heard)]);

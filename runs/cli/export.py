@@ -11,11 +11,12 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ from play.session import HOTTEST, MOST_FPS
 from play.snapshot import Parts
 from runs.cli.play import about, players
 from runs.dreams import Loaded, load_parts
-from runs.folder.files import write_atomic
+from runs.folder.files import file_name, write_atomic
+from runs.measure.scores import game_of
 from world_model.dream.batch import NEARLY
 
 VERSION = "1.30.0"
@@ -77,7 +79,8 @@ BROKEN: tuple[type[Exception], ...] = (tarfile.TarError, *DAMAGE)
 class ExportConfig:
     """What `python main.py export` takes."""
 
-    run: str | None = setting(None, help="a run's folder or name; the Pong that ships when not given")
+    run: str | None = setting(None, help="a run's folder or name, or a model that ships; Pong when not given")
+    beside: tuple[str, ...] = setting((), help="further runs, whose dreams the page offers beside the first")
     out: str = setting("", help="the folder that is written; exported/ within the run's when not given")
     weights: str = setting(
         "float16", choices=("float32", "float16", "int8"), help="in which the page keeps the model's large matrices"
@@ -95,18 +98,42 @@ def command(asked: ExportConfig) -> Path:
     """
     console = Console(highlight=False)
     torch.set_num_threads(1)
-    loaded = load_parts(asked.run, "cpu")
-    round_weights(loaded.agent, asked.weights)
-    folder = Path(asked.out) if asked.out else (loaded.run.folder if loaded.run else Path()) / "exported"
+    if asked.single and asked.beside:
+        raise UserError("single=true makes one file of one dream: leave out beside=.")
+    places = _places([load_parts(run, "cpu") for run in (asked.run, *asked.beside)])
+    first = places[""]
+    folder = Path(asked.out) if asked.out else (first.run.folder if first.run else Path()) / "exported"
     _usable(folder)
     runtime = fetched(asked.runtime, console)
-    made = graph.export(export_parts(loaded), asked.weights, lambda sentence: console.print(sentence))
-    files = {"model.bin": gzip.compress(made.model, 9, mtime=0), **runtime}
-    told, starts = _told(loaded, made, asked.starts)
-    files["starts.bin"] = gzip.compress(starts, 9, mtime=0)
-    told["bytes"] = sum(map(len, files.values()))
-    files |= {"dream.json": json.dumps(told).encode(), "ORT-LICENSE.txt": LICENCE.encode()}
-    return _write(folder, files, asked.single, console)
+    files = dict(runtime)
+    for place, loaded in places.items():
+        round_weights(loaded.agent, asked.weights)
+        made = graph.export(export_parts(loaded), asked.weights, lambda sentence: console.print(sentence))
+        told, starts = _told(loaded, made, asked.starts)
+        own = {"model.bin": gzip.compress(made.model, 9, mtime=0), "starts.bin": gzip.compress(starts, 9, mtime=0)}
+        told["bytes"] = sum(map(len, (*own.values(), *runtime.values())))
+        if len(places) > 1:
+            told["hello"]["dreams"] = [
+                {"name": _title(one.config.env), "folder": where.strip("/")} for where, one in places.items()
+            ]
+        own["dream.json"] = json.dumps(told).encode()
+        files |= {f"{place}{name}": content for name, content in own.items()}
+    return _write(folder, files | {"ORT-LICENSE.txt": LICENCE.encode()}, asked.single, console)
+
+
+def _title(env: str) -> str:
+    """A game for a person: Kung Fu Master of ALE/KungFuMaster-v5."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", game_of(env))
+
+
+def _places(every: Sequence[Loaded]) -> dict[str, Loaded]:
+    """The dreams by the folder of the page in which each lies: the first in the page's own, "", others in "GAME/"."""
+    found = {"": every[0]}
+    for loaded in every[1:]:
+        name = file_name(game_of(loaded.config.env)).lower()
+        number = sum(place.split("-")[0].strip("/") == name for place in found)
+        found[f"{name}-{number + 1}/" if number else f"{name}/"] = loaded
+    return found
 
 
 def _usable(folder: Path) -> None:
@@ -187,7 +214,7 @@ def _write(folder: Path, files: Mapping[str, bytes], single: bool, console: Cons
     page["index.html"] = page["index.html"].replace(script, f'<script src="local.js"></script>\n{script}')
     for name, content in ({key: text.encode() for key, text in page.items()} | dict(files)).items():
         write_atomic(folder / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
-    size = sum(path.stat().st_size for path in folder.iterdir())
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     console.print(f"{folder} ({size / 1e6:.1f} MB): put it on any host of static pages, or", soft_wrap=True)
     console.print(f"python -m http.server -d {folder}   and open http://localhost:8000", soft_wrap=True)
     return folder

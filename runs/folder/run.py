@@ -353,14 +353,22 @@ def find(path: str | Path) -> Path:
     Raises:
         UserError: no such folder (with the nearest run), or no run in it.
     """
-    for folder in (Path(path), OUT / path):
-        if _exists(folder / "config.json"):
-            return folder
+    if folder := _found(path):
+        return folder
     if _exists(Path(path)):
         raise UserError(f"{path} is not a run folder: it has no config.json.")
     hint = nearest(Path(path).name[:100], _names()) or newest()
     path = path if len(str(path)) <= 200 else f"{str(path)[:200]}..."
     raise UserError(f"There is no run {path}, neither as a path nor under {OUT}. {hint}".strip())
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a person names a run so."""
+    return _found(path) is not None
+
+
+def _found(path: str | Path) -> Path | None:
+    return next((folder for folder in (Path(path), OUT / path) if _exists(folder / "config.json")), None)
 
 
 def recorded(path: str | Path, config: Config | None = None) -> list[Path]:

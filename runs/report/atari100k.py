@@ -27,10 +27,10 @@ PAGE = """\
 games with the sampled policy. `python main.py atari100k` makes such a table: it runs what is missing, goes on with
 what was stopped and skips what is finished. Human-normalised: 0 is random play, 1 a person (Kaiser et al. 2020). IQM
 is the mean without the lowest and the highest quarter, of fewer than four games the mean (Agarwal et al. 2021);
-intervals are of 95 %, by a bootstrap over seeds and episodes. Of one seed they do not tell how differently seeds turn
-out. The other systems' columns are means over five seeds, trained on GPUs, and aggregated over the same games from
-these means, which puts their IQM a little above the one over single runs (IRIS: 0.501, DreamerV3 0.49 to 0.52, STORM
-0.561 over all 26)."""
+intervals are of 95 %, by a bootstrap over the seeds of each game, or of one seed over its episodes: then they do not
+tell how differently seeds turn out. The other systems' columns are means over five seeds, trained on GPUs, and
+aggregated over the same games from these means. Over all 26 games and single runs their IQM is 0.501 (IRIS), 0.49 to
+0.52 (DreamerV3) and 0.561 (STORM)."""
 
 
 def load(files: Iterable[Path], steps: int | None = STEPS) -> list[dict[str, Any]]:

@@ -44,10 +44,10 @@ def shipped() -> Iterator[Any]:
 def test_the_shipped_page_is_the_page_of_play() -> None:
     for name in PAGES:
         assert (export.SHIPPED / name).read_text() == (PAGE / name).read_text(), (
-            "main.py export out=docs/play weights=int8"
+            "main.py export out=docs/play weights=int8 beside=kungfumaster"
         )
-    size = sum(path.stat().st_size for path in export.SHIPPED.iterdir())
-    assert size <= 12e6 and "MIT License" in (export.SHIPPED / "ORT-LICENSE.txt").read_text()
+    size = sum(path.stat().st_size for path in export.SHIPPED.rglob("*"))
+    assert size <= 13e6 and "MIT License" in (export.SHIPPED / "ORT-LICENSE.txt").read_text()
 
 
 def test_it_is_played_without_a_server(shipped: Any) -> None:
@@ -84,6 +84,21 @@ def test_it_is_played_without_a_server(shipped: Any) -> None:
     assert sum(told("probabilities")) == pytest.approx(1, abs=1e-3)
 
 
+def test_a_page_of_several_dreams_lets_choose(shipped: Any) -> None:
+    page = shipped
+    names = page.locator("#dream a")
+    assert names.all_inner_texts() == ["Pong", "Kung Fu Master"]
+    assert page.locator("#dream [aria-current]").inner_text() == "Pong"
+    names.nth(1).click()
+    page.wait_for_function("play.state?.step > 2")
+    assert page.evaluate("play.hello.name") == "ALE/KungFuMaster-v5" and page.url.endswith("/?dream=kungfumaster")
+    page.goto(page.url.replace("kungfumaster", "../../etc"))
+    page.wait_for_function("play.frames > 0")
+    assert page.evaluate("play.hello.name") == "ALE/Pong-v5", "no folder but those of the page"
+    page.goto(page.url.split("?")[0])
+    page.wait_for_function("play.frames > 0")
+
+
 def test_what_needs_the_real_game_is_not_shown(shipped: Any) -> None:
     for selector in ("[data-do=record]", "#sync", "#mode", "[data-about=record]"):
         assert not shipped.locator(selector).is_visible(), selector
@@ -117,6 +132,13 @@ def test_the_graph_is_the_model(tmp_path: Path) -> None:
     entry = next(entry for entry in told["starts"][1] if entry["name"] == "picture")
     first = np.frombuffer(file, np.uint8, int(np.prod(entry["dims"])), entry["at"]).reshape(entry["dims"])
     assert np.array_equal(first, graph.begun(export_parts(loaded), 1)[1]["picture"].numpy())
+
+
+def test_every_further_dream_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    loaded = load_parts()
+    assert list(export._places([loaded, loaded, loaded])) == ["", "pong/", "pong-2/"]
+    with pytest.raises(UserError, match=r"single=true makes one file of one dream: leave out beside="):
+        export.command(ExportConfig(beside=("kungfumaster",), single=True))
 
 
 def test_a_system_that_is_no_graph_is_refused_and_so_is_a_foreign_folder(tmp_path: Path) -> None:

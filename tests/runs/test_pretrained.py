@@ -85,6 +85,19 @@ def test_packing_leaves_the_model_that_ships_alone_unless_it_is_named(run_folder
     assert dreams.load_parts(tmp_path / "catch.safetensors").config.env == "Catch-v0"
 
 
+def test_a_model_that_ships_has_a_name_unless_a_run_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert dreams.load_parts("KungFuMaster").config.env == "ALE/KungFuMaster-v5"
+    assert dreams.packed_path(None) == dreams.packed_path("pong") == dreams.PRETRAINED
+    assert dreams.packed_path("../pretrained/pong") is None
+    for name in ("pon", ""):
+        with pytest.raises(UserError):
+            dreams.load_parts(name)
+    Path("runs/out/pong").mkdir(parents=True)
+    Path("runs/out/pong/config.json").touch()
+    assert dreams.packed_path("pong") is None
+
+
 def test_the_model_that_ships_was_packed_by_an_older_program_and_plays() -> None:
     player = dreams.load()
     frame, _ = player.dream.reset(seed=0)
