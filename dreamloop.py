@@ -69,9 +69,9 @@ def make_dream(
 
 
 def train(
-    env: str = "ALE/Pong-v5", recipe: str = "reverie", *, folder: str | Path | None = None, **keys: Any
+    env: str = "ALE/Pong-v5", recipe: str = "reverie", *, name: str = "", folder: str | Path | None = None, **keys: Any
 ) -> Path:  # fmt: skip
-    """Trains a new run and evaluates it; returns its folder, which is under runs/out/ when not given.
+    """Trains a new run and evaluates it; returns its folder: `folder`, or runs/out/`name`, or one that it names itself.
 
     `keys` are those of the command line: `size="xs"`, `steps=100_000`, `train={"prefill": 2_000}`.
 
@@ -82,7 +82,8 @@ def train(
 
     words = compose.prepared([f"{key}={_quoted(value)}" for key, value in _flat({"env": env, "recipe": recipe} | keys)])
     (config,) = compose.check(compose.with_size(words))
-    return commands.train(config, Path(folder) if folder else compose.new_folder(config))
+    place = compose.folder_of(name) if name else compose.new_folder(config)
+    return commands.train(config, Path(folder) if folder else place)
 
 
 def evaluate(run: str | Path, episodes: int = 100, **keys: Any) -> dict[str, dict[str, Any]]:

@@ -126,7 +126,7 @@ class Collector:
                 raise ValueError(f"an episode of {self.games.env} went another way with its recorded actions")
         except (GameFailed, ValueError) as problem:
             # A game that is no function of its seed, or has changed: what was finished is on disk, the rest is not.
-            self.is_first[:] = True
+            self.frames, self.is_first[:] = None, True
             self.replay.load_state_dict(replay_state | {"open": []}, _no_episode)
             self.replay.skipped.append(f"The {len(going)} open episodes are left out: {problem}.")
             return
@@ -134,7 +134,7 @@ class Collector:
             entry["seed"]: Episode(
                 trace.frame, taken[cut:], trace.reward, trace.terminated, trace.truncated,
                 entry.get("score", float(trace.score.sum(dtype=np.float64))), entry["seed"],
-                piece_of=entry.get("piece_of", -1),
+                piece_of=entry.get("piece_of", entry["number"] if cut else -1),  # older runs do not tell of which
             )
             for entry, trace, taken, cut in zip(going, traces, actions, past, strict=True)
         }  # fmt: skip

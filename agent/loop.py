@@ -41,7 +41,7 @@ PART = 512  # agent steps played, or frames encoded, without asking whether to s
 NO_STARTS = "policy.starts must be at least 1: this recipe draws the states that dreams begin from."
 METRICS = {  # of what the loop itself logs
     "episode/return": Metric("return of the games that ended, in the game's own units"),
-    "updates": Metric("rounds of world model and policy so far"),
+    "updates": Metric("rounds so far; in reverie each has one update of world model and policy"),
     "real/generations": Metric("generations judged in the real game"),
     "real/episodes": Metric("games played for fitness alone"),
     "real/steps": Metric("agent steps of these, which are not among the run's"),
@@ -217,7 +217,7 @@ class Loop:
         screen = context.screen
         screen.update(self.step, updates=self.updates)
         # The first round learns from the prefill.
-        each = self.team.part(self.config.steps_per_update)
+        each = self.team.part(self.config.steps_per_round)
         parts = -(-each // PART) if self.updates or self.only else 0
         # What the player remembers is told by weights that many updates have left behind: after the pretraining, and
         # after every round of a system that learns in long ones. `reverie` takes one small step a round, and a
@@ -534,7 +534,8 @@ class Loop:
             self.collector.load_state_dict(state["collector"], state["replay"])
         else:
             self.replay.adopt(state["replay"], known)
-            self.collector.begun = 100_000 * (1 + int(state["updates"]))  # seeds that nobody has had
+            been = int(state["replay"]["steps"]) + sum(self.trainer.updates.values())
+            self.collector.begun = 100_000 * (1 + been)  # seeds that nobody has had
             while not self.replay.frames("train"):  # the first process had finished no episode yet
                 self.collector.collect(PART, at_random=True)
             self.replay.steps = state["replay"]["steps"]

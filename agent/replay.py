@@ -142,17 +142,18 @@ class Replay:
         return self._add_files(new, human=True)
 
     def _add_files(self, paths: Sequence[Path], *, human: bool) -> int:
-        before, known, numbers = self.episodes, set[bytes](), dict[tuple[Path, str], int]()
+        before, known, numbers = self.episodes, set[bytes](), dict[tuple[Path, int], int]()
         for path in paths:
             try:
                 episode = Episode.load(path)
                 game = _fingerprint(episode)
                 if game not in known:
-                    numbers[path.parent, path.stem] = self._next
-                    if episode.piece_of >= 0:  # which has another number here, or is not among them
-                        of = numbers.get((path.parent, _path(path.parent, episode.piece_of).stem), self._next)
-                        episode = replace(episode, piece_of=of)
-                    self.add_episode(episode, human=human)
+                    # What pieces of one game have in common: the first one's number there, which is another here.
+                    of = episode.piece_of if episode.piece_of >= 0 else _number(path, episode.seed)
+                    first = numbers.setdefault((path.parent, of), self._next)
+                    self.add_episode(
+                        replace(episode, piece_of=first) if episode.piece_of >= 0 else episode, human=human
+                    )
                 known.add(game)
             except CorruptEpisode as error:
                 self.skipped.append(str(error))
@@ -284,7 +285,10 @@ class Replay:
     # Resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """What the files do not hold, without frames: counters, the RNG, the actions of the episodes in progress."""
+        """What the files do not hold: counters, the RNG, and of the episodes in progress their actions.
+
+        Also their last frame and the sum of their rewards, by which one sees whether they were played again alike.
+        """
         return {
             "steps": self.steps,
             "episodes": self.episodes,
@@ -347,9 +351,14 @@ class Replay:
         """Delete what a killed run has written after the state was taken, and its half-written files."""
         assert self.folder is not None
         for path in self.folder.iterdir():
-            number = int(path.stem) if path.suffix == SUFFIX and path.stem.isdecimal() else -1
+            number = _number(path, -1) if path.suffix == SUFFIX else -1
             if number >= self._next or number in unfinished or path.name.endswith(f"{SUFFIX}.tmp"):
                 path.unlink()
+
+
+def _number(path: Path, other: int) -> int:
+    """An episode's number by its file's name; `other` for files that have none, as those that a person recorded."""
+    return int(path.stem) if path.stem.isdecimal() else other
 
 
 def held_out(number: int, share: float) -> bool:

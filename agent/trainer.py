@@ -20,34 +20,57 @@ from world_model.interface import Losses, Objective, Optim, Term
 class TrainConfig:
     """The schedule of the loop. Steps are agent steps of the real game.
 
-    An update is a round: of each stage of the world model and of the policy, one update or as many as they say.
+    A round is: play, train each stage of the world model for its updates, train the policy for its own. An update is
+    one batch through one stage, or one batch of dreams. In `reverie` a round has one of each.
     """
 
-    policy: bool = setting(True, help="false: the world model alone, from random play and what init_replay names")
-    steps_per_update: int = setting(16, 1, help="agent steps played between two rounds of updates")
-    prefill: int = setting(10_000, 1, help="random steps before the first update")
+    policy: bool = setting(True, help="false: trains the world model alone, on random play and what init_replay names")
+    steps_per_round: int = setting(
+        16,
+        1,
+        help="agent steps of the real game a round (DreamerV3's train ratio: batch_size x length / this, in reverie)",
+    )
+    prefill: int = setting(
+        10_000, 1, help="agent steps of random play before the first update (Stable-Baselines3: learning_starts)"
+    )
     bursts: float = setting(
         0.0,
         0,
         0.9,
-        help="share of the steps after it that random play takes over, for a while each time: a model that "
-        "has seen its own agent alone dreams wrongly for others",
+        help="exploration: share of the agent steps after the prefill that are played at random, in "
+        "bursts of 32 steps on average; without it the world model sees its own policy alone",
     )
-    pretrain: int = setting(1_000, 0, help="world-model updates right after the prefill")
+    pretrain: int = setting(
+        1_000,
+        0,
+        help="updates of the first stage right after the prefill: of reverie's world model, of the "
+        "tokenizer or VAE alone in the others",
+    )
     burn_in: int = setting(
-        8, 0, 10_000, help="first indices of a segment that only warm up the memory; dreams start from the others"
+        8,
+        0,
+        10_000,
+        help="real context frames before a state that imagination may start from (fewer only where a "
+        "game begins); the world model's loss counts on them too",
     )
     at_start: float = setting(
-        0.5, 0, 1, help="share of the dreams that begin where an episode does, when states are drawn for the policy"
+        0.5,
+        0,
+        1,
+        help="share of the imagined trajectories that begin at a game's first frame, where start "
+        "states are drawn from the replay; not of reverie, whose start states are those of the "
+        "training batch",
     )
     precision: str = setting(
         "auto",
         choices=("auto", "bf16", "fp32"),
-        help="of the networks; auto: bfloat16 where the processor multiplies it natively",
+        help="number format of the networks; auto: bfloat16 where the processor has it natively, else float32",
     )
-    compile: bool = setting(False, help="the losses by torch.compile")
-    log_every: int = setting(100, 1, help="updates between two lines of metrics")
-    show_every: int = setting(2_000, 1, help="updates between two videos of a dream")
+    compile: bool = setting(False, help="compile the losses with torch.compile")
+    log_every: int = setting(
+        100, 1, help="gradient updates between two lines of metrics; a round of many updates also writes one at its end"
+    )
+    show_every: int = setting(2_000, 1, help="rounds between two videos of a dream")
     save_every: float = setting(120.0, 0, 1e6, help="seconds between two checkpoints")
 
 

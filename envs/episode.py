@@ -41,9 +41,9 @@ class Episode:
 
     frame (n + 1, C, H, W) uint8; action (n,) int64 or (n, A) float32 in [-1, 1]; reward (n,) float32 as the agent
     learns it; terminated and truncated (n,) bool; score: the sum in the game's own units since the game's reset; seed:
-    what the game was reset with; weight: how much more often than an ordinary episode it is replayed; piece_of: the
-    number of the episode whose later part this is, cut off because it was too long for the memory (`agent.replay`), -1
-    for one that begins with its game.
+    what the game was reset with; weight: how much more often than an ordinary episode it is replayed; piece_of: -1 for
+    an episode that begins with its game; a later piece of one that was too long for the memory (`agent.replay`) has the
+    number of the first piece, what a person recorded from within a game the game's seed.
     """
 
     frame: np.ndarray

@@ -63,18 +63,35 @@ class Trace(NamedTuple):
 class GameConfig:
     """How the game is shown and played; `None` keeps what the gymnasium id itself means."""
 
-    size: int | str = setting(64, help="pixels: one number for both sides, or height x width like 84x64")
-    gray: bool = setting(True, help="one channel instead of three")
-    sticky: float | None = setting(None, 0, 1, help="probability that the console repeats the previous action")
-    noops: int | None = setting(
-        None, 0, 1000, help="an episode opens with 1 to so many no-ops, in emulator frames, drawn from its seed"
+    size: int | str = setting(64, help="frame size in pixels: one number for both sides, or height x width like 84x64")
+    gray: bool = setting(True, help="grayscale frames, one channel instead of three (grayscale_obs)")
+    sticky: float | None = setting(
+        None,
+        0,
+        1,
+        help="sticky actions: probability that the emulator repeats the previous action; not given: "
+        "the id's, 0.25 of Atari's v5",
     )
-    action_repeat: int | None = setting(None, 1, 100, help="emulator frames one agent step lasts")
-    life_loss: bool = setting(False, help="a lost life is an ending for the continuation head; the game goes on")
-    clip_rewards: bool = setting(False, help="to [-1, 1]; the score stays in the game's units")
-    max_steps: int | None = setting(None, 1, resumable=True, help="agent steps an episode")
-    num_envs: int = setting(8, 1, 4096, help="copies side by side")
-    kwargs: dict[str, Any] = setting({}, help="arguments that the game is made with, as {name: value, ...}")
+    noops: int | None = setting(
+        None,
+        0,
+        1000,
+        help="no-op starts: a game begins with 1 to so many no-ops, in emulator frames, drawn from its seed (noop_max)",
+    )
+    action_repeat: int | None = setting(
+        None, 1, 100, help="emulator frames of an agent step (frame_skip); not given: the id's, 4 of Atari's v5"
+    )
+    life_loss: bool = setting(
+        False,
+        help="a lost life is terminal for learning (terminal_on_life_loss); the game goes on, and "
+        "scores are of whole games",
+    )
+    clip_rewards: bool = setting(False, help="learn from rewards clipped to [-1, 1]; scores stay in the game's units")
+    max_steps: int | None = setting(
+        None, 1, resumable=True, help="time limit of an episode, in agent steps (max_episode_steps)"
+    )
+    num_envs: int = setting(8, 1, 4096, help="parallel environments, stepped together")
+    kwargs: dict[str, Any] = setting({}, help="arguments of gymnasium.make, as {name: value, ...}")
 
     @property
     def frame_size(self) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from envs.atari import AtariGames, is_atari
+from envs.atari import AtariGames, is_atari, means
 from envs.car_racing import CarRacingGames, is_car_racing
 from envs.games import GameConfig, Games
 from envs.gym import GymGames, find
@@ -17,3 +17,16 @@ def make_games(env: str, config: GameConfig, num_envs: int | None = None) -> Gam
     found = find(env, config.kwargs)
     kind = AtariGames if is_atari(found, config) else CarRacingGames if is_car_racing(found) else GymGames
     return kind(env, config.num_envs if num_envs is None else num_envs, config=config)
+
+
+def timing_of(env: str, config: GameConfig) -> dict[str, float]:
+    """`action_repeat` and `sticky` as the game is played, where the settings leave them to the gymnasium id.
+
+    Raises UserError for an unknown id.
+    """
+    found = find(env, config.kwargs)
+    own = means(found) if is_atari(found, config) else {"frameskip": 1, "repeat_action_probability": 0.0}
+    return {
+        "action_repeat": config.action_repeat or own["frameskip"],
+        "sticky": own["repeat_action_probability"] if config.sticky is None else config.sticky,
+    }

@@ -266,7 +266,9 @@ class GameSession:
         if not self.recording or self.player != "human" or self._real is None or frame is None:
             return
         if self._piece is None:
-            self._piece = Recording(self.parts.world.model.spec, frame, seed=self._real.position.seed)
+            seed, _, length = self._real.position
+            self._piece = Recording(self.parts.world.model.spec, frame, seed=seed)
+            self._piece.piece_of = -1 if length == 1 else seed  # this step is the game's first
         self._piece.append(action, brought)
         if brought.done or len(self._piece) >= LONGEST:
             self._cut()

@@ -39,35 +39,61 @@ CRITIC_METRICS = {
 class ActorCriticConfig:
     """The numbers of the actor-critic. `starts` posterior states are dreamed on from at each update (0: all)."""
 
-    starts: int = setting(192, 0, 65_536, help="states that an update dreams on from; 0: all")
-    horizon: int = setting(12, 1, 10_000, help="steps of a dream")
-    temperature: float = setting(
-        0.5, 0, 100, help="of the dream's latents; at 1 a half-trained model loses the ball too often"
+    starts: int = setting(
+        192,
+        0,
+        65_536,
+        help="imagined trajectories an update; 0: one from every posterior state of the training batch (reverie alone)",
     )
-    hidden: int = setting(256, 1, 16_384, help="width of both networks")
-    layers: int = setting(2, 1, 20, help="of both networks")
-    gamma: float = setting(0.985, 0, 1, help="discount")
-    lam: float = setting(0.95, 0, 1, help="lambda of the returns")
-    entropy: float = setting(1e-3, 0, 10, help="scale of the policy's entropy")
-    minibatches: int = setting(4, 1, 65_536, help="gradient steps an imagined batch is split into")
+    horizon: int = setting(12, 1, 10_000, help="steps of an imagined trajectory (imagination horizon)")
+    temperature: float = setting(
+        0.5,
+        0,
+        100,
+        help="sampling temperature of the imagined latents: 1 draws from the model's distribution, as "
+        "DreamerV3 does, below 1 sharpens it, 0 takes the mode",
+    )
+    hidden: int = setting(256, 1, 16_384, help="width of actor and critic")
+    layers: int = setting(2, 1, 20, help="hidden layers of actor and critic")
+    gamma: float = setting(0.985, 0, 1, help="discount factor")
+    lam: float = setting(0.95, 0, 1, help="lambda of the lambda returns (gae_lambda)")
+    entropy: float = setting(
+        1e-3,
+        0,
+        10,
+        help="entropy bonus, beside normalised advantages (ent_coef; DreamerV3: 3e-4); raise it where "
+        "entropy_nats falls to 0 early",
+    )
+    minibatches: int = setting(
+        4,
+        1,
+        65_536,
+        help="minibatches that an imagined batch is split into; gradient steps an update: minibatches x epochs",
+    )
     epochs: int = setting(
         1,
         1,
         1000,
         resumable=True,
-        help="over an imagined batch; where dreams are dear several, by the clipped objective of PPO",
+        help="passes over an imagined batch (n_epochs): 1 is REINFORCE, several are PPO's clipped "
+        "objective, for dreams that are dear",
     )
-    clip_ratio: float = setting(
-        0.2, 0, 1, help="with several epochs: how far an action's probability may profitably move"
-    )
+    clip_ratio: float = setting(0.2, 0, 1, help="PPO's clip range, with several epochs")
     updates: int = setting(1, 0, resumable=True, help="updates a round")
     actor_lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate of the policy")
     critic_lr: float = setting(3e-4, above=0, high=1, resumable=True, help="learning rate of the critic")
-    clip: float = setting(10.0, above=0, help="of the gradient's norm")
-    slow_rate: float = setting(0.02, 0, 1, help="of the slow critic, per minibatch")
-    slow_scale: float = setting(1.0, 0, 1e3, help="of the critic's likeness to the slow one")
-    return_floor: float = setting(0.1, above=0, help="least range of returns that advantages are divided by")
-    unimix: float = setting(0.01, 0, 1, help="share of the uniform distribution in the policy")
+    clip: float = setting(10.0, above=0, help="largest norm of a gradient (max_grad_norm)")
+    slow_rate: float = setting(
+        0.02, 0, 1, help="how far the target critic moves towards the critic at each gradient step (EMA)"
+    )
+    slow_scale: float = setting(1.0, 0, 1e3, help="weight of the loss that keeps the critic near its target")
+    return_floor: float = setting(
+        0.1,
+        above=0,
+        help="least value of the 5 to 95 % range of returns that advantages are divided by (DreamerV3: "
+        "1); lower makes more of small rewards",
+    )
+    unimix: float = setting(0.01, 0, 1, help="share of the uniform distribution in the policy (DreamerV3: 0.01)")
 
     def build(self, features: int, spec: Spec) -> ActorCritic:
         """The learner for a world model's features and a game's actions."""

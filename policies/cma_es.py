@@ -45,7 +45,7 @@ class EvolutionConfig:
         resumable=True,
         help="dream, real, or both: in the dream each round, in the real game after the last one",
     )
-    population: int = setting(64, 4, help="candidates of a generation")
+    population: int = setting(64, 4, help="candidates of a generation (population size)")
     rollouts: int = setting(
         16,
         1,
@@ -63,15 +63,19 @@ class EvolutionConfig:
     real_generations: int = setting(
         0, 0, resumable=True, help="generations in the real game: a round with real, after the last round with both"
     )
-    sigma: float = setting(0.1, above=0, high=1e3, help="standard deviation of every weight at the beginning")
-    decay: float = setting(0.01, 0, 1e6, help="this times the mean squared weight is taken from a candidate's fitness")
-    diagonal: bool = setting(False, help="learn only variances; past 2,000 numbers the full matrix is too slow")
+    sigma: float = setting(0.1, above=0, high=1e3, help="initial standard deviation of the search distribution")
+    decay: float = setting(
+        0.01, 0, 1e6, help="weight of the mean squared parameter that is taken from a candidate's fitness (L2)"
+    )
+    diagonal: bool = setting(
+        False, help="learn a diagonal covariance; past 2,000 parameters the full matrix is too slow"
+    )
     horizon: int = setting(250, 1, 100_000, help="agent steps of a dream")
-    temperature: float = setting(1.0, 0, 100, help="of the dream's latents")
+    temperature: float = setting(1.0, 0, 100, help="sampling temperature of the dream's latents")
     restart: bool = setting(
         True, help="in each round the dream begins with the untrained controller, not with the last round's"
     )
-    noise: float = setting(0.1, 0, 10, help="of the actions while collecting experience")
+    noise: float = setting(0.1, 0, 10, help="standard deviation of the noise on actions while collecting")
 
     @property
     def starts(self) -> int:

@@ -73,13 +73,13 @@ class Planner:
         return plans
 
     def _refined(self, many: State, rows: int) -> Tensor:
-        """Samples plans from a distribution for each step, fits it to the best tenth of them, the elites, and again.
+        """Samples plans from a distribution for each step, fits it to the best tenth (two at least), and again.
 
         Discrete actions have a categorical, continuous ones a Gaussian clipped to [-1, 1]. Plays its mode at the first
         step.
         """
         spec, config, device = self.model.spec, self.config, many.latent.device
-        elites = max(2, config.candidates // ELITE)
+        elites = min(config.candidates - 1, max(2, config.candidates // ELITE))
         mean = torch.zeros(rows, 1, config.horizon, spec.action_size, device=device)
         std = torch.ones_like(mean)
         if spec.discrete:

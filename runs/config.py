@@ -20,6 +20,7 @@ OLD_NAMES = {
     "policy.ratio": "policy.clip_ratio",
     "model.steps": "model.context_frames",
     "game.num": "game.num_envs",
+    "train.steps_per_update": "train.steps_per_round",
     "as": "variant",  # of publish
 }
 # What runs did before there was a key to say it, where that is not the default: of a config.json without the key.
@@ -42,12 +43,18 @@ class Config:
     policy: Any  # and of its policy
     train: TrainConfig
     env: str = setting("ALE/Pong-v5", help="any gymnasium id with pictures")
-    protocol: str = setting("default", help="how the literature plays it: default, atari100k")
-    seed: int = setting(0, 0, 2**63 - 1, help="of everything random")
-    steps: int = setting(400_000, 1, resumable=True, help="agent steps of the real game")
+    protocol: str = setting(
+        "default",
+        help="default: the gymnasium id as registered; atari100k: steps=100000 game.sticky=0 "
+        "game.noops=30 game.life_loss=true replay.validation=0",
+    )
+    seed: int = setting(0, 0, 2**63 - 1, help="seed of everything random")
+    steps: int = setting(400_000, 1, resumable=True, help="agent steps of the real game (environment steps)")
     episodes: int = setting(100, 1, resumable=True, help="whole episodes of an evaluation")
     device: str = setting("auto", resumable=True, help="auto, cpu or cuda")
-    threads: int = setting(0, 0, 1024, resumable=True, help="of torch; 0 measures at the start how many are fastest")
+    threads: int = setting(
+        0, 0, 1024, resumable=True, help="torch threads; 0 measures at the start how many are fastest"
+    )
     init_replay: str | tuple[str, ...] = setting(
         "", help="another run or a folder of episodes, or several as in [a,b]: what is known before the first step"
     )
@@ -56,10 +63,11 @@ class Config:
         0,
         1024,
         resumable=True,
-        help="processes that play the real game for a population; 0: one a core, none of their own on one core",
+        help="world_models alone: processes that play the real game for its population; 0: one a core. "
+        "Parallel environments are game.num_envs",
     )
     cluster: str = setting(
-        "", resumable=True, help="a Ray cluster that plays it instead: 'local', 'auto' or an address"
+        "", resumable=True, help="world_models alone: a Ray cluster that does so instead: 'local', 'auto' or an address"
     )
     game: GameConfig = field(default_factory=GameConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)

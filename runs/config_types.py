@@ -12,6 +12,7 @@ from envs.errors import UserError, nearest
 
 Config = TypeVar("Config")
 
+SHORT = {int: "int", float: "float", bool: "bool", str: "str", type(None): "null"}
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
@@ -69,13 +70,32 @@ def renamed(given: Mapping[str, Any], old_names: Mapping[str, str], valid: Colle
     return values
 
 
+# What other programs (DreamerV3, Stable-Baselines3, Gymnasium, ALE) call our keys.
+ELSEWHERE = {
+    "ent_coef": "policy.entropy", "actent": "policy.entropy", "gae_lambda": "policy.lam", "lambda": "policy.lam",
+    "discount": "policy.gamma", "clip_range": "policy.clip_ratio", "n_epochs": "policy.epochs",
+    "max_grad_norm": "policy.clip model.clip", "grad_clip": "policy.clip model.clip",
+    "learning_rate": "model.lr policy.actor_lr", "learning_starts": "train.prefill", "total_timesteps": "steps",
+    "timesteps": "steps", "train_ratio": "train.steps_per_round", "batch_length": "model.length",
+    "seq_len": "model.length model.context_frames", "sequence_length": "model.length model.context_frames",
+    "stoch": "model.groups", "imag_length": "policy.horizon", "imag_horizon": "policy.horizon",
+    "imagination_horizon": "policy.horizon", "buffer_size": "replay.memory_gb", "replay_size": "replay.memory_gb",
+    "frame_skip": "game.action_repeat", "frameskip": "game.action_repeat", "repeat": "game.action_repeat",
+    "repeat_action_probability": "game.sticky", "sticky_actions": "game.sticky", "noop_max": "game.noops",
+    "terminal_on_life_loss": "game.life_loss", "episodic_life": "game.life_loss", "grayscale": "game.gray",
+    "grayscale_obs": "game.gray", "screen_size": "game.size", "img_size": "game.size", "n_envs": "game.num_envs",
+    "max_episode_steps": "game.max_steps", "clip_reward": "game.clip_rewards", "env_id": "env", "task": "env",
+    "game_id": "env", "n_eval_episodes": "episodes", "run_name": "name",
+}  # fmt: skip
+
+
 def unknown_key(key: str, valid: list[str]) -> UserError:
     """The error for a key that does not exist, with the nearest that does."""
     group, _, last = key.rpartition(".")
     same = [name for name in valid if name.rsplit(".")[-1] == last]  # right word, wrong group
     beside = [name for name in valid if group and name.startswith(group + ".")]  # wrong word, right group
     ends = [name for name in beside if name.endswith("_" + last)]
-    near = ends or same
+    near = ends or same or [name for name in ELSEWHERE.get(last.lower(), "").split() if name in valid]
     hint = f"Did you mean {' or '.join(near)}?" if near else nearest(key, valid) or nearest(last, valid)
     return UserError(f'Unknown key "{key}". {hint or "The keys are " + ", ".join(sorted(valid)) + "."}')
 
@@ -125,17 +145,18 @@ def _convert(key: str, value: Any, kind: Any) -> tuple[bool, Any]:
     return False, None
 
 
-def typed(kind: Any) -> str:
-    """A type as a person calls it: "a whole number or null", "one of frame, tokens"."""
+def typed(kind: Any, words: Mapping[Any, str] = WORDS) -> str:
+    """A type as a person calls it: "a whole number or null", "one of frame, tokens"; by `SHORT` "int or null"."""
     if get_origin(kind) is tuple:
-        return "a list like [" + ", ".join("..." if part is Ellipsis else typed(part) for part in get_args(kind)) + "]"
+        parts = ("..." if part is Ellipsis else typed(part, words) for part in get_args(kind))
+        return f"a list like [{', '.join(parts)}]"
     if get_origin(kind) is dict:
         return "a mapping like {name: value}"
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(typed(part) for part in get_args(kind))
-    return WORDS.get(kind, getattr(kind, "__name__", str(kind)))
+        return " or ".join(typed(part, words) for part in get_args(kind))
+    return words.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def _shown(value: Any) -> str:

@@ -35,7 +35,7 @@ from envs.pictures import as_picture, framed
 from envs.spec import Spec
 from runs import build
 from runs.config import Config
-from runs.folder.run import Run, is_run, newest, read_json
+from runs.folder.run import MODELS, Run, is_run, newest, read_json
 from runs.folder.system import choose_device
 from runs.recipes import from_recorded
 from world_model.code_world import CodeWorld, meanings
@@ -44,7 +44,7 @@ from world_model.interface import State, to_unit
 from world_model.noise import forked_rng
 from world_model.token_world import TokenWorld
 
-PRETRAINED = Path(__file__).parent / "pretrained" / "pong.safetensors"
+PRETRAINED = MODELS / "pong.safetensors"
 LATEST = 16  # episodes of an older run that starts are taken from
 
 

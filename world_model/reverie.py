@@ -85,53 +85,78 @@ class PixelLoss(torch.autograd.Function):
 class ReverieConfig:
     """The numbers of `reverie`. Sizes that differ by `size=` stand in `runs/recipes/reverie.py`."""
 
-    dynamics: str = setting("gru", choices=("gru", "transformer"), help="what remembers")
-    groups: int = setting(24, 1, 32, help="categorical variables a frame")
-    classes: int = setting(32, 2, 256, help="of each variable")
+    dynamics: str = setting("gru", choices=("gru", "transformer"), help="sequence model: GRU or causal transformer")
+    groups: int = setting(24, 1, 32, help="categorical variables of a frame's latent (DreamerV3: stoch, 32)")
+    classes: int = setting(32, 2, 256, help="classes of each variable; also the side of the points' grid")
     points: int = setting(
-        8, 0, 32, help="things whose column and row are two of the variables; classes is then their grid's side"
+        8,
+        0,
+        32,
+        help="keypoints, each told by two of the groups, its column and its row; 0: none, else fewer "
+        "than half of the groups",
     )
     distances: bool = setting(
-        False, help="memory, heads and policy are also told how far apart the points are, each from each"
+        False, help="give sequence model, heads and policy also the distances between all pairs of points"
     )
     cont_from: str = setting(
-        "memory", choices=("memory", "features"), help="whether an ending is told before its frame is drawn, or with it"
+        "memory",
+        choices=("memory", "features"),
+        help="input of the continuation head: memory is the recurrent state h alone, features is h and the latent",
     )
-    deter: int = setting(512, 1, 16_384, help="width of the memory and of what leads into it and predicts from it")
+    deter: int = setting(512, 1, 16_384, help="size of the recurrent state h")
     hidden: int = setting(256, 1, 16_384, help="width of the reward and continuation heads")
-    channels: int = setting(48, 4, 4096, help="of the convolutions at 1/8")
-    layers: int = setting(2, 1, 64, when={"dynamics": "transformer"}, help="of the transformer")
-    heads: int = setting(4, 1, 64, when={"dynamics": "transformer"}, help="of its attention")
-    window: int = setting(32, 2, 4096, when={"dynamics": "transformer"}, help="frames that it sees")
+    channels: int = setting(
+        48, 4, 4096, help="channels of encoder and decoder at an eighth of the resolution; more: sharper and slower"
+    )
+    layers: int = setting(2, 1, 64, when={"dynamics": "transformer"}, help="layers of the transformer")
+    heads: int = setting(4, 1, 64, when={"dynamics": "transformer"}, help="attention heads of the transformer")
+    window: int = setting(32, 2, 4096, when={"dynamics": "transformer"}, help="frames that the transformer attends to")
     foreground: float = setting(
-        20.0, 0, 1e4, help="how much more a pixel counts for each unit by which it differs from the background"
+        20.0,
+        0,
+        1e4,
+        help="a pixel's weight in the loss is 1 + this x its distance from the background (the "
+        "prefill's median frame, pixels in [0, 1]); 0: plain squared error",
     )
     pixel_sigma: float = setting(
-        0.15, 1e-3, 10, help="of the Gaussian pixel likelihood: 1 / (2 sigma^2) nats per squared unit"
+        0.15,
+        1e-3,
+        10,
+        help="standard deviation of the Gaussian pixel likelihood: 1 / (2 sigma^2) nats per squared unit",
     )
     faint: float = setting(
-        0.05, 0, 1, help="shown pixels that differ less than this from the background are the background"
+        0.05,
+        0,
+        1,
+        help="for display alone: decoded pixels nearer than this to the background are drawn as the background",
     )
-    free_nats: float = setting(1.0, 0, 1e3, help="KL below which neither prior nor encoder learns from it")
-    dyn_scale: float = setting(1.0, 0, 1e3, help="of the KL that the prior learns from")
+    free_nats: float = setting(
+        1.0, 0, 1e3, help="free bits, in nats: below this the KL trains neither prior nor posterior"
+    )
+    dyn_scale: float = setting(1.0, 0, 1e3, help="weight of the KL that trains the prior (dynamics loss)")
     rep_scale: float = setting(
         0.3,
         0,
         1e3,
-        help="of the encoder's KL; at 0.1 one uncertain fact is told by many variables, at 1 the ball begins to fade",
+        help="weight of the KL that trains the posterior (representation loss); at 0.1 one uncertain "
+        "fact spreads over many variables, at 1 the ball begins to fade",
     )
     entropy_scale: float = setting(
-        0.2, 0, 10, help="of the posterior's entropy: a variable that tells nothing shall be still, not noise"
+        0.2,
+        0,
+        10,
+        help="weight of the posterior's entropy as a penalty: variables that carry nothing become "
+        "constant instead of noise",
     )
-    reward_scale: float = setting(1.0, 0, 1e3, help="of the reward's loss")
+    reward_scale: float = setting(1.0, 0, 1e3, help="weight of the reward loss")
     dreamed_reward: float = setting(
-        0.5, 0, 1, help="share of the reward's loss in which the latent is dreamed by the prior, not encoded"
+        0.5, 0, 1, help="share of the reward loss on latents drawn from the prior instead of the posterior"
     )
     unimix: float = setting(0.01, 0, 1, help="share of the uniform distribution in every categorical")
-    batch_size: int = setting(12, 1, 65_536, help="segments")
-    length: int = setting(24, 3, 10_000, help="frames of a segment")
+    batch_size: int = setting(12, 1, 65_536, help="segments of a batch")
+    length: int = setting(24, 3, 10_000, help="frames of a segment (batch_length)")
     lr: float = setting(1e-3, above=0, high=1, resumable=True, help="learning rate")
-    clip: float = setting(100.0, above=0, help="of the gradient's norm")
+    clip: float = setting(100.0, above=0, help="largest norm of a gradient")
 
     def build(self, spec: Spec) -> Reverie:
         """The model, for frames and actions of this kind."""

@@ -107,95 +107,155 @@ class TokenWorldConfig:
     """IRIS's numbers but for the perceptual loss, whose network is not everywhere; of `block` the document's."""
 
     view: Literal["frame", "tokens"] = setting(
-        "frame", help="what the policy sees: the decoded frame, or codes and the memory's h"
+        "frame",
+        help="what the policy sees: the decoded frame, or the embedded tokens and the sequence model's output h",
     )
     # The tokenizer; what each means stands in VQTokenizerConfig, of pairs in PairTokenizerConfig.
     tokens_of: Literal["frame", "pair"] = setting(
         "frame", help="what is tokenized: each frame, or what happens from one to the next"
     )
-    pair_encoder: PairEncoder = setting("conv", when=PAIRS, help="how both frames are read")
-    pair_layers: int = setting(4, 1, 100, when=CVIVIT, help="layers of attention")
+    pair_encoder: PairEncoder = setting(
+        "conv", when=PAIRS, help="how the two frames are encoded: convolutions, or temporal cross-attention (C-ViViT)"
+    )
+    pair_layers: int = setting(4, 1, 100, when=CVIVIT, help="layers of temporal cross-attention")
     positions: int = setting(
-        0, 0, 64, when=PAIRS, help="codes that tell a whole transition; 0: one for each place of the grid"
+        0, 0, 64, when=PAIRS, help="codes of a whole transition; 0: one for each place of the grid"
     )
     action_codes: int = setting(
-        0, 0, 64, help="of the codes, those of the first position alone, which tell the action and the others do not"
+        0,
+        0,
+        64,
+        help="codes reserved for the first position, which must predict the action while the others must not; 0: none",
     )
     flow_steps: int = setting(
-        0, 0, 100, when=PAIRS, help="steps in which a picture flows from the last frame; 0: drawn at once"
+        0,
+        0,
+        100,
+        when=PAIRS,
+        help="integration steps of a flow-matching decoder that starts from the last frame; 0: an ordinary decoder",
     )
-    residual: bool = setting(False, when=PAIRS, help="the decoder draws what changes, not the whole frame")
-    decoder_frames: int = setting(1, 1, 100, when=PAIRS, help="last frames that the decoder draws on")
-    decoder_channels: int = setting(0, 0, 4096, when=PAIRS, help="of the decoder; 0: as many as the encoder's")
-    labels: float = setting(1.0, 0, 1, help="share of the transitions whose action is known, to tokenizer and dynamics")
-    label_scale: float = setting(0.0, 0, 1000, help="of reading the known actions off the codes, in the tokenizer")
-    chain: int = setting(1, 1, 100, when=PAIRS, help="frames in a row that the decoder draws, each on its own last one")
+    residual: bool = setting(False, when=PAIRS, help="decode the change from the last frame instead of the frame")
+    decoder_frames: int = setting(1, 1, 100, when=PAIRS, help="recent frames that the decoder sees beside the codes")
+    decoder_channels: int = setting(0, 0, 4096, when=PAIRS, help="channels of the decoder; 0: as many as the encoder's")
+    labels: float = setting(1.0, 0, 1, help="share of the transitions whose action is known to tokenizer and dynamics")
+    label_scale: float = setting(
+        0.0, 0, 1000, help="weight of classifying the known actions from the codes, in the tokenizer's loss"
+    )
+    chain: int = setting(
+        1,
+        1,
+        100,
+        when=PAIRS,
+        help="frames in a row that the decoder is trained to draw, each from its own last one (scheduled sampling)",
+    )
     layout: Layout = setting(
         "vqgan", when=FRAMES, help="of the tokenizer's networks: IRIS's, or that of the Atari world model v2.1"
     )
-    codes: int = setting(512, 2, 65_536, help="of the tokenizer's codebook")
-    code_width: int = setting(512, 1, 16_384, help="numbers of a code")
-    channels: int = setting(64, 1, 4096, help="of the tokenizer's convolutions")
-    halvings: int = setting(4, 0, 10, help="of the picture's sides")
+    codes: int = setting(512, 2, 65_536, help="size of the tokenizer's codebook")
+    code_width: int = setting(512, 1, 16_384, help="dimensions of a code")
+    channels: int = setting(64, 1, 4096, help="channels of the tokenizer's convolutions")
+    halvings: int = setting(
+        4, 0, 10, help="stages of stride 2: the grid's side is the image's side / (patch x 2^halvings)"
+    )
     blocks: int = setting(2, 0, 100, when=FRAMES, help="residual blocks at each resolution")
     attention: tuple[int, ...] = setting(
         (2, 3), 0, 10, when=VQGAN, help="resolutions with attention, by their number of halvings"
     )
-    patch: int = setting(1, 1, 64, when=FRAMES, help="pixels of a side that become one place first")
-    local: bool = setting(False, when=FRAMES, help="each token's pixels are seen by themselves")
-    quantizer: QuantizerKind = setting("gradient", help="how latents become codes")
-    levels: tuple[int, ...] = setting((8, 8, 8), 2, 1024, when=FSQ, help="of each dimension")
-    follow_every: int = setting(1, 1, 10_000, when=EMA, help="updates between two of the codebook")
+    patch: int = setting(
+        1,
+        1,
+        64,
+        when=FRAMES,
+        help="side of the pixel blocks that become channels before the convolutions (space to depth)",
+    )
+    local: bool = setting(
+        False, when=FRAMES, help="no overlap: a token is computed from its own cell of the image alone"
+    )
+    quantizer: QuantizerKind = setting(
+        "gradient",
+        help="vector quantisation: gradient (VQ-VAE), ema (VQ-VAE with a moving-average codebook), or "
+        "fsq (finite scalar quantisation)",
+    )
+    levels: tuple[int, ...] = setting((8, 8, 8), 2, 1024, when=FSQ, help="levels of each dimension of FSQ")
+    follow_every: int = setting(
+        1, 1, 10_000, when=EMA, help="tokenizer updates between two moving-average updates of the codebook"
+    )
     reset_every: int = setting(
-        0, 0, when=EMA, help="updates between two looks for dead codes; 0: at each, and after a grace of 70"
+        0,
+        0,
+        when=EMA,
+        help="updates between two re-initialisations of dead codes; 0: at every update, of codes unused for 70",
     )
     even_scale: float = setting(
-        0.0, 0, 100, when={"quantizer": "gradient"}, help="of the codes' even use, against their collapse"
+        0.0,
+        0,
+        100,
+        when={"quantizer": "gradient"},
+        help="weight of the entropy of code usage as a bonus, against codebook collapse",
     )
     rate: float = setting(
         0.0,
         0,
         100,
         when=EMA,
-        help="what a nat of a code's rarity costs as one is chosen, in mean squared errors of a code",
+        help="rate term of entropy-constrained VQ: the price of a nat of a code's rarity, in mean "
+        "squared errors of a code; 0: the nearest code",
     )
-    commitment_scale: float = setting(1.0, 0, 100, help="of what pulls the latents to the codes")
-    edge_scale: float = setting(0.0, 0, 100, help="of the error of the picture's edges, beside that of its pixels")
+    commitment_scale: float = setting(1.0, 0, 100, help="weight of the commitment loss")
+    edge_scale: float = setting(0.0, 0, 100, help="weight of the loss on image gradients, beside that on pixels")
     contrast: bool = setting(
-        False, help="the networks see and show how far, in sigmas, a pixel stands from the background"
+        False, help="encode and decode pixels as distances from the background, in its standard deviations"
     )
-    perceptual: perceptual.Kind = setting("none", help="network of the perceptual loss")
+    perceptual: perceptual.Kind = setting("none", help="network of the perceptual loss (LPIPS)")
     foreground: float = setting(
-        20.0, 0, 1e4, when={"perceptual": "none"}, help="how much more a pixel counts, a unit from the background"
+        20.0,
+        0,
+        1e4,
+        when={"perceptual": "none"},
+        help="a pixel's weight in the loss is 1 + this x its distance from the background (the prefill's median frame)",
     )
-    tokenizer_updates: int = setting(200, 0, resumable=True, help="updates a round")
-    tokenizer_batch: int = setting(256, 1, 65_536, help="frames")
+    tokenizer_updates: int = setting(200, 0, resumable=True, help="updates of the tokenizer a round")
+    tokenizer_batch: int = setting(256, 1, 65_536, help="frames of a tokenizer's batch")
     tokenizer_lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate of the tokenizer")
     tokenizer_decay: int = setting(
-        0, 0, help="updates after which the n-th has decay / n of the rate; 0: always the whole"
+        0, 0, help="inverse-time decay of the learning rate: from update N on it is lr x N / n at update n; 0: constant"
     )
     # The dynamics; see GPTConfig and BlockTransformerConfig.
     dynamics: Literal["gpt", "block", "gru", "frames"] = setting(
-        "gpt", help="token by token, all of a frame in one pass, a GRU over its places, or from the last frames' pixels"
+        "gpt",
+        help="sequence model: gpt (token by token), block (a frame in one pass), gru (over the grid's "
+        "places), frames (a convolutional network on the last frames' pixels)",
     )
     context_frames: int = setting(
-        20, 3, 1000, help="frames of a training segment; gpt: of the window, each with its action"
+        20, 3, 1000, help="frames of a training segment; with gpt also of the attention window, each with its action"
     )
-    keep: int = setting(10, 1, 1000, when=GPT, help="frames, with their actions, that remain when the window is full")
+    keep: int = setting(10, 1, 1000, when=GPT, help="frames that remain in the window when it is full")
     history: int = setting(
-        4, 0, 100, when={"dynamics": ("block", "frames")}, help="frames that they see; 0 with frames: the action alone"
+        4,
+        0,
+        100,
+        when={"dynamics": ("block", "frames")},
+        help="frames that the dynamics see; 0 with frames: the action alone",
     )
     block_attention: Attention = setting(
         "cached",
         when=BLOCK,
-        help="a frame sees itself and those before (cached), or everything sees everything (whole)",
+        help="cached: a frame attends to itself and to earlier ones, whose keys and values are cached; "
+        "whole: full attention over all tokens",
     )
-    merge: int = setting(1, 1, 16, when=BLOCK, help="tokens, both ways, that are read and told at one place")
+    merge: int = setting(
+        1, 1, 16, when=BLOCK, help="side of the square of tokens that share a position of the transformer"
+    )
     refine: int = setting(
-        0, 0, 16, when=BLOCK, help="further passes that settle the tokens of a frame, so that they agree"
+        0,
+        0,
+        16,
+        when=BLOCK,
+        help="further decoding passes a frame, each conditioned on the surest tokens so far (as in "
+        "MaskGIT), so that tokens agree",
     )
     stay: float = setting(
-        0.0, 0, 20, when=BLOCK, help="head start, in logits, of the token that stands there; learned from there"
+        0.0, 0, 20, when=BLOCK, help="initial logit bonus of a token's previous value; learned from there"
     )
     copy_above: float = setting(
         1.0,
@@ -203,54 +263,94 @@ class TokenWorldConfig:
         1,
         resumable=True,
         when=BLOCK,
-        help="dreamed tokens likelier than this to stay as they are do; 1: none for that",
+        help="in dreams, copy a token where staying the same is likelier than this; 1: never",
     )
     rollout_steps: int = setting(
         5,
         1,
         100,
         when={"dynamics": ("block", "gru", "frames")},
-        help="frames in a row that are told from the model's own",
+        help="length of the rollouts on the model's own tokens in training",
     )
     rollout_share: float = setting(
-        0.5, 0, 1, when={"dynamics": ("block", "gru", "frames")}, help="of a batch's segments that end with such a row"
+        0.5,
+        0,
+        1,
+        when={"dynamics": ("block", "gru", "frames")},
+        help="share of a batch's segments that end with such a rollout",
     )
     teacher_forcing: float = setting(
-        0.1, 0, 1, when={"dynamics": ("block", "gru")}, help="probability of a real frame in it"
+        0.1,
+        0,
+        1,
+        when={"dynamics": ("block", "gru")},
+        help="probability that a step of such a rollout is fed the real frame",
     )
-    step_discount: float = setting(0.7, above=0, high=1, when=BLOCK, help="of the loss, a step of it; 1 on average")
+    step_discount: float = setting(
+        0.7,
+        above=0,
+        high=1,
+        when=BLOCK,
+        help="geometric weight of each further step of such a rollout, normalised to mean 1",
+    )
     recurrent: bool = setting(
-        False, when={"dynamics": ("gru", "frames")}, help="it remembers more than the frames it reads"
+        False, when={"dynamics": ("gru", "frames")}, help="carry a recurrent state from step to step"
     )
-    place_attention: int = setting(0, 0, 100, when=GRU, help="blocks of attention over the places")
-    code_embedding: int = setting(64, 1, 4096, when=GRU, help="width of a code's and of an action's embedding")
+    place_attention: int = setting(0, 0, 100, when=GRU, help="blocks of self-attention over the grid's places")
+    code_embedding: int = setting(64, 1, 4096, when=GRU, help="dimensions of the embeddings of codes and actions")
     weights_from: WeightsFrom = setting(
         "target",
         when=BLOCK,
-        help="what weighs a token: how it moves, which makes motion too likely, or what moved there before",
+        help="which motion weighs a token's loss: the target's own, which biases dreams towards "
+        "motion, or that of earlier frames at its place",
     )
-    motion_scale: float = setting(2.0, 0, 100, when=BLOCK, help="how much more a token counts that moves")
-    event_scale: float = setting(2.0, 0, 100, when=BLOCK, help="by how much more than it does on average")
-    persistence_scale: float = setting(1.0, 0, 100, when=BLOCK, help="where something moved just before, too")
-    small_scale: float = setting(0.0, 0, 100, when=BLOCK, help="where little else around moves")
+    motion_scale: float = setting(
+        2.0,
+        0,
+        100,
+        when=BLOCK,
+        help="weight a of motion in a token's loss, w = min(weight_cap, 1 + a motion + b event + c "
+        "persistence + d small)",
+    )
+    event_scale: float = setting(
+        2.0,
+        0,
+        100,
+        when=BLOCK,
+        help="weight b of unusual motion: by how much a token moves more than it does on average",
+    )
+    persistence_scale: float = setting(
+        1.0, 0, 100, when=BLOCK, help="weight c of places where something moved in the step before"
+    )
+    small_scale: float = setting(0.0, 0, 100, when=BLOCK, help="weight d of motion where little else around moves")
     weight_cap: float = setting(
-        6.0, 1, 1e4, when=BLOCK, help="of a token at most, where one that stands still weighs 1"
+        6.0, 1, 1e4, when=BLOCK, help="largest weight of a token, where one that stands still has 1"
     )
     focal: float = setting(
-        0.0, 0, 10, when=BLOCK, help="exponent of 1 - p, by which the loss of a certain token shrinks"
+        0.0,
+        0,
+        10,
+        when=BLOCK,
+        help="gamma of the focal loss: exponent of 1 - p, by which the loss of a certain token "
+        "shrinks; 0: cross-entropy",
     )
-    width: int = setting(256, 1, 16_384, help="of the dynamics")
-    layers: int = setting(10, 1, 100, help="of the dynamics")
-    heads: int = setting(4, 1, 128, when={"dynamics": ("gpt", "block", "gru")}, help="of its attention")
-    dropout: float = setting(0.1, 0, 0.99, when={"dynamics": ("gpt", "block")}, help="of the dynamics")
-    updates: int = setting(200, 0, resumable=True, help="updates a round")
+    width: int = setting(256, 1, 16_384, help="width of the sequence model")
+    layers: int = setting(10, 1, 100, help="layers of the sequence model")
+    heads: int = setting(
+        4, 1, 128, when={"dynamics": ("gpt", "block", "gru")}, help="attention heads of the sequence model"
+    )
+    dropout: float = setting(0.1, 0, 0.99, when={"dynamics": ("gpt", "block")}, help="dropout of the sequence model")
+    updates: int = setting(200, 0, resumable=True, help="updates of the sequence model a round")
     batch_size: int = setting(64, 1, 65_536, help="segments of `context_frames`")
     lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate of the dynamics")
     weight_decay: float = setting(0.01, 0, 1, help="of the linear layers' weights")
     decay: int = setting(
-        0, 0, help="of the dynamics: updates after which the n-th has decay / n of the rate; 0: always the whole"
+        0,
+        0,
+        help="inverse-time decay of the sequence model's learning rate: from update N on it is lr x N "
+        "/ n at update n; 0: constant",
     )
-    clip: float = setting(10.0, above=0, help="of the gradient's norm")
+    clip: float = setting(10.0, above=0, help="largest norm of a gradient")
 
     @property
     def tokenizer(self) -> VQTokenizerConfig | PairTokenizerConfig:

@@ -127,7 +127,9 @@ def _go_on(config: Config, folder: Path) -> None:
         raise UserError(f"{folder} was begun with another {other}: choose another out= or delete it.")
     path = folder / "results" / "evaluation-greedy.json"  # the last one that is written
     result = json.loads(path.read_text()) if path.exists() else {}
-    if result.get("env_steps", 0) >= config.steps and result.get("episodes", 0) >= config.episodes:
+    if (played := result.get("env_steps", 0)) >= config.steps + report.MORE:
+        raise UserError(f"{folder} has learned from {played:,} steps, not {config.steps:,}: choose another out=.")
+    if played >= config.steps and result.get("episodes", 0) >= config.episodes:
         print(f"{config.env}, seed {config.seed}: finished, {folder}", flush=True)
         return
     run.config = config

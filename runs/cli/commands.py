@@ -80,10 +80,13 @@ def train(config: Config, folder: Path, command: str | None = None) -> Path:
     """
     if team.size() > 1 and recordings(config):
         raise UserError("init_replay is not for several processes: train without torchrun.")
-    for name in recordings(config):  # says so before anything else, when there is no such run or data set
-        data_sets.open_minari(name.removeprefix(data_sets.PREFIX)) if _is_minari(name) else recorded(name, config)
+    for name in recordings(config):  # says so before anything else, when there is no such run
+        if not _is_minari(name):
+            recorded(name, config)
     if not team.rank():
         print(announcement(config), flush=True)
+    for name in filter(_is_minari, recordings(config)):  # may be fetched first
+        data_sets.open_minari(name.removeprefix(data_sets.PREFIX))
     device, threads = _prepare(config)
     if team.rank():
         _assist(config, device)

@@ -73,16 +73,23 @@ def prepared(words: Sequence[str]) -> list[str]:
 def named(words: Sequence[str]) -> list[str]:
     """The words with `name=NAME` as what Hydra calls it: the folder runs/out/NAME of a new run.
 
-    Raises UserError for a name that is a path, and for one of several runs.
+    Raises UserError for a name that is a path, for one of several runs, and beside another folder.
     """
     names = [word.partition("=")[2].strip("'\"") for word in words if word.startswith("name=")]
     if not names:
         return list(words)
-    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name := names[-1]):
-        raise UserError(f'name="{name}" is no name of a folder: hydra.run.dir=... takes any path.')
     if {"-m", "--multirun"} & set(words):
         raise UserError("name= is one run's: the folder of a sweep is hydra.sweep.dir=...")
-    return [*(word for word in words if not word.startswith("name=")), f"hydra.run.dir={OUT / name}"]
+    if any(word.startswith("hydra.run.dir=") for word in words):
+        raise UserError("name= and hydra.run.dir= both say where the run lies: leave out one.")
+    return [*(word for word in words if not word.startswith("name=")), f"hydra.run.dir={folder_of(names[-1])}"]
+
+
+def folder_of(name: str) -> Path:
+    """Where a new run of this name lies; raises UserError for a name that is a path."""
+    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
+        raise UserError(f'name="{name}" is no name of a folder: hydra.run.dir=... takes any path.')
+    return OUT / name
 
 
 def quoted(word: str) -> str:

@@ -14,7 +14,7 @@ from runs.cli import compose
 from runs.cli.commands import EVALUATED, EvaluateConfig, ResumeConfig
 from runs.cli.table import RECIPE, RUN, Command, load
 from runs.config import SIZES, resumable
-from runs.config_types import typed
+from runs.config_types import SHORT, typed
 from runs.folder.files import write_atomic
 from runs.folder.ppo import METRICS, PPO
 from runs.folder.run import RESULTS
@@ -61,7 +61,7 @@ def rows(config: Any, prefix: str = "") -> Iterator[Row]:
         else:
             shown = {"None": "null", "True": "true", "False": "false", "": "-"}.get(str(value), str(value))
             required = "required" if rule.required else shown
-            yield prefix + one.name, typed(kinds[one.name]), required, rule.limits or "-", rule.full_help
+            yield prefix + one.name, typed(kinds[one.name], SHORT), required, rule.limits or "-", rule.full_help
 
 
 def help_of(name: str, row: Command, words: Sequence[str] = ()) -> str:

@@ -36,7 +36,7 @@ from play.session import HOTTEST, MOST_FPS
 from play.snapshot import Parts
 from runs.cli.play import about, players
 from runs.dreams import Loaded, load_parts
-from runs.folder.files import file_name, write_atomic
+from runs.folder.files import write_atomic
 from runs.measure.scores import game_of
 from world_model.dream.batch import NEARLY
 
@@ -71,6 +71,7 @@ COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER I
 OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
 LACKS = ("record", "sync")  # what needs the real game, or a disk
+OWN = {"dream.json", "model.bin", "starts.bin"}  # of each dream
 FPS = 15.0
 BROKEN: tuple[type[Exception], ...] = (tarfile.TarError, *DAMAGE)
 
@@ -113,26 +114,34 @@ def command(asked: ExportConfig) -> Path:
         own = {"model.bin": gzip.compress(made.model, 9, mtime=0), "starts.bin": gzip.compress(starts, 9, mtime=0)}
         told["bytes"] = sum(map(len, (*own.values(), *runtime.values())))
         if len(places) > 1:
-            told["hello"]["dreams"] = [
-                {"name": _title(one.config.env), "folder": where.strip("/")} for where, one in places.items()
-            ]
+            told["hello"]["dreams"] = _titles(places)
         own["dream.json"] = json.dumps(told).encode()
         files |= {f"{place}{name}": content for name, content in own.items()}
     return _write(folder, files | {"ORT-LICENSE.txt": LICENCE.encode()}, asked.single, console)
 
 
-def _title(env: str) -> str:
-    """A game for a person: Kung Fu Master of ALE/KungFuMaster-v5."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", game_of(env))
+def _titles(places: Mapping[str, Loaded]) -> list[dict[str, str]]:
+    """What a person chooses between, and where it lies: Kung Fu Master of ALE/KungFuMaster-v5; with the recipe, too,
+    where one game is dreamed by several.
+    """
+    games = {place: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", game_of(one.config.env)) for place, one in places.items()}
+    several = [game for game in games.values() if list(games.values()).count(game) > 1]
+    return [
+        {"name": game + f", {places[place].config.recipe}" * (game in several), "folder": place.strip("/")}
+        for place, game in games.items()
+    ]
 
 
 def _places(every: Sequence[Loaded]) -> dict[str, Loaded]:
     """The dreams by the folder of the page in which each lies: the first in the page's own, "", others in "GAME/"."""
     found = {"": every[0]}
     for loaded in every[1:]:
-        name = file_name(game_of(loaded.config.env)).lower()
-        number = sum(place.split("-")[0].strip("/") == name for place in found)
-        found[f"{name}-{number + 1}/" if number else f"{name}/"] = loaded
+        name = place = re.sub(r"[^a-z0-9_]+", "-", game_of(loaded.config.env).lower())  # as the page takes it
+        number = 1
+        while f"{place}/" in found:
+            number += 1
+            place = f"{name}-{number}"
+        found[f"{place}/"] = loaded
     return found
 
 
@@ -214,6 +223,9 @@ def _write(folder: Path, files: Mapping[str, bytes], single: bool, console: Cons
     page["index.html"] = page["index.html"].replace(script, f'<script src="local.js"></script>\n{script}')
     for name, content in ({key: text.encode() for key, text in page.items()} | dict(files)).items():
         write_atomic(folder / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+    for path in folder.glob("*/dream.json"):  # of dreams that an earlier export had beside it
+        if f"{path.parent.name}/dream.json" not in files and {one.name for one in path.parent.iterdir()} == OWN:
+            shutil.rmtree(path.parent)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     console.print(f"{folder} ({size / 1e6:.1f} MB): put it on any host of static pages, or", soft_wrap=True)
     console.print(f"python -m http.server -d {folder}   and open http://localhost:8000", soft_wrap=True)

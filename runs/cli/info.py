@@ -175,15 +175,15 @@ def _stage_line(stage: dict[str, Any]) -> str:
 def _schedule(config: Config, agent: Agent) -> dict[str, str]:
     train, policy, stages = config.train, config.policy, agent.world_model.stages()
     long = any(stage.updates > 1 for stage in stages)
-    rounds = -(-max(0, config.steps - train.prefill) // train.steps_per_update) + long  # one learns from the prefill
+    rounds = -(-max(0, config.steps - train.prefill) // train.steps_per_round) + long  # one learns from the prefill
     learned = sum(stage.batch_size * stage.length * stage.updates for stage in stages)
     first, later = ", ".join(_places(agent, last=False)), ", ".join(_places(agent, last=True))
     each = "a candidate" if agent.learner.logs_each_update else "an update"
     name, alone = "round" if long else "update", stages[0].name.replace("_", " ")
     told = {
         "first": f"{train.prefill:,} random agent steps, then {train.pretrain:,} updates of the {alone} alone",
-        "then": f"{rounds:,} {name}s, one every {train.steps_per_update:,} agent steps, up to {config.steps:,} steps",
-        "replayed": f"each frame {learned / train.steps_per_update:.3g} times in the mean",
+        "then": f"{rounds:,} {name}s, one every {train.steps_per_round:,} agent steps, up to {config.steps:,} steps",
+        "replayed": f"each frame {learned / train.steps_per_round:.3g} times in the mean",
     }
     if not train.policy:
         return told

@@ -15,13 +15,23 @@ python main.py COMMAND --help                 its keys, each with type, default,
 python main.py --shell-completion bash        completion for bash, zsh or fish
 
 examples
-  python main.py env=ALE/Breakout-v5 seed=1
+  python main.py env=ALE/Breakout-v5 seed=1 name=breakout
   python main.py -m env=ALE/Pong-v5,ALE/Breakout-v5 seed=0,1,2
   python main.py recipe=iris env=ALE/Pong-v5 protocol=atari100k
   python main.py resume run=NAME
   python main.py play                           the Pong that ships
   python main.py play record=dream.mp4 steps=600 player=agent
   python main.py --cfg job size=s               show the configuration, run nothing"""
+
+
+GROUPS = {  # of the commands
+    "runs": ("train", "resume", "evaluate", "atari100k"),
+    "dreams": ("play", "export", "import", "pack"),
+    "to look at": ("check", "info", "curve"),
+    "to measure": ("benchmark", "fidelity", "suite", "dream_ppo", "ppo", "long_rollout", "objects", "probe", "clock",
+                   "precision", "page"),
+    "to publish": ("publish", "leaderboard", "docs"),
+}  # fmt: skip
 
 
 class Command(NamedTuple):
@@ -42,7 +52,8 @@ def load(place: str) -> Any:
 
 
 def overview(commands: Mapping[str, Command]) -> str:
-    """Every command in a line."""
-    width = max(map(len, commands)) + 2
-    lines = [f"  {name:{width}}{command.help}" for name, command in commands.items()]
-    return "\n".join([ABOUT, "commands", *lines, "", EXAMPLES])
+    """Every command in a line, by what it is for."""
+    width, lines = max(map(len, commands)) + 2, list[str]()
+    for group, names in GROUPS.items():
+        lines += ["", group, *(f"  {name:{width}}{commands[name].help}" for name in names)]
+    return "\n".join([ABOUT.rstrip(), *lines, "", EXAMPLES])

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 FIRST_LINE = 3.0  # seconds until the first line: silence from the start looks like a hang
+BEFORE = ("random_play", "pretraining")  # parts of a run's beginning, whose speed says nothing of the rest
 WINDOW = 60.0  # seconds over which rates are measured
 
 
@@ -77,7 +78,8 @@ class Progress:
         for name, value in values.items():
             if value is None:
                 self.values.pop(name, None)
-                if self._parts.pop(name, None):  # what comes now has another speed
+                self._parts.pop(name, None)
+                if name in BEFORE:  # what comes now has another speed
                     self._marks = deque([(time.monotonic(), step)])
             else:
                 self.values[name] = value
@@ -130,13 +132,13 @@ class Progress:
                 wait = self.every
 
     def _mark(self) -> None:
-        now = time.monotonic()
-        if not self._marks:
-            self._marks.append((now, self.step))
-        elif now - self._marks[-1][0] >= 1:
-            self._marks.append((now, self.step))
-            while now - self._marks[0][0] > WINDOW:
-                self._marks.popleft()
+        now, marks = time.monotonic(), self._marks  # another thread may begin others
+        if not marks:
+            marks.append((now, self.step))
+        elif now - marks[-1][0] >= 1:
+            marks.append((now, self.step))
+            while now - marks[0][0] > WINDOW:
+                marks.popleft()
 
     def _rate(self) -> float:
         """Agent steps a second over the last minute."""

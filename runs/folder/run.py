@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,10 +22,11 @@ import numpy as np
 import torch
 
 from envs.errors import UserError, nearest
+from envs.make import timing_of
 from runs.config import OLD_NAMES, resumable
 from runs.config_types import keys, renamed
 from runs.folder import checkpoint, video
-from runs.folder.files import Lock, plain, remove_leftovers, write_atomic, write_json, write_png
+from runs.folder.files import Lock, file_name, plain, remove_leftovers, write_atomic, write_json, write_png
 from runs.folder.system import clock, facts, memory_gb
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 OUT = Path("runs/out")
 RESULTS = Path(__file__).resolve().parents[1] / "results"  # published ones
+MODELS = RESULTS.with_name("pretrained")  # those that ship
 EPISODES, HUMAN = "episodes", "human"
 # Of meta.json, beside every result.
 TRAINED = ("command", "commit", "started", "threads", "device", "resumed", "init_replay")
@@ -84,7 +87,7 @@ class Run:
         if (folder / "config.json").exists() and any((folder / "checkpoints").glob("*")):
             lock.release()
             text = f"{folder} already holds a run: go on with it (python main.py resume run={folder})"
-            raise UserError(f"{text} or choose another name=.")
+            raise UserError(f"{text} or choose another folder (name=).")
         known = facts() | {"started": clock()} | meta
         if command is not None:
             known["command"] = command
@@ -333,16 +336,14 @@ def _claimed(folder: Path) -> Lock:
         remove_leftovers(folder)
         return lock
     except BlockingIOError as problem:
-        raise UserError(
-            f"Another process is working on {folder}: wait until it has ended, or choose another name=."
-        ) from problem
+        raise UserError(f"Another process is working on {folder}: wait until it has ended.") from problem
 
 
-def keep(run: Run | None, name: str, values: Mapping[str, Any]) -> Path:
-    """Writes a result into the run's folder, or without a run as runs/out/<name>.json; returns its path."""
+def keep(run: Run | None, name: str, values: Mapping[str, Any], env: str = "") -> Path:
+    """Writes a result into the run's folder, or without a run as runs/out/[<env>-]<name>.json; returns its path."""
     if run is not None:
         return run.result(name, values)
-    path = OUT / f"{name}.json"
+    path = OUT / f"{file_name(env)}-{name}.json" if env else OUT / f"{name}.json"
     write_json(path, {"what": name} | facts() | dict(values))
     return path
 
@@ -357,6 +358,8 @@ def find(path: str | Path) -> Path:
         return folder
     if _exists(Path(path)):
         raise UserError(f"{path} is not a run folder: it has no config.json.")
+    if re.fullmatch(r"\w+", str(path)) and (MODELS / f"{str(path).lower()}.safetensors").is_file():
+        raise UserError(f"{path} is a model that ships, not a run: play, export, fidelity and dreamloop.load take it.")
     hint = nearest(Path(path).name[:100], _names()) or newest()
     path = path if len(str(path)) <= 200 else f"{str(path)[:200]}..."
     raise UserError(f"There is no run {path}, neither as a path nor under {OUT}. {hint}".strip())
@@ -391,16 +394,16 @@ def recorded(path: str | Path, config: Config | None = None) -> list[Path]:
             name = other[0]
             raise UserError(
                 f"{run} is a run with {name}={own[name]}, not {asked[name]}. If their frames, actions and rewards mean "
-                f"the same, name {folders[0]}."
+                f"the same, name {' and '.join(map(str, folders))}."
             )
     return folders
 
 
 def _rules(config: Config) -> dict[str, Any]:
     """What decides what an action does and what it is rewarded with."""
-    game = config.game
-    rules = {name: getattr(game, name) for name in ("action_repeat", "sticky", "life_loss", "clip_rewards", "kwargs")}
-    return {"env": config.env} | {f"game.{name}": value for name, value in rules.items()}
+    game, own = config.game, timing_of(config.env, config.game)
+    rules = {name: getattr(game, name) for name in ("life_loss", "clip_rewards", "kwargs")}
+    return {"env": config.env} | {f"game.{name}": value for name, value in (own | rules).items()}
 
 
 def _exists(path: Path) -> bool:

@@ -230,7 +230,7 @@ class _Measurement:
         """The real loop for so many updates: the share of its time that each phase takes."""
         count = int(min(max(updates, 5), MOST))
         screen = Phases(self._sync)
-        steps = self.loop.replay.steps + count * self.loop.config.steps_per_update
+        steps = self.loop.replay.steps + count * self.loop.config.steps_per_round
         self.loop.train(steps, Nowhere(), screen)
         screen.phase("end")
         seconds = {name: screen.seconds.get(name, 0.0) for name in PHASES}

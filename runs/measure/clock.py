@@ -217,7 +217,7 @@ def command(asked: ClockConfig) -> dict[str, Any]:
     if loaded.agent.world_model.spec.frame[0] != 3:
         raise UserError(f"{asked.run} sees gray frames: its clock is read in colour ones (game.gray=false).")
     found, seconds, legible, rate = measure(loaded, asked, console)
-    path = keep(loaded.run, "clock", found)
+    path = keep(loaded.run, "clock", found, loaded.config.env)
     title = f"{loaded.config.recipe} on {loaded.config.env}: the clock of {DREAMS} dreams"
     drawn = picture(seconds, legible, rate, title)
     write_atomic(path.with_suffix(".png"), lambda file: file.write(drawn))

@@ -331,7 +331,7 @@ def command(asked: FidelityConfig) -> dict[str, Any]:
         key: getattr(loaded.config, key) for key in ("recipe", "env", "protocol", "size", "seed")
     } | {"env_steps": loaded.step, "packed": True}  # fmt: skip
     found = measure(loaded, asked.tier, asked.temperature, suite, console)
-    path = keep(loaded.run, "fidelity", about | found)
+    path = keep(loaded.run, "fidelity", about | found, loaded.config.env)
     title = f"{loaded.config.recipe} on {loaded.config.env}, step {loaded.step:,}, {found['contexts']:,} contexts"
     table = Table(title=title)
     table.add_column("steps ahead")

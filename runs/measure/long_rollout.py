@@ -112,7 +112,7 @@ def command(asked: LongRolloutConfig) -> None:
     """Measures, prints and writes."""
     loaded = load_parts(asked.run, asked.device)
     found, strip = measure(loaded, asked)
-    path = keep(loaded.run, "long-rollout", {"env": loaded.config.env} | found)
+    path = keep(loaded.run, "long-rollout", {"env": loaded.config.env} | found, loaded.config.env)
     files.write_png(path.with_suffix(".png"), strip)
     _show(found, path)
 

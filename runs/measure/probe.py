@@ -1,6 +1,7 @@
 """The command `probe`: what the codes of frame pairs tell (`latent_gru`, `latent_action`).
 
-On the frozen episodes of the game (`suite.py`), of which four fifths teach the probes and a fifth judges them:
+On the frozen episodes of the game (`suite.py`). Of every five of a kind of play three teach the probes, one says when
+they were best, and one judges them:
 
 accuracy       tokens right after 1, 2, 3, 5, 10 and 20 dreamed steps under the real actions, on episodes that the run
                learned from and on the frozen ones, beside "the same tokens again"
@@ -157,9 +158,9 @@ def roles(kind: np.ndarray) -> Tensor:
 def taught(
     network: nn.Module, given: Tensor, target: Tensor, role: Tensor, *, updates: int, size: int, lr: float
 ) -> nn.Module:
-    """A classifier of `given` (M, ...), taught on the rows whose role (M,) that is.
+    """A classifier of `given` (M, ...), taught on the rows whose `role` (M,) is TEACHES.
 
-    Those that choose say when it was best: with thousands of numbers a code is soon learned by heart.
+    Those that are to choose say when it was best: with thousands of numbers a code is soon learned by heart.
     """
     rows, generator = (role == TEACHES).nonzero().flatten(), torch.Generator().manual_seed(0)
     best, weights = float("inf"), copy.deepcopy(network.state_dict())
@@ -274,7 +275,7 @@ def leaks(loaded: Loaded, data: Transitions, role: Tensor) -> dict[str, float]:
     action = F.one_hot(data.action, model.spec.action_size).float()
     for name, place in data.place.items():
         seen = ~place.isnan().flatten(1).any(1)
-        if int((seen & (role == JUDGES)).sum()) < 100:
+        if min(int((seen & (role == part)).sum()) for part in ROLES) < 100:
             continue
         now, then, older = place[seen].unbind(1)
         cell = ((then - now) / 2).round().clamp(-4, 4).long() + 4
@@ -404,7 +405,7 @@ def command(asked: ProbeConfig) -> dict[str, Any]:
         raise UserError(f"{asked.run} has no codes of frame pairs: probe judges latent_gru and latent_action.")
     suite = find_suite(loaded.config.env, loaded.config.game)
     found = measure(loaded, suite, asked.steps, console)
-    path = keep(loaded.run, "probe", found)
+    path = keep(loaded.run, "probe", found, loaded.config.env)
     table = Table(title=f"{loaded.config.recipe} on {loaded.config.env}, step {loaded.step:,}")
     for name in ("what", "value"):
         table.add_column(name, justify="left" if name == "what" else "right")

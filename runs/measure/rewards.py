@@ -28,7 +28,7 @@ def own_episodes(loaded: Loaded) -> list[Episode]:
     """What the run was trained on, as far as it is still there: at most OWN episodes, none that it held out."""
     paths = sorted(loaded.run.episodes_folder.glob("*.npz")) if loaded.run is not None else []
     share = loaded.config.replay.validation
-    paths = [path for path in paths if not held_out(int(path.stem), share)]
+    paths = [path for path in paths if path.stem.isdecimal() and not held_out(int(path.stem), share)]
     chosen = np.linspace(0, len(paths) - 1, min(OWN, len(paths))).astype(int)
     found = usable_episodes([paths[i] for i in chosen], loaded.agent.world_model.spec)
     return [one for one in found if one.piece_of < 0 or not held_out(one.piece_of, share)]

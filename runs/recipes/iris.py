@@ -80,10 +80,10 @@ ACTOR_CRITICS = {
 }
 ROUNDS = TrainConfig(pretrain=0, burn_in=20, at_start=0.0, show_every=10)
 SCHEDULES = {
-    "toy": replace(ROUNDS, prefill=400, steps_per_update=200, burn_in=4, show_every=1),
-    "xs": replace(ROUNDS, prefill=40_000, pretrain=10_000, steps_per_update=8_000, burn_in=6, show_every=1),
-    "s": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_update=200),
-    "m": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_update=200),
+    "toy": replace(ROUNDS, prefill=400, steps_per_round=200, burn_in=4, show_every=1),
+    "xs": replace(ROUNDS, prefill=40_000, pretrain=10_000, steps_per_round=8_000, burn_in=6, show_every=1),
+    "s": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_round=200),
+    "m": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_round=200),
 }
 STEPS = {"toy": 600, "xs": 120_000, "s": 100_000, "m": 100_000}
 

@@ -55,10 +55,10 @@ POLICIES = {
 }
 ROUNDS = TrainConfig(pretrain=0, burn_in=12, at_start=0.0, show_every=1)
 SCHEDULES = {
-    "toy": replace(ROUNDS, prefill=400, steps_per_update=200, burn_in=4),
-    "xs": replace(ROUNDS, prefill=20_000, pretrain=1_500, steps_per_update=8_000),
-    "s": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_update=200, show_every=10),
-    "m": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_update=200, show_every=10),
+    "toy": replace(ROUNDS, prefill=400, steps_per_round=200, burn_in=4),
+    "xs": replace(ROUNDS, prefill=20_000, pretrain=1_500, steps_per_round=8_000),
+    "s": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_round=200, show_every=10),
+    "m": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_round=200, show_every=10),
 }
 SIZES = {"toy": "48x40", "xs": "112x80", "s": "210x160", "m": "210x160"}
 STEPS = {"toy": 600, "xs": 100_000, "s": 100_000, "m": 100_000}

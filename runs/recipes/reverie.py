@@ -42,7 +42,7 @@ POLICIES = {
     "s": ActorCriticConfig(starts=384, horizon=15, hidden=384),
     "m": ActorCriticConfig(starts=1024, horizon=15, hidden=512),
 }
-TRAIN = TrainConfig(steps_per_update=12, bursts=0.05)
+TRAIN = TrainConfig(steps_per_round=12, bursts=0.05)
 
 
 @recipe

@@ -64,10 +64,10 @@ POLICIES = {
 }
 ROUNDS = TrainConfig(pretrain=0, burn_in=6, at_start=0.0, show_every=1)
 SCHEDULES = {
-    "toy": replace(ROUNDS, prefill=400, steps_per_update=200, burn_in=4),
-    "xs": replace(ROUNDS, prefill=20_000, pretrain=600, steps_per_update=10_000),
-    "s": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_update=200, show_every=10),
-    "m": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_update=200, show_every=10),
+    "toy": replace(ROUNDS, prefill=400, steps_per_round=200, burn_in=4),
+    "xs": replace(ROUNDS, prefill=20_000, pretrain=600, steps_per_round=10_000),
+    "s": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_round=200, show_every=10),
+    "m": replace(ROUNDS, prefill=5_000, pretrain=4_000, steps_per_round=200, show_every=10),
 }
 STEPS = {"toy": 600, "xs": 100_000, "s": 100_000, "m": 100_000}
 

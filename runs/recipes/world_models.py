@@ -53,8 +53,8 @@ POLICIES = {
 }
 ROUNDS = TrainConfig(pretrain=0, burn_in=8, show_every=1)
 SCHEDULES = {
-    "toy": replace(ROUNDS, prefill=400, steps_per_update=200),
-    "xs": replace(ROUNDS, prefill=10_000, steps_per_update=8_000, pretrain=1_000),
+    "toy": replace(ROUNDS, prefill=400, steps_per_round=200),
+    "xs": replace(ROUNDS, prefill=10_000, steps_per_round=8_000, pretrain=1_000),
     "s": replace(ROUNDS, prefill=10_000_000),
     "m": replace(ROUNDS, prefill=10_000_000),
 }

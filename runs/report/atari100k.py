@@ -18,7 +18,7 @@ PROTOCOL, POLICY = "atari100k", "sampled"
 BESIDE = ("DreamerV3-2023", "STORM")  # drawn in the picture
 TITLES = {"mean": "mean", "median": "median", "iqm": "IQM", "optimality_gap": "optimality gap"}
 STEPS = 100_000
-MORE = 1_000  # agent steps by which a run of these may be longer
+MORE = 4_096  # agent steps by which a run may be longer: all of its games play whole steps
 COLUMNS = 5
 PAGE = """\
 # Atari 100k
@@ -46,7 +46,7 @@ def load(files: Iterable[Path], steps: int | None = STEPS) -> list[dict[str, Any
         counts = told.get("protocol") == PROTOCOL and told.get("policy") == POLICY and "variant" not in told
         if steps is None:
             counts &= told.get("recipe") == PPO
-        else:  # all games play whole steps, so that a few come on top
+        else:
             counts &= told.get("recipe") != PPO and steps <= told["env_steps"] < steps + MORE
         if known and counts:
             beside = path.with_name(path.name.removesuffix(f"evaluation-{POLICY}.json") + "curve.json")

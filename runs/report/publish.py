@@ -45,11 +45,10 @@ def publish(run: Run, results: Path = RESULTS, variant: str = "", overwrite: boo
     for name in PICTURES:
         found += sorted((run.folder / "pictures").glob(f"{name}-*.png"))[-1:]
     results.mkdir(parents=True, exist_ok=True)
-    others = [path.name for path in found if _of_another_run(path, results / (prefix + _name(path)))]
-    if others and not overwrite:
+    if not overwrite and (other := _of_another_run(run, results, prefix, variant)):
         raise UserError(
-            f"{results / (prefix + others[0])} is the result of another run: give this one a variant=NAME, or replace "
-            "that one with overwrite=true."
+            f"{other} is the result of another run: give this one a variant=NAME, or replace that one with "
+            "overwrite=true."
         )
     copies = [Path(shutil.copyfile(path, results / (prefix + _name(path)))) for path in found]
     for copy in copies:
@@ -58,12 +57,15 @@ def publish(run: Run, results: Path = RESULTS, variant: str = "", overwrite: boo
     return copies
 
 
-def _of_another_run(path: Path, there: Path) -> bool:
-    """Whether a result is already published that another run has made."""
-    if path.suffix != ".json" or not there.exists():
-        return False
-    one, other = (json.loads(file.read_text()).get("training", {}).get("started") for file in (path, there))
-    return one is not None and other is not None and one != other
+def _of_another_run(run: Run, results: Path, prefix: str, variant: str) -> Path | None:
+    """A published result with this prefix that another run has made; those of its variants have longer ones."""
+    for path in sorted(results.glob(f"{prefix}*.json")):
+        told = json.loads(path.read_text())
+        known = told.get("training", {}).get("started")
+        same = told.get("variant", "") == variant and told.get("protocol", "default") == run.config.protocol
+        if same and told.get("seed", 0) == run.config.seed and known != run.meta.get("started"):
+            return path
+    return None
 
 
 def _name(path: Path) -> str:

@@ -60,6 +60,8 @@ def test_a_game_that_goes_another_way_when_it_is_played_again_is_left_out(what: 
     known["open"][1][what] = known["open"][1][what] + 7
     collector.load_state_dict(state, known)
     assert not collector.replay.open() and "went another way" in collector.replay.skipped[0]
+    collector.collect(4)
+    assert len(collector.replay.open()) == 2, "new ones begin"
 
 
 def test_a_share_of_the_steps_is_random_for_a_while_each_time() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +178,17 @@ def test_pieces_of_an_episode_are_trained_on_all_or_none(tmp_path: Path) -> None
             replay.add(row, numbered.action(row, t), numbered.step(row, t, False))
     assert len(replay.memory()) > 4 and set(seeds(replay.sample(500, 3))) == {0}
     assert set(seeds(replay.sample(500, 3, split="validation"))) == {1}
+    (tmp_path / "human").mkdir()
     other = fresh(tmp_path / "other", validation=0.5)
     other.take_over(tmp_path)
     assert set(seeds(other.sample(500, 3))) == {0} and set(seeds(other.sample(500, 3, split="validation"))) == {1}
+    third = fresh(validation=0.5)
+    for number, (path, seed) in enumerate({"a": 5, "b": 6, "c": 6, "d": 6}.items()):  # as a person recorded them
+        piece = numbered.episode(seed, 10 + number)
+        piece = replace(piece, piece_of=seed if path > "b" else -1)
+        piece.save(tmp_path / "human" / f"{path}.npz")
+    third.take_in(tmp_path / "human")
+    assert set(seeds(third.sample(500, 3))) == {5} and set(seeds(third.sample(500, 3, split="validation"))) == {6}
     begins = {numbered.read(frame)[1] for frame in other.sample(500, 3, first=True).frame[:, 0].numpy()}
     assert begins == {0}, "a piece is no beginning of a game"
     batch = other.sample(500, 3)

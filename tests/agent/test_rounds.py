@@ -39,7 +39,7 @@ def quick(where: str = "both") -> Config:
         policy=replace(
             config.policy, where=where, population=4, rollouts=2, real_rollouts=3, generations=3, real_generations=2
         ),
-        train=replace(config.train, prefill=200, steps_per_update=100, log_every=2, show_every=10**6, save_every=1e6),
+        train=replace(config.train, prefill=200, steps_per_round=100, log_every=2, show_every=10**6, save_every=1e6),
         game=replace(config.game, num_envs=2),
     )  # fmt: skip
 
@@ -170,7 +170,7 @@ def test_a_stop_within_the_policys_part_goes_on_from_the_same_states(tmp_path: P
 
 @pytest.mark.parametrize("each", [6, 600, 1_024])
 def test_a_round_plays_what_the_run_asks_for(each: int, tmp_path: Path) -> None:
-    config = test_loop.quick("Catch-v0", steps_per_update=each)
+    config = test_loop.quick("Catch-v0", steps_per_round=each)
     config = replace(
         config, game=replace(config.game, num_envs=2), train=replace(config.train, prefill=100, pretrain=0)
     )
@@ -196,15 +196,16 @@ def test_a_process_that_plays_for_a_population_leaves_the_runs_random_numbers_al
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_process_of_a_team_never_draws_the_same_numbers_twice(tmp_path: Path) -> None:
+def test_a_process_of_a_team_draws_other_numbers_once_it_has_come_further(tmp_path: Path) -> None:
     config = test_loop.quick("Catch-v0")
     session = begin(config, run := Run.create(config, tmp_path / "run"))
     session.train(260, run, Progress())
     drawn = []
-    for updates in (3, 4, 4):
-        session.load_state_dict(session.state_dict() | {"updates": updates}, run.episodes_folder)
+    for steps in (0, 0, 8):  # the same checkpoint twice, and one that has come further within the same round
+        state = session.state_dict()
+        session.load_state_dict(state | {"replay": state["replay"] | {"steps": 264 + steps}}, run.episodes_folder)
         drawn.append((torch.rand(()).item(), session.replay.rng.random()))
-    assert drawn[1] == drawn[2] and not set(drawn[0]) & set(drawn[1])
+    assert drawn[0] == drawn[1] and not set(drawn[1]) & set(drawn[2])
 
 
 def test_what_a_killed_run_logged_after_its_checkpoint_is_forgotten(dreamed: Whole, copied: Path) -> None:

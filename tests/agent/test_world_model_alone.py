@@ -61,7 +61,7 @@ def test_rounds_without_a_policy(config: Config, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(loop.collector.player, "act", None)  # nobody follows the game: play is random
     loop.train(config.steps, run, Progress())
     stages = [stage.name for stage in loop.stages]
-    assert loop.parts == ("collect", *stages) and loop.updates == -(-100 // config.train.steps_per_update) + 1
+    assert loop.parts == ("collect", *stages) and loop.updates == -(-100 // config.train.steps_per_round) + 1
     assert set(loop.trainer.updates) == set(stages)
     assert all(loop.trainer.updates[name] >= loop.updates for name in stages)
     assert not [key for line in run.metrics() for key in line if key.startswith("policy/")]
@@ -77,7 +77,7 @@ def test_recorded_steps_are_rounds_without_a_step_of_the_game(config: Config, re
     play_no_step(loop)
     assert loop.take(recorded) == 4 and loop.step == config.train.prefill
     loop.train(config.steps, run, Progress())
-    assert loop.updates == -(-100 // config.train.steps_per_update) + 1, "as many as playing would have brought"
+    assert loop.updates == -(-100 // config.train.steps_per_round) + 1, "as many as playing would have brought"
     assert config.steps <= loop.step == run.step < loop.replay.steps == 316
     steps = [line["step"] for line in run.metrics() if "updates" in line]
     assert steps == sorted(steps) and steps[-1] > config.train.prefill, "metrics have places in the run"

@@ -6,6 +6,7 @@ import gzip
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,10 @@ def test_the_graph_is_the_model(tmp_path: Path) -> None:
 
 def test_every_further_dream_has_a_folder_of_its_own(tmp_path: Path) -> None:
     loaded = load_parts()
-    assert list(export._places([loaded, loaded, loaded])) == ["", "pong/", "pong-2/"]
+    mine = loaded._replace(config=replace(loaded.config, env="my.games:Dodge-v0"))
+    places = export._places([loaded, loaded, loaded, mine, mine])
+    assert list(places) == ["", "pong/", "pong-2/", "my-games-dodge/", "my-games-dodge-2/"]
+    assert [entry["name"] for entry in export._titles({"": loaded, "b/": places["pong/"]})] == ["Pong, reverie"] * 2
     with pytest.raises(UserError, match=r"single=true makes one file of one dream: leave out beside="):
         export.command(ExportConfig(beside=("kungfumaster",), single=True))
 

@@ -45,6 +45,7 @@ def test_going_back_begins_another_piece() -> None:
     made.close()
     assert [len(piece) for piece in made.episodes] == [len(WAYS), len(WAYS)]
     assert np.array_equal(made.episodes[1].frame[0], made.episodes[0].frame[-3])
+    assert [piece.piece_of for piece in made.episodes] == [-1, made.episodes[1].seed], "only the first begins a game"
 
 
 def test_what_a_person_played_is_learned_from_once(tmp_path: Path) -> None:

@@ -102,12 +102,6 @@ def test_plans_are_judged_from_a_memory_that_stays() -> None:
         assert torch.equal(planner._returns(many, plans), planner._returns(many, plans))
 
 
-def test_planning_moves_no_other_generator() -> None:
-    before = np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
-    chosen(Line(discrete=True), [0.0, 1.0], method="cem")
-    assert np.random.get_state()[1].tolist() == before  # type: ignore[index, union-attr]
-
-
 class Dial(Line):
     """Each step brings the more, the nearer its action is to 0.3."""
 

@@ -104,6 +104,7 @@ MISTAKES = {
     "play seed=" + 5_000 * "9": "seed needs a whole number",
     "name=a/b": 'name="a/b" is no name of a folder: hydra.run.dir=... takes any path.',
     "name=.. size=toy": "is no name of a folder",
+    "name=x hydra.run.dir=y": "both say where the run lies",
     "-m name=x seed=0,1": "name= is one run's",
     "--nonsense": "nonsense",
     "info -m seed=1,2": "takes no flags",

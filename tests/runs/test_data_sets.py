@@ -120,7 +120,7 @@ def test_without_minari_a_person_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_run_begins_with_a_data_set(known: dict[str, DataSet], capsys: pytest.CaptureFixture[str]) -> None:
     known["catch"] = catch(3)
     words = ["env=Catch-v0", "size=toy", "threads=1", "init_replay=minari:catch", "steps=400", "train.prefill=200"]
-    words += ["train.pretrain=1", "game.num_envs=2", "game.size=32", "train.policy=false", "train.steps_per_update=100"]
+    words += ["train.pretrain=1", "game.num_envs=2", "game.size=32", "train.policy=false", "train.steps_per_round=100"]
     assert main.main([*words, "train.show_every=1000", "hydra.run.dir=run"]) in (0, 2)
     said = capsys.readouterr()
     assert "3 episodes of minari:catch" in said.out, said.err

@@ -70,7 +70,7 @@ def short(recipe: str, size: str) -> Config:
         config,
         model=replace(config.model, tokenizer_updates=2, tokenizer_batch=4, updates=2, batch_size=4),
         policy=replace(config.policy, starts=4, horizon=3, updates=2),
-        train=replace(config.train, steps_per_update=8, burn_in=4, log_every=1),
+        train=replace(config.train, steps_per_round=8, burn_in=4, log_every=1),
         game=replace(config.game, max_steps=50, num_envs=4),  # emulators that begin take time
         threads=1,
     )

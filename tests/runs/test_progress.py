@@ -133,13 +133,13 @@ def test_a_part_of_a_round_says_how_long_it_lasts(monkeypatch: pytest.MonkeyPatc
     progress = Progress(Console(file=io.StringIO()))
     progress.total = 1_000
     assert "? left" in progress.line()
-    progress.update(10, world_model="1 of 1,001")
+    progress.update(10, pretraining="1 of 1,001")
     now[0] = 20.0
-    progress.update(10, world_model="101 of 1,001")
-    assert "3 min left of world model" in progress.line()
+    progress.update(10, pretraining="101 of 1,001")
+    assert "3 min left of pretraining" in progress.line()
     now[0] = 60.0
     progress._mark()
-    progress.update(10, world_model=None)
+    progress.update(10, pretraining=None)
     assert "? left" in progress.line()
     now[0] = 70.0
     progress.update(20)

@@ -58,8 +58,12 @@ def test_what_another_run_has_published_is_not_replaced_unasked(run: Run, tmp_pa
     assert not [path for path in files if "episodes3" in path.name], "a trial stays with its run"
     run.note(started="2020-01-01T00:00:00+0000")
     run.result("evaluation-sampled", {"policy": "sampled"})
+    for path in (run.folder / "results").glob("*.json"):
+        path.rename(path.with_name(path.name.replace("sampled", "other")))  # whatever its names are
     with pytest.raises(UserError, match="reverie-Catch-v0-evaluation-sampled.json is the result of another run"):
         publish.publish(run, tmp_path / "results")
+    for path in (run.folder / "results").glob("*.json"):
+        path.rename(path.with_name(path.name.replace("other", "sampled")))
     assert publish.publish(run, tmp_path / "results", overwrite=True) == files
     assert publish.publish(run, tmp_path / "results", variant="second") != files
 

@@ -20,7 +20,7 @@ from runs.measure import fidelity, rewards, suite
 from runs.recipes import from_dict
 
 WORDS = ["env=Catch-v0", "size=toy", "train.prefill=240", "train.pretrain=2", "train.policy=false",
-         "train.steps_per_update=80", "game.num_envs=2", "threads=1"]  # fmt: skip
+         "train.steps_per_round=80", "game.num_envs=2", "threads=1"]  # fmt: skip
 
 
 def test_random_and_human_play_become_a_judged_world_model(
@@ -82,5 +82,7 @@ def test_what_init_replay_names(tmp_path: Path) -> None:
     assert recorded(tmp_path / "run", pong) == recorded(tmp_path / "run/episodes", catch)
     with pytest.raises(UserError, match="is a run with env=ALE/Pong-v5, not Catch-v0.*name .*run/episodes"):
         recorded(tmp_path / "run", catch)
-    with pytest.raises(UserError, match=r"is a run with game\.action_repeat=None, not 2"):
+    asked = replace(pong, game=replace(pong.game, action_repeat=4, sticky=0.25))  # what the id means
+    assert recorded(tmp_path / "run", asked)
+    with pytest.raises(UserError, match=r"is a run with game\.action_repeat=4, not 2"):
         recorded(tmp_path / "run", replace(pong, game=replace(pong.game, action_repeat=2)))

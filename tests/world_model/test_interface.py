@@ -362,7 +362,7 @@ def test_other_kinds_of_systems_play_and_train_in_the_loop(name: str) -> None:
         policy = ActorCriticConfig(starts=6, horizon=4, hidden=16, layers=1)
         agent = Agent(model, policy.build(model.feature_size, games.spec))
         before = copy.deepcopy(agent.state_dict())
-        schedule = TrainConfig(prefill=120, pretrain=2, steps_per_update=8, burn_in=2, show_every=2, log_every=1)
+        schedule = TrainConfig(prefill=120, pretrain=2, steps_per_round=8, burn_in=2, show_every=2, log_every=1)
         loop = Loop(
             agent, games, Replay(None, games.spec, ReplayConfig(), seed=0), config=schedule, dreams=policy, seed=0
         )
