@@ -1,19 +1,19 @@
 """The recipe `reverie`, by size, and beside its numbers those of DreamerV3 (Hafner et al. 2023) and STORM.
 
-                      here (xs)     DreamerV3 (Atari 100k)   STORM
+                      here (xs)     DreamerV3 (2023)         STORM
 frames                64x64 RGB     64x64 RGB                64x64 RGB
 variables x classes   24 x 32       32 x 32                  32 x 32
 memory                GRU 512       GRU 512                  transformer 2 x 512
 posterior from        frame         frame and memory         frame
 pixel likelihood      sigma 0.15,   sigma 0.71               sigma 0.71
                       foreground x
-KL: prior, encoder    1, 0.3        1, 0.1                   0.5, 0.1
+KL: prior, encoder    1, 0.3        0.5, 0.1 (2024: 1, 0.1)  0.5, 0.1
 batch                 12 x 24       16 x 64                  16 x 64
 dream                 192 x 12      1024 x 15                1024 x 16
 its temperature       0.5           1                        1
 entropy, of scaled A  1e-3          3e-4                     3e-4
 gamma, lambda         0.985, 0.95   0.997, 0.95              0.985, 0.95
-agent steps an update 12            1                        1
+agent steps a round   12            1                        1
 """
 
 from __future__ import annotations

@@ -23,14 +23,14 @@ COLUMNS = 5
 PAGE = """\
 # Atari 100k
 
-100,000 agent steps of each game (400,000 frames), no sticky actions, up to 30 no-ops at the start; then 100 whole
-games with the sampled policy. `python main.py atari100k` makes such a table: it runs what is missing, goes on with
-what was stopped and skips what is finished. Human-normalised: 0 is random play, 1 a person (Kaiser et al. 2020). IQM
-is the mean without the lowest and the highest quarter, of fewer than four games the mean (Agarwal et al. 2021);
-intervals are of 95 %, by a bootstrap over the seeds of each game, or of one seed over its episodes: then they do not
-tell how differently seeds turn out. The other systems' columns are means over five seeds, trained on GPUs, and
-aggregated over the same games from these means. Over all 26 games and single runs their IQM is 0.501 (IRIS), 0.49 to
-0.52 (DreamerV3) and 0.561 (STORM)."""
+100,000 agent steps of each game (400,000 frames), no sticky actions, up to 30 no-ops at the start, a lost life an
+ending for learning; then 100 whole games with the sampled policy. `python main.py atari100k` makes such a table: it
+runs what is missing, goes on with what was stopped and skips what is finished. Human-normalised: 0 is random play, 1
+a person (Kaiser et al. 2020). IQM is the mean without the lowest and the highest quarter, of fewer than four games
+the mean (Agarwal et al. 2021); intervals are of 95 %, by a bootstrap over the seeds of each game, or of one seed over
+its episodes: then they do not tell how differently seeds turn out. The other systems' columns are means over five
+seeds, trained on GPUs, and aggregated over the same games from these means. Over all 26 games and single runs their
+IQM is 0.501 (IRIS), 0.49 to 0.52 (DreamerV3) and 0.561 (STORM)."""
 
 
 def load(files: Iterable[Path], steps: int | None = STEPS) -> list[dict[str, Any]]:
@@ -104,8 +104,9 @@ def lines(told: Mapping[str, Any], ours: str, beside: Sequence[str]) -> list[tup
         ))  # fmt: skip
     for name, title in TITLES.items():
         estimate = Estimate(**told["aggregates"][name])
+        value = f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
         rows.append((
-            title, f"{estimate.low:.3f} to {estimate.high:.3f}", "", f"{estimate.value:.3f}", "", "",
+            f"{title}, human-normalised", "", "", value, "", "",
             *(f"{told['published'][system][name]:.3f}" for system in beside),
         ))  # fmt: skip
     return [heading, *rows]
