@@ -95,7 +95,12 @@ def check(config: Any, prefix: str = "") -> None:
 
 
 def unread(config: Any, key: str) -> str | None:
-    """Why nothing reads the value of a dotted key in this configuration, as a sentence; None where it is read."""
+    """Why nothing reads the value of a dotted key in this configuration, as a sentence; None where it is read.
+
+    A configuration with a method `unread(key)` says so itself of keys that no single other key decides on.
+    """
+    if hasattr(config, "unread") and (reason := config.unread(key)):
+        return str(reason)
     *groups, last = key.split(".")
     for group in groups:
         config = getattr(config, group, None)

@@ -84,6 +84,13 @@ class Config:
         if length is not None and self.train.burn_in >= length:
             raise UserError(f"train.burn_in must be below model.length, {length}, not {self.train.burn_in}.")
 
+    def unread(self, key: str) -> str | None:
+        """Why nothing reads this key, where its own rule cannot say so; see `settings.unread`."""
+        if key in ("workers", "cluster") and not hasattr(self.policy, "population"):
+            return (f"{key} changes nothing here: it is for a population in the real game, as recipe=world_models has "
+                    "it. Parallel environments are game.num_envs.")  # fmt: skip
+        return None
+
 
 def recordings(config: Config) -> tuple[str, ...]:
     """What `init_replay` names, one or several."""

@@ -121,6 +121,7 @@ MISTAKES = {
     "size=toy model.window=8": "model.window changes nothing here: it is read with model.dynamics=transformer, "
     "and model.dynamics is gru.",
     "recipe=latent_gru size=toy model.history=3": "it is read with model.dynamics=block or frames, and",
+    "size=toy workers=4": "workers changes nothing here: it is for a population",
     "-m size=toy model.window=8,9": "model.window changes nothing here",
 }
 
