@@ -8,6 +8,7 @@
     observation, info = player.dream.reset()        # a gymnasium environment
     action = player.act(observation)
     many = dreamloop.make_dream(folder, num_envs=16, horizon=256)
+    PPO("CnnPolicy", dreamloop.make_sb3_dream(folder)).learn(200_000)   # of Stable-Baselines3
 
 Importing it makes "Dream-v0" known to gymnasium: `gymnasium.make("Dream-v0", run=...)` and
 `gymnasium.make_vec("Dream-v0", num_envs=16, run=...)` are what `make_dream` returns.
@@ -31,11 +32,12 @@ from envs.errors import UserError
 
 if TYPE_CHECKING:
     from gymnasium.vector import AutoresetMode
+    from stable_baselines3.common.vec_env import VecEnv
 
     from runs.dreams import DreamPlayer
     from world_model.dream.envs import DreamEnv, DreamVectorEnv
 
-__all__ = ["UserError", "evaluate", "load", "main", "make_dream", "train"]
+__all__ = ["UserError", "evaluate", "load", "main", "make_dream", "make_sb3_dream", "train"]
 
 
 def load(run: str | Path | None = None, *, greedy: bool = False) -> DreamPlayer:
@@ -66,6 +68,22 @@ def make_dream(
         return dreams.make_env(run, **how)
     how |= {"autoreset_mode": autoreset_mode} if autoreset_mode is not None else {}
     return dreams.make_vector(num_envs, run, **how)
+
+
+def make_sb3_dream(
+    run: str | Path | None = None, num_envs: int = 16, *, horizon: int = 256, temperature: float | None = None,
+    stack: int = 4,
+) -> VecEnv:  # fmt: skip
+    """`num_envs` dreams as a VecEnv of Stable-Baselines3 (`pip install -e ".[sb3]"`): monitored, `stack` frames deep.
+
+    One frame does not show where a ball flies. Observations are (H, W, 3 x stack) uint8, for "CnnPolicy".
+    """
+    from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor
+
+    from runs.measure.sb3 import DreamVecEnv
+
+    dreams: Any = make_dream(run, num_envs, horizon=horizon, temperature=temperature, autoreset_mode="SameStep")
+    return VecFrameStack(VecMonitor(DreamVecEnv(dreams)), stack)
 
 
 def train(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dreamloop
 from envs.controls import Controls
 from envs.errors import UserError
 from runs import dreams
@@ -58,6 +59,17 @@ def test_stable_baselines3_sees_the_last_frame_of_a_dream(run_folder: Path) -> N
             if done[row]:
                 assert np.array_equal(infos[row]["terminal_observation"], told["final_obs"][row])
                 assert infos[row]["TimeLimit.truncated"] == truncated[row]
+
+
+def test_a_dream_is_made_for_stable_baselines3_in_a_line(run_folder: Path) -> None:
+    from stable_baselines3 import PPO
+
+    env = dreamloop.make_sb3_dream(run_folder, 2, horizon=3, stack=2)
+    frame = env.reset()
+    assert frame.shape[0] == 2 and frame.shape[-1] == 6 and frame.dtype == np.uint8
+    PPO("CnnPolicy", env, n_steps=4, batch_size=8, n_epochs=1).learn(8)
+    _, _, done, infos = env.step(np.zeros(2, np.int64))
+    assert [bool(one) for one in done] == ["episode" in info for info in infos]
 
 
 def test_a_student_stacks_what_it_sees_and_begins_with_nothing() -> None:
