@@ -24,6 +24,7 @@ from envs.errors import UserError
 from envs.make import make_games
 from envs.settings import setting
 from runs.dreams import load_parts
+from runs.folder.progress import Progress
 from runs.folder.system import cores, keep_freed_memory
 from world_model.dream.envs import DreamVectorEnv
 from world_model.interface import to_pixels
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from stable_baselines3 import PPO
 
 STACK = 4  # pictures: one alone does not show where a ball flies
-PARTS = 10  # of the learning, between which is told how it goes
+PARTS = 10  # of the learning, after each of which the returns are noted
 # Of PPO on Atari (Schulman et al. 2017, table 5), with longer rollouts of more rows, because dreams are batched.
 NUMBERS: dict[str, Any] = {
     "n_steps": 128, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4, "clip_range": 0.1, "ent_coef": 0.01,
@@ -116,14 +117,21 @@ def learn(dream: DreamVectorEnv, settings: DreamPpoConfig, console: Console) -> 
     rows = VecFrameStack(VecMonitor(DreamVecEnv(dream)), STACK)
     batch = min(NUMBERS["batch_size"], settings.dreams * NUMBERS["n_steps"])
     ppo = PPO("CnnPolicy", rows, **NUMBERS | {"batch_size": batch}, seed=settings.seed, device="auto")
-    began, returns, part = time.monotonic(), [], -(-settings.steps // PARTS)
-    while (left := settings.steps - ppo.num_timesteps) > 0:  # it plays whole rollouts
-        ppo.learn(min(part, left), reset_num_timesteps=not ppo.num_timesteps)
-        ended = [episode["r"] for episode in ppo.ep_info_buffer or ()]
-        if ended:
-            returns.append((ppo.num_timesteps, round(float(np.mean(ended)), 3)))
-        reward = f", return of a dream {returns[-1][1]:.2f}" if ended else ""
-        console.print(f"{ppo.num_timesteps:,} steps, {ppo.num_timesteps / (time.monotonic() - began):.0f}/s{reward}")
+    returns, part = [], -(-settings.steps // PARTS)
+    with Progress(console) as progress:
+        progress.start(settings.steps)
+        progress.phase("PPO in the dream")
+
+        def tell(local: dict[str, Any], _: dict[str, Any]) -> bool:
+            for dream in (info["episode"] for info in local["infos"] if "episode" in info):
+                progress.episode(dream["r"], dream["l"])
+            progress.update(ppo.num_timesteps)
+            return True
+
+        while (left := settings.steps - ppo.num_timesteps) > 0:  # it plays whole rollouts
+            ppo.learn(min(part, left), tell, log_interval=None, reset_num_timesteps=not ppo.num_timesteps)  # type: ignore[arg-type]
+            if ended := [episode["r"] for episode in ppo.ep_info_buffer or ()]:
+                returns.append((ppo.num_timesteps, round(float(np.mean(ended)), 3)))
     return ppo, returns
 
 
