@@ -86,7 +86,7 @@ def compare(fast: Games, slow: Games, seed: int, actions: Iterable[np.ndarray]) 
     return score, tiles, bool(step.terminated[0])
 
 
-@pytest.mark.parametrize(("seed", "drives"), [(0, False), (1, True)])
+@pytest.mark.parametrize(("seed", "drives"), [pytest.param(0, False, marks=pytest.mark.slow), (1, True)])
 def test_400_steps_are_gymnasium_s_own(seed: int, drives: bool) -> None:
     settings: dict[str, Any] = {"gray": False, "size": 96}  # 96: as the game draws it
     fast, slow = build(**settings), generic(**settings)

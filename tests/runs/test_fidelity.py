@@ -168,7 +168,12 @@ def loaded(recipe: str, **game: Any) -> Loaded:
     return Loaded(config, agent, empty, Controls(("LEFT", "STAY", "RIGHT"), (), None, None), None, 0)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+USUAL = ("reverie", "iris_ac", "world_models")  # one of each kind of latent
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=[pytest.mark.slow] * (name not in USUAL)) for name in RECIPES]
+)
 def test_every_recipe_is_measured(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(suite.TIERS, "canary", 12)
     for name in ("SEGMENTS", "PART"):

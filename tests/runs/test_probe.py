@@ -67,6 +67,7 @@ def test_what_is_in_a_code_is_read_off_it(loaded: Loaded) -> None:
     assert probe.leaks(loaded, data(loaded, guessing, action, way), role)["ball"] < 0.1
 
 
+@pytest.mark.slow
 def test_the_inverse_model_sees_which_way_a_small_thing_went() -> None:
     """Two pixels of hundreds move or stay: most of a frame tells nothing."""
     torch.manual_seed(0)
