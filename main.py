@@ -60,7 +60,7 @@ COMMANDS = {
                          "runs.measure.dream_ppo:command", "runs.measure.dream_ppo:DreamPpoConfig", "run=NAME"),
     "ppo": Command("the yardstick: what Stable-Baselines3's PPO learns of the real game in so much processor time",
                    "runs.measure.ppo:command", "runs.folder.ppo:PpoConfig", "env=ALE/Boxing-v5 hours=1.25"),
-    "precision": Command("what bfloat16 and int8 change in what a run of iris foresees",
+    "precision": Command("what bfloat16 and int8 change in the predictions of a run of iris",
                          "runs.measure.precision:command", "runs.measure.precision:PrecisionConfig", "run=NAME"),
     "page": Command("how fast the page is in a headless browser, or what its server endures",
                     "runs.measure.page:command", "runs.measure.page:PageConfig", "run=NAME what=stress"),

@@ -45,7 +45,7 @@ METRICS = {  # of what the loop itself logs
     "real/generations": Metric("generations judged in the real game"),
     "real/episodes": Metric("games played for fitness alone"),
     "real/steps": Metric("agent steps of these, which are not among the run's"),
-    "memory_gb": Metric("the most memory the process has had resident so far, GiB"),
+    "memory_gb": Metric("peak resident memory of the process, GiB"),
 }
 
 

@@ -45,7 +45,7 @@ class CodeWorld(WorldModel):
         """The transition that was chosen; only what other codes tell of it is left to chance."""
         chosen = memory["code"].unsqueeze(1)
         if self.latent_shape != (1,):
-            chosen = torch.cat([chosen, self.world.foretold(memory["world"], temperature)[:, 1:]], 1)
+            chosen = torch.cat([chosen, self.world.sample_tokens(memory["world"], temperature)[:, 1:]], 1)
         return self._around(self.world.arrived(memory["world"], chosen), memory["code"])
 
     def observe(self, memory: Tree, frame: Tensor) -> State:

@@ -145,12 +145,13 @@ class Stage:
 
 
 class WorldModel(nn.Module, ABC):
-    """A pure state machine over tensors: state goes in and comes out, nothing is remembered inside the module.
+    """A latent dynamics model as a pure state machine: states go in and come out, the module itself keeps none.
 
     A new system writes `initial`, `advance`, `imagine`, `observe`, `outcome`, `features`, `decode` and `stages`, and
-    sets the three attributes; all else has a default. Rows of a batch are independent of each other. A frame that is
-    awaited is either dreamed (`imagine`, the prior) or seen (`observe`, the posterior); both see the memory, and
-    return the state with a memory that knows the frame, so that `advance` adds the action alone.
+    sets the three attributes; all else has a default. Rows of a batch are independent of each other. `advance` is the
+    step of the sequence model. The next frame's latent is then either drawn from the prior (`imagine`) or inferred
+    from the frame (`observe`, the posterior); both read the memory, and return it with the frame added, so that the
+    next `advance` adds the action alone.
     """
 
     spec: Spec
@@ -160,28 +161,28 @@ class WorldModel(nn.Module, ABC):
 
     @abstractmethod
     def initial(self, batch_size: int) -> Tree:
-        """The memory of somebody who has seen nothing and awaits an episode's first frame."""
+        """The memory before an episode's first frame."""
 
     @abstractmethod
     def advance(self, state: State, action: Tensor) -> Tree:
-        """Remembers the state and the action (B,) or (B, A): the memory with which the next frame is awaited."""
+        """The sequence model's step: the memory with the action (B,) or (B, A) added, which predicts the next frame."""
 
     @abstractmethod
     def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
-        """Dreams the frame that is awaited. Temperature 0 takes the most likely latent."""
+        """The state after a next frame drawn from the prior. Temperature 0 takes the mode."""
 
     @abstractmethod
     def observe(self, memory: Tree, frame: Tensor) -> State:
-        """Sees the frame (B, C, H, W) in [0, 1] that is awaited."""
+        """The state after the next frame (B, C, H, W) in [0, 1]: the posterior."""
 
     @abstractmethod
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
-        """Reward (B,) in the game's units and continuation probability (B,) of having arrived in this state."""
+        """Reward and continuation heads: reward (B,) in the game's units and P(the episode goes on) (B,) on arrival."""
 
     def reward_sign(self, state: State) -> Tensor:
         """The expected sign (B,) of the reward of having arrived here, for policies that learn from signs alone.
 
-        Who does not tell signs apart from sizes clips the mean, as Atari's agents clip each reward.
+        By default the expected reward, clipped to [-1, 1].
         """
         return self.outcome(state)[0].clamp(-1, 1)
 
@@ -238,37 +239,37 @@ class WorldModel(nn.Module, ABC):
         return Step(state, *self.outcome(state))
 
     def prepare(self, frames: Tensor) -> None:  # noqa: B027 - most systems need no look at the data
-        """Looks once at frames of the prefill, (N, C, H, W) in [0, 1], before training begins."""
+        """Computes statistics of the data, once before training, from frames of the prefill (N, C, H, W) in [0, 1]."""
 
     def condense(self, memory: Tree) -> Tree:
-        """As little of a memory as `recall` needs, for those who keep many."""
+        """A memory compressed for storage, as by a page that rewinds; `recall` restores it."""
         return memory
 
     def recall(self, condensed: Tree) -> Tree:
-        """The memory again."""
+        """The memory that `condense` compressed."""
         return condensed
 
     def own(self, memory: Tree) -> Tree:
-        """The same memory, which later steps may overwrite in place: for those who keep no state but the newest."""
+        """The same memory, of which later steps may be made in place: for callers that keep no state but the newest."""
         return memory
 
     def unseen(self, state: State) -> State:
-        """The same state for those who will not look at what is dreamed from it, without what only pictures need."""
+        """The same state without what only `decode` needs: for rollouts that nobody looks at."""
         return state
 
     def reset_rows(self, memory: Tree, mask: Tensor) -> Tree:
-        """Forgets the rows where mask (B,) is True, which then await an episode's first frame."""
+        """Sets the rows where mask (B,) is True back to `initial`."""
         return trees.where(mask, self.initial(mask.shape[0]), memory)
 
     def reconstruct(self, frame: Tensor) -> Tensor | None:
-        """Of frames in a row (B, T, C, H, W) in [0, 1], what it makes of the last, known alone; see `decode`."""
+        """The last of T frames (B, T, C, H, W) in [0, 1], encoded by itself and decoded; None without pictures."""
         return self.decode(self.start(frame[:, -1:]))
 
     def picture(self, state: State) -> Tensor:
         """`decode`, for those who cannot do without. Raises ValueError for a model without pictures."""
         decoded = self.decode(state)
         if decoded is None:
-            raise ValueError("this world model has no pictures: it follows a game and dreams, but nobody can watch")
+            raise ValueError("this world model decodes no pictures, so that it cannot be shown")
         return decoded
 
 

@@ -40,16 +40,16 @@ METRICS = {
         shown="pixels",
     ),
     "dyn": Metric("KL(posterior, prior) in nats, at least `free_nats`, from which the prior learns"),
-    "rep": Metric("the same, from which the encoder learns"),
+    "rep": Metric("the same, from which the posterior learns"),
     "kl": Metric(
-        "the same without the free bits: how much of a frame the memory did not foresee",
-        shown="kl", panel="KL: what the memory did not foresee, nats",
+        "KL(posterior, prior) without free bits, nats a frame: what of a frame the prior did not predict",
+        shown="kl", panel="KL(posterior, prior), nats a frame",
     ),
     "reward": Metric(
         "cross-entropy of the reward head, nats a step", shown="reward", panel="reward cross-entropy, nats"
     ),
     "cont": Metric("cross-entropy of the continuation head, nats a step"),
-    "posterior_entropy": Metric("nats left open by the encoder, of which there shall be few"),
+    "posterior_entropy": Metric("entropy of the posterior, nats a frame; penalised, so lower is better"),
 }  # fmt: skip
 
 

@@ -430,7 +430,7 @@ class TokenWorld(WorldModel):
         self.config, self.spec = config, spec
         self.tokenizer: VQTokenizer | PairTokenizer = config.tokenizer.build(spec.frame)
         if config.dynamics == "gpt" and self.tokenizer.tokens == 1:
-            raise ValueError("gpt foretells a frame token by token and needs two or more: set dynamics=block or gru")
+            raise ValueError("gpt predicts a frame token by token and needs two or more: set dynamics=block or gru")
         self.transformer: TokenDynamics = config.transformer(self.tokenizer.grid, spec.frame).build(spec.action_size)
         self.pairs = isinstance(self.tokenizer, PairTokenizer)
         # Pictures in the memory: the newest frames, real or dreamed, as far as the pair and the dynamics read them.
@@ -488,8 +488,8 @@ class TokenWorld(WorldModel):
     def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
         return self._arrived(*self.transformer.imagine(_dynamics(memory), temperature), memory)
 
-    def foretold(self, memory: Tree, temperature: float = 1.0) -> Tensor:
-        """The tokens (B, N) of `imagine`, of which no picture is drawn."""
+    def sample_tokens(self, memory: Tree, temperature: float = 1.0) -> Tensor:
+        """The tokens (B, N) that `imagine` samples, without decoding them."""
         return self.transformer.imagine(_dynamics(memory), temperature)[0]
 
     @property
@@ -663,11 +663,11 @@ class TokenWorld(WorldModel):
             after=self._follow if config.quantizer == "ema" else None, metrics=TOKENIZER_METRICS,
         )  # fmt: skip
         counted = config.context_frames * self.tokenizer.tokens
-        unforeseen = 1 if config.dynamics == "gpt" else self.tokenizer.tokens
+        unpredicted = 1 if config.dynamics == "gpt" else self.tokenizer.tokens
         world_model = Objective(
             "world_model", tuple(self.transformer.parameters()), self._transformer_loss,
             # The mean is over the tokens that are predicted: a segment's first one, or first frame, is not.
-            {"tokens": counted / (counted - unforeseen), "reward": 1.0, "end": 1.0},
+            {"tokens": counted / (counted - unpredicted), "reward": 1.0, "end": 1.0},
             Optim(lr=config.lr, clip=config.clip, weight_decay=config.weight_decay, decay=config.decay),
             undecayed=_other_than_linear(self.transformer), after=self.reward.note, metrics=TRANSFORMER_METRICS,
         )  # fmt: skip
@@ -814,7 +814,7 @@ class TokenWorld(WorldModel):
         if self.transformer.context:
             frame, tokens = self._own_pictures(to_unit(batch.frame), batch.action, tokens)
             pictures = self._contexts(frame, torch.arange(frame.shape[1], device=frame.device))
-        said = self.transformer.foreseen(tokens, batch.action, self.tokenizer.embedding.weight, pictures)
+        said = self.transformer.predict(tokens, batch.action, self.tokenizer.embedding.weight, pictures)
         nats = {
             "tokens": said.nats,
             "reward": cross_entropy(said.reward, self.reward.target(batch.reward)),

@@ -58,12 +58,14 @@ JUDGE_METRICS = {
 }
 MEMORY_METRICS = {
     "nll": Metric(
-        "surprise at the next latent, nats a dimension", shown="surprise", panel="latent not foreseen, nats a dimension"
+        "negative log-likelihood of the next latent, nats a dimension",
+        shown="nll",
+        panel="NLL of the next latent, nats a dimension",
     ),
     "reward": Metric("squared error of the reward"),
     "cont": Metric("cross-entropy of going on, nats a step"),
     "reward_unexplained": Metric(
-        "share of the rewards' mean square that is not foreseen", panel="share of the reward not foreseen"
+        "share of the rewards' mean square that is not predicted", panel="share of the reward not predicted"
     ),
 }
 
@@ -200,7 +202,7 @@ class WorldModels(WorldModel):
         """The mean code of frames, which needs no memory: (..., C, H, W) -> (..., Z).
 
         The memory learns on draws, as the authors' does, and theirs acts on draws too. Following the game with the mean
-        foresees the next latent a little better (0.825 nats a dimension against 0.832; CarRacing, 12,000 random steps,
+        predicts the next latent a little better (0.825 nats a dimension against 0.832; CarRacing, 12,000 random steps,
         900 updates of the memory) and rewards no worse, and what the controller sees does not tremble.
         """
         return self.vae.encode(frame)[0]
@@ -363,8 +365,8 @@ class WorldModels(WorldModel):
         unit = (noted[0] / noted[1]).clamp(min=MIN_REWARD_SQUARE)
         # The pull, not the term, is measured in units of the reward: those of all batches lately. In a batch's own, one
         # without rewards weighs up to a thousand times as much, and of a rare reward (100, once a batch in the mean)
-        # 0.00 of its mean was foretold, with four a batch 0.64; in a running unit 1.20 and 1.05, undivided 1.18 and
-        # 1.02. Where rewards are dense the three foretell alike: 0.76, 0.74 and 0.69 of the variance of 20 dreamed
+        # 0.00 of its mean was predicted, with four a batch 0.64; in a running unit 1.20 and 1.05, undivided 1.18 and
+        # 1.02. Where rewards are dense the three predict alike: 0.76, 0.74 and 0.69 of the variance of 20 dreamed
         # steps' reward (CarRacing, 12,000 random steps, 600 updates).
         error = (_pulled(reward, 1 / unit) - batch.reward[:, :-1]).square()
         terms = {

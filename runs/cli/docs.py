@@ -32,7 +32,7 @@ Row = tuple[str, str, str, str, str]
 OF_EVERY_LINE = {  # of metrics.jsonl
     "step": Metric("agent steps of the real game so far"),
     "hours": Metric("hours of work so far"),
-    "core_hours": Metric("processor hours of the process so far, which stand still while others have the cores"),
+    "core_hours": Metric("CPU hours of the process so far, all threads; workers of a population not counted"),
 }
 HEADING: Row = ("key", "type", "default", "range", "what it is")
 

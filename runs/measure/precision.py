@@ -1,4 +1,4 @@
-"""The command `precision`: what bfloat16 and int8 change in what a run of `iris` foresees.
+"""The command `precision`: what bfloat16 and int8 change in the predictions of a run of `iris`.
 
 The model reads a few real frames and then the next one, token by token, as it does when it dreams; compared are its
 distributions over each token with those in float32. Writes results/precision.json in the run's folder.
@@ -48,13 +48,13 @@ def measure(loaded: Loaded) -> list[dict[str, Any]]:
     steps = min(action.shape[1], model.config.context_frames - 1)
     tokens = model.encode(to_unit(frame[:, : steps + 1]))  # (S, T + 1, N)
     past = torch.cat([tokens[:, :steps], action[:, :steps].unsqueeze(-1)], -1).flatten(1)
-    exact = foreseen(model.transformer, past, tokens[:, steps], len(frame))
+    exact = predicted(model.transformer, past, tokens[:, steps], len(frame))
     rows = []
     for name, (count, kind) in FORMATS.items():
         transformer = copy.deepcopy(model.transformer)
         for_inference(transformer, format=kind)
         with torch.autocast("cpu", torch.bfloat16, enabled=kind != "fp32"):
-            other = foreseen(transformer, past, tokens[:, steps], count or len(frame))
+            other = predicted(transformer, past, tokens[:, steps], count or len(frame))
         apart = (exact.exp() * (exact - other)).sum(-1)
         rows.append({
             "format": name,
@@ -67,7 +67,7 @@ def measure(loaded: Loaded) -> list[dict[str, Any]]:
     return rows
 
 
-def foreseen(gpt: GPT, past: Tensor, now: Tensor, count: int) -> Tensor:
+def predicted(gpt: GPT, past: Tensor, now: Tensor, count: int) -> Tensor:
     """Log-probabilities (S, N, V) of a frame's tokens `now` (S, N), after `past` (S, M), so many rows at a time."""
     told = []
     for begun, next_ones in zip(past.split(count), now.split(count), strict=True):

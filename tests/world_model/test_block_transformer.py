@@ -96,7 +96,7 @@ def test_steps_of_a_rollout_count_less_and_less_and_one_on_average() -> None:
     tokens, action = segment()
     plain = {"motion_scale": 0.0, "event_scale": 0.0, "persistence_scale": 0.0, "teacher_forcing": 1.0}
     codes = torch.randn(TOY.codes, 4)
-    every, none = (built(**plain, rollout_share=share).foreseen(tokens, action, codes).nats for share in (1.0, 0.0))
+    every, none = (built(**plain, rollout_share=share).predict(tokens, action, codes).nats for share in (1.0, 0.0))
     share = every[:, 1:].mean((0, 2)) / none[:, 1:].mean((0, 2))
     wanted = torch.tensor([1, 1, 1, 1.0, 0.7, 0.49])
     assert_close(share, wanted * torch.tensor([1, 1, 1, *[3 / 2.19] * 3]))
@@ -124,7 +124,7 @@ def test_tokens_that_move_weigh_more_up_to_a_bound() -> None:
 def test_an_unlikely_token_is_learned_from_more_with_focal_loss() -> None:
     tokens, action = segment()
     codes = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    told = (built(focal=focal, rollout_share=0.0).foreseen(tokens, action, codes) for focal in (0.0, 2.0))
+    told = (built(focal=focal, rollout_share=0.0).predict(tokens, action, codes) for focal in (0.0, 2.0))
     plain, focal = (one.nats for one in told)
     ratio = focal[:, 1:] / plain[:, 1:]
     assert (ratio < 1).all()
@@ -148,7 +148,7 @@ def test_tokens_agree_once_they_are_refined(refine: int, least: float, most: flo
     action, codes = torch.zeros(64, 2, dtype=torch.long), torch.randn(6, 4)
 
     def loss(tokens: Tensor) -> Losses:
-        return Losses({"tokens": Term(model.foreseen(tokens, action, codes).nats)}, {})
+        return Losses({"tokens": Term(model.predict(tokens, action, codes).nats)}, {})
 
     objective = Objective("block", tuple(model.parameters()), loss, {"tokens": 1.0}, Optim(lr=1e-2, warmup=1))
     trainer = Trainer([objective], device=torch.device("cpu"), precision="fp32")
@@ -190,7 +190,7 @@ def test_weights_that_know_what_comes_make_it_too_likely(weights_from: WeightsFr
     action, codes = torch.zeros(256, 2, dtype=torch.long), torch.eye(6)
 
     def loss(tokens: Tensor) -> Losses:
-        return Losses({"tokens": Term(model.foreseen(tokens, action, codes).nats)}, {})
+        return Losses({"tokens": Term(model.predict(tokens, action, codes).nats)}, {})
 
     objective = Objective("block", tuple(model.parameters()), loss, {"tokens": 1.0}, Optim(lr=1e-2, warmup=1))
     trainer = Trainer([objective], device=torch.device("cpu"), precision="fp32")

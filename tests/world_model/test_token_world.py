@@ -68,20 +68,20 @@ def test_any_tokenizer_goes_with_any_dynamics(tokenizer: str, quantizer: str, dy
     parts = (TOKENIZERS | PAIRS)[tokenizer] | QUANTIZERS[quantizer] | DYNAMICS[dynamics]
     model, batch = replace(TOY, **parts).build(SPEC), segments(SPEC, 3, 5)
     model.prepare(to_unit(batch.frame).flatten(0, 1))
-    seeing, foreseeing = model.stages()
-    see, foresee = seeing.objectives[0], foreseeing.objectives[0]
-    assert foreseeing.encode is not None
-    trainer = Trainer([see, foresee], device=torch.device("cpu"), precision="fp32")
+    seeing, sequence = model.stages()
+    see, predicting = seeing.objectives[0], sequence.objectives[0]
+    assert sequence.encode is not None
+    trainer = Trainer([see, predicting], device=torch.device("cpu"), precision="fp32")
     first = None
     for _ in range(3):
         trainer.update(see, segments(SPEC, 3, seeing.length))
         with torch.no_grad():
-            code = torch.stack([foreseeing.encode(to_unit(one), batch.action[0]) for one in batch.frame])
-        trainer.update(foresee, batch._replace(code=code.float()))
+            code = torch.stack([sequence.encode(to_unit(one), batch.action[0]) for one in batch.frame])
+        trainer.update(predicting, batch._replace(code=code.float()))
         first = first or trainer.report()
     last = trainer.report()
     assert set(first or {}) == set(last) and "world_model/tokens" in last
-    assert all(parameter.grad is not None for parameter in foresee.params), "all of it learns"
+    assert all(parameter.grad is not None for parameter in predicting.params), "all of it learns"
 
     frame, action = to_unit(batch.frame[:2]), batch.action[:2]
     with torch.no_grad():
@@ -154,9 +154,9 @@ def test_what_follows_an_unknown_action_is_not_learned() -> None:
     batch = segments(SPEC, 3, 5)
     for labels, learned in ((0.0, False), (1.0, True)):
         model = replace(TOY, **few, labels=labels).build(SPEC)  # type: ignore[arg-type]
-        seeing, foreseeing = model.stages()
-        code = torch.stack([foreseeing.encode(to_unit(one), batch.action[0]) for one in batch.frame])  # type: ignore[misc]
-        said = foreseeing.objectives[0].loss(batch._replace(code=code.float()))
+        seeing, sequence = model.stages()
+        code = torch.stack([sequence.encode(to_unit(one), batch.action[0]) for one in batch.frame])  # type: ignore[misc]
+        said = sequence.objectives[0].loss(batch._replace(code=code.float()))
         assert all(bool(term.value.any()) == learned for term in said.terms.values())
         seen = seeing.objectives[0].loss(segments(SPEC, 3, seeing.length))
         assert bool(seen.terms["label"].value.any()) == learned and seen.terms["weighted_pixels"].value.any()

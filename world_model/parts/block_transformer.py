@@ -32,8 +32,8 @@ from world_model.parts.heads import draw_tempered
 from world_model.parts.nets import network_dtype
 from world_model.parts.token_dynamics import (
     REWARDS,
-    Foreseen,
     ParallelDynamics,
+    Predictions,
     begin,
     cross_entropy,
     judged,
@@ -121,7 +121,7 @@ class BlockTransformer(ParallelDynamics):
         """As the first pass tells them."""
         return self._logits(memory["out"], memory["tokens"])
 
-    def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Foreseen:
+    def predict(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Predictions:
         """See `TokenDynamics`. The first segments of the batch go on from the model's own tokens (`rolled_out`)."""
         config = self.config
         weight = token_weights(tokens, codes, config)  # (B, T - 1, N)
@@ -145,7 +145,7 @@ class BlockTransformer(ParallelDynamics):
             # Of those that are not known alone, whose share is drawn evenly: as many as the first pass tells.
             told = told + cross_entropy(again, target) * weight * ~known * 2
         metrics = judged(logits, target, before, nats)
-        return Foreseen(F.pad(told, (0, 0, 1, 0)), self.reward(h), self.end(h), metrics)
+        return Predictions(F.pad(told, (0, 0, 1, 0)), self.reward(h), self.end(h), metrics)
 
     # ---- the two forms ----
     @abstractmethod

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_model.parts.nets import FIRST, ChannelNorm, padded, shrinking, shrunk
-from world_model.parts.token_dynamics import REWARDS, Foreseen, PlacewiseDynamics, begin, relu_head
+from world_model.parts.token_dynamics import REWARDS, PlacewiseDynamics, Predictions, begin, relu_head
 from world_model.trees import Tree
 
 
@@ -79,10 +79,10 @@ class FrameDynamics(PlacewiseDynamics):
         """All of it, or the last action alone, whose pictures are given."""
         return past if self.config.recurrent else min(past, 1)
 
-    def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Foreseen:
+    def predict(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Predictions:
         """See `TokenDynamics`; pictures (B, T, context, C, H, W)."""
         out, h, _ = self._told(pictures, action, None)
-        return self.foretold(out, h, tokens)
+        return self.predictions(out, h, tokens)
 
     # ---- parts ----
     def _told(

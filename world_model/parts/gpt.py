@@ -35,7 +35,7 @@ from world_model.parts.blocks import (
 )
 from world_model.parts.heads import draw, draw_tempered
 from world_model.parts.nets import network_dtype
-from world_model.parts.token_dynamics import REWARDS, Foreseen, TokenDynamics, begin, cross_entropy, relu_head
+from world_model.parts.token_dynamics import REWARDS, Predictions, TokenDynamics, begin, cross_entropy, relu_head
 from world_model.threads import torch_threads
 from world_model.trees import Tree
 
@@ -126,12 +126,12 @@ class GPT(TokenDynamics):
         return Prediction(self.next_token(ahead), self.reward(at_action), self.end(at_action))
 
     # ---- what a token world asks for ----
-    def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Foreseen:
+    def predict(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Predictions:
         """See `TokenDynamics`; nobody predicts a segment's very first token."""
         said = self(tokens, action)
         logits, next_token = said.token.flatten(1, 2)[:, :-1], tokens.flatten(1)[:, 1:]
         nats = F.pad(cross_entropy(logits, next_token), (1, 0)).view_as(tokens)
-        return Foreseen(nats, said.reward, said.end, {})
+        return Predictions(nats, said.reward, said.end, {})
 
     def advance(self, memory: Tree, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
         """A frame is read but for its last token: one pass reads it with the action."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from world_model.parts.blocks import Block, after_attention, attend, to_qkv
 from world_model.parts.nets import network_dtype
-from world_model.parts.token_dynamics import REWARDS, Foreseen, PlacewiseDynamics, begin, relu_head
+from world_model.parts.token_dynamics import REWARDS, PlacewiseDynamics, Predictions, begin, relu_head
 from world_model.trees import Tree
 
 
@@ -75,14 +75,14 @@ class PositionGRU(PlacewiseDynamics):
         """All of it, or the frame before alone."""
         return past if self.config.recurrent else min(past, 1)
 
-    def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Foreseen:
+    def predict(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Predictions:
         """See `TokenDynamics`. The first segments of the batch go on from the model's own tokens (`rolled_out`)."""
         config = self.config
         shown = self.partly_rolled_out(
             tokens, action, config.rollout_steps, config.rollout_share, config.teacher_forcing
         )
         out = self(shown, action)
-        return self.foretold(out, out[:, :, -1], tokens)
+        return self.predictions(out, out[:, :, -1], tokens)
 
     # ---- parts ----
     def forward(self, tokens: Tensor, action: Tensor) -> Tensor:

@@ -73,8 +73,8 @@ class MovingCodebook(Codebook):
 
     With a `rate` a rare code must be nearer than a frequent one to be a latent's token (entropy-constrained vector
     quantisation, Chou, Lookabaugh & Gray 1989): squared distance, in units of the mean one between a latent and its
-    code, plus rate x nats. What the decoder hardly needs is then not told, and the rest is easier to foresee. Codes are
-    learned without it: in Pong those of the ball, which is rare, would otherwise never come to be.
+    code, plus rate x nats. What the decoder hardly needs is then not encoded, and the rest is easier to predict. Codes
+    are learned without it: in Pong those of the ball, which is rare, would otherwise never come to be.
     """
 
     terms = ("commitment",)

@@ -20,19 +20,20 @@ from world_model.trees import Tree
 REWARDS = (-1, 0, 1)  # the sign of the reward, by class of the reward head
 
 
-class Foreseen(NamedTuple):
-    """What was said of whole segments before it was seen."""
+class Predictions(NamedTuple):
+    """What was predicted of whole segments in training."""
 
-    nats: Tensor  # (B, T, N) how surprising a frame's tokens were, 0 where nobody had foreseen any
-    reward: Tensor  # (B, T, 3) logits of `REWARDS`: what action[t] brings
+    nats: Tensor  # (B, T, N) cross-entropy of each token, 0 where none was predicted
+    reward: Tensor  # (B, T, 3) logits of `REWARDS`: the sign of what action[t] brings
     end: Tensor  # (B, T, 2) logits: goes on, ends
     metrics: dict[str, Tensor]  # detached scalars
 
 
 class TokenDynamics(nn.Module, ABC):
-    """A memory that awaits a frame holds h (B, D), from which reward and ending are told and which a policy sees.
+    """A sequence model over grids of tokens.
 
-    What has read a frame keeps the h with which it was awaited. Rows are independent, whatever their ages.
+    Its memory holds h (B, D), the output from which the next frame, reward and ending are predicted and which a policy
+    sees; a frame that is read leaves h as it was. Rows are independent, whatever their ages.
     """
 
     width: int  # of h
@@ -42,26 +43,26 @@ class TokenDynamics(nn.Module, ABC):
 
     @abstractmethod
     def initial(self, batch_size: int) -> Tree:
-        """Nothing read yet."""
+        """The memory before the first frame."""
 
     @abstractmethod
     def advance(self, memory: Tree, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
-        """A frame (B, N) that was imagined or observed, and the action (B,) taken on it: the next one is awaited.
+        """Adds the action (B,) taken on the frame (B, N), imagined or observed: the next frame is predicted.
 
-        Who reads pictures is given (B, context, C, H, W), the last of which is this frame's.
+        Dynamics that read pictures are given (B, context, C, H, W), the last of which is this frame's.
         """
 
     @abstractmethod
     def imagine(self, memory: Tree, temperature: float = 1.0) -> tuple[Tensor, Tree]:
-        """The awaited frame's tokens (B, N), dreamed; temperature 0 takes the most likely."""
+        """The next frame's tokens (B, N), sampled; temperature 0 takes the most likely. Returns them and the memory."""
 
     @abstractmethod
     def observe(self, memory: Tree, tokens: Tensor) -> Tree:
-        """The awaited frame's tokens, seen."""
+        """The memory with the next frame's real tokens (B, N) read."""
 
     @abstractmethod
     def has_action(self, memory: Tree) -> Tensor:
-        """(B,) bool: an action has been taken, so that h tells something."""
+        """(B,) bool: an action has been taken, so that h means something."""
 
     @abstractmethod
     def held(self, past: int) -> int:
@@ -71,19 +72,19 @@ class TokenDynamics(nn.Module, ABC):
     def start(self, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
         """Burn-in: frames (B, T, N) and the T - 1 actions between them, T - 1 at most `held` of them.
 
-        Who reads pictures is given (B, T, context, C, H, W).
+        Dynamics that read pictures are given (B, T, context, C, H, W).
         """
 
     @abstractmethod
-    def foreseen(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Foreseen:
+    def predict(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Predictions:
         """Whole segments in training: tokens (B, T, N), action (B, T), codes (V, E) of the tokenizer.
 
-        Who reads pictures is given (B, T, context, C, H, W).
+        Dynamics that read pictures are given (B, T, context, C, H, W).
         """
 
     @abstractmethod
     def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
-        """KL (B,) in nats between what two memories expect of the awaited frame."""
+        """KL (B,) in nats between what two memories predict of the next frame."""
 
     # ---- what follows from these ----
     def step(
@@ -198,12 +199,12 @@ class PlacewiseDynamics(ParallelDynamics):
         memory = {"out": out, "h": h, "count": torch.ones(len(h), dtype=torch.long, device=h.device)}
         return memory if gru is None else {**memory, "gru": gru}
 
-    def foretold(self, out: Tensor, h: Tensor, tokens: Tensor) -> Foreseen:
+    def predictions(self, out: Tensor, h: Tensor, tokens: Tensor) -> Predictions:
         """Of whole segments, by what awaited each of their frames: out (B, T, N, D), h (B, T, D); tokens (B, T, N)."""
         logits, target = self.next_tokens(out[:, :-1]).float(), tokens[:, 1:]
         nats = cross_entropy(logits, target)
         metrics = judged(logits, target, tokens[:, :-1], nats)
-        return Foreseen(F.pad(nats, (0, 0, 1, 0)), self.reward(h), self.end(h), metrics)
+        return Predictions(F.pad(nats, (0, 0, 1, 0)), self.reward(h), self.end(h), metrics)
 
 
 def rollout(segments: Tensor, steps: int, share: float) -> tuple[int, int]:
