@@ -53,7 +53,7 @@ def load(run: str | Path | None = None, *, greedy: bool = False) -> DreamPlayer:
 
 def make_dream(
     run: str | Path | None = None, num_envs: int | None = None, *, horizon: int | None = None,
-    temperature: float | None = None, render_mode: str | None = None, autoreset_mode: AutoresetMode | str | None = None,
+    temperature: float | None = None, render_mode: str | None = None, autoreset_mode: AutoresetMode | str = "NextStep",
 ) -> DreamEnv | DreamVectorEnv:  # fmt: skip
     """The dream of a run as a gymnasium environment, or with `num_envs` as a vector environment of so many.
 
@@ -66,8 +66,7 @@ def make_dream(
     how: Any = {"horizon": horizon, "temperature": temperature, "render_mode": render_mode}
     if num_envs is None:
         return dreams.make_env(run, **how)
-    how |= {"autoreset_mode": autoreset_mode} if autoreset_mode is not None else {}
-    return dreams.make_vector(num_envs, run, **how)
+    return dreams.make_vector(num_envs, run, autoreset_mode=autoreset_mode, **how)
 
 
 def make_sb3_dream(
@@ -78,12 +77,10 @@ def make_sb3_dream(
 
     One frame does not show where a ball flies. Observations are (H, W, 3 x stack) uint8, for "CnnPolicy".
     """
-    from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor
-
-    from runs.measure.sb3 import DreamVecEnv
+    from runs.measure.sb3 import stacked
 
     dreams: Any = make_dream(run, num_envs, horizon=horizon, temperature=temperature, autoreset_mode="SameStep")
-    return VecFrameStack(VecMonitor(DreamVecEnv(dreams)), stack)
+    return stacked(dreams, stack)
 
 
 def train(

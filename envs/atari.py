@@ -49,6 +49,13 @@ def means(found: EnvSpec) -> dict[str, Any]:
     return DEFAULTS | found.kwargs
 
 
+def timing(found: EnvSpec, config: GameConfig) -> tuple[int, float]:
+    """Emulator frames of an agent step and the probability of a repeated action: those of `config`, else of the id."""
+    asked = means(found)
+    sticky = asked["repeat_action_probability"] if config.sticky is None else config.sticky
+    return config.action_repeat or asked["frameskip"], sticky
+
+
 class AtariGames(Games):
     """N copies of an Atari game on as many threads of C++ as there are cores.
 
@@ -61,8 +68,7 @@ class AtariGames(Games):
         super().__init__(env, num_envs, config=config)
         self._found = find(env, config.kwargs)
         asked = means(self._found)
-        repeat = config.action_repeat or asked["frameskip"]
-        sticky = asked["repeat_action_probability"] if config.sticky is None else config.sticky
+        repeat, sticky = timing(self._found, config)
         noops = config.noops or 0
         self._settings: dict[str, Any] = {
             "game": asked["game"],

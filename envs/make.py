@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from envs.atari import AtariGames, is_atari, means
+from envs.atari import AtariGames, is_atari, timing
 from envs.car_racing import CarRacingGames, is_car_racing
 from envs.games import GameConfig, Games
 from envs.gym import GymGames, find
@@ -25,8 +25,7 @@ def timing_of(env: str, config: GameConfig) -> dict[str, float]:
     Raises UserError for an unknown id.
     """
     found = find(env, config.kwargs)
-    own = means(found) if is_atari(found, config) else {"frameskip": 1, "repeat_action_probability": 0.0}
-    return {
-        "action_repeat": config.action_repeat or own["frameskip"],
-        "sticky": own["repeat_action_probability"] if config.sticky is None else config.sticky,
-    }
+    repeat, sticky = (
+        timing(found, config) if is_atari(found, config) else (config.action_repeat or 1, config.sticky or 0.0)
+    )
+    return {"action_repeat": repeat, "sticky": sticky}

@@ -10,7 +10,6 @@ make the same environments.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from envs.pictures import as_picture, framed
 from envs.spec import Spec
 from runs import build
 from runs.config import Config
-from runs.folder.run import MODELS, Run, is_run, newest, read_json
+from runs.folder.run import MODELS, Run, newest, read_json, shipped
 from runs.folder.system import choose_device
 from runs.recipes import from_recorded
 from world_model.code_world import CodeWorld, meanings
@@ -177,10 +176,7 @@ def packed_path(run: str | Path | None) -> Path | None:
     """The packed model that is meant; None for a run."""
     if run is None or Path(run).suffix == PRETRAINED.suffix:
         return PRETRAINED if run is None else Path(run)
-    if not re.fullmatch(r"\w+", str(run)) or is_run(run):
-        return None
-    path = PRETRAINED.with_name(f"{str(run).lower()}{PRETRAINED.suffix}")
-    return path if path.is_file() else None
+    return shipped(run)
 
 
 def by_codes(loaded: Loaded) -> Loaded:

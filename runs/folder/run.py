@@ -358,16 +358,19 @@ def find(path: str | Path) -> Path:
         return folder
     if _exists(Path(path)):
         raise UserError(f"{path} is not a run folder: it has no config.json.")
-    if re.fullmatch(r"\w+", str(path)) and (MODELS / f"{str(path).lower()}.safetensors").is_file():
+    if shipped(path):
         raise UserError(f"{path} is a model that ships, not a run: play, export, fidelity and dreamloop.load take it.")
     hint = nearest(Path(path).name[:100], _names()) or newest()
     path = path if len(str(path)) <= 200 else f"{str(path)[:200]}..."
     raise UserError(f"There is no run {path}, neither as a path nor under {OUT}. {hint}".strip())
 
 
-def is_run(path: str | Path) -> bool:
-    """Whether a person names a run so."""
-    return _found(path) is not None
+def shipped(name: str | Path) -> Path | None:
+    """The packed model of this name that ships, as "kungfumaster"; None where there is none, or a run has the name."""
+    if not re.fullmatch(r"\w+", str(name)) or _found(name):
+        return None
+    path = MODELS / f"{str(name).lower()}.safetensors"
+    return path if path.is_file() else None
 
 
 def _found(path: str | Path) -> Path | None:

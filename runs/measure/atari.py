@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from ale_py import roms
 
-from envs.atari import is_atari, means, rom
+from envs.atari import is_atari, means, rom, timing
 from envs.errors import UserError
 from envs.games import GameConfig
 from envs.gym import find
@@ -37,9 +37,9 @@ class Emulator:
         if not is_atari(found, config):
             raise UserError(f"{env} with these settings is not what a plain emulator plays, so that no truth is known.")
         asked = means(found)
-        self.repeat, self.size = config.action_repeat or asked["frameskip"], config.frame_size
+        self.repeat, sticky = timing(found, config)
+        self.size = config.frame_size
         self.console = ale_py.ALEInterface()
-        sticky = asked["repeat_action_probability"] if config.sticky is None else config.sticky
         self.console.setFloat("repeat_action_probability", sticky)
         self.console.setInt("random_seed", seed)
         path = roms.get_rom_path(asked["game"])

@@ -110,11 +110,10 @@ class Dice:
 def learn(dream: DreamVectorEnv, settings: DreamPpoConfig, console: Console) -> tuple[PPO, list[tuple[int, float]]]:
     """PPO after `steps` steps in the dream, and what a dream brought it on the way: steps, mean return."""
     from stable_baselines3 import PPO
-    from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor
 
-    from runs.measure.sb3 import DreamVecEnv
+    from runs.measure.sb3 import stacked
 
-    rows = VecFrameStack(VecMonitor(DreamVecEnv(dream)), STACK)
+    rows = stacked(dream, STACK)
     batch = min(NUMBERS["batch_size"], settings.dreams * NUMBERS["n_steps"])
     ppo = PPO("CnnPolicy", rows, **NUMBERS | {"batch_size": batch}, seed=settings.seed, device="auto")
     returns, part = [], -(-settings.steps // PARTS)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor
 
 from agent.seeds import episode_seed
 from envs.games import Games
@@ -70,6 +70,11 @@ class DreamVecEnv(_Rows):
         for row in np.flatnonzero(terminated | truncated):
             infos[row] = {"terminal_observation": told["final_obs"][row], "TimeLimit.truncated": bool(truncated[row])}
         return frames, reward.astype(np.float32), terminated | truncated, infos
+
+
+def stacked(dream: DreamVectorEnv, stack: int) -> VecEnv:
+    """Dreams as Stable-Baselines3's agents learn in them: monitored, and `stack` frames deep."""
+    return VecFrameStack(VecMonitor(DreamVecEnv(dream)), stack)
 
 
 class FrameStack(VecFrameStack):
