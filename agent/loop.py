@@ -99,6 +99,7 @@ class Loop:
         every = [*agent.parameters(), *agent.buffers()]
         self.trainer = Trainer(
             objectives, device=agent.device, precision=config.precision, compile=config.compile, team=self.team,
+            cuda_graphs=config.cuda_graphs and agent.world_model.cuda_graph_safe and agent.learner.cuda_graph_safe,
             shared=[tensor for tensor in every if id(tensor) not in trained],
         )  # fmt: skip
         self.metrics = declared_metrics(self.stages, agent.learner)
@@ -328,30 +329,47 @@ class Loop:
     def train_world_model(self, stage: Stage | None = None, encoded: Sequence[np.ndarray] = ()) -> State | None:
         """One update of a stage (the first one); the posterior states (S, ...) it passed through, if it tells them."""
         stage = stage or self.stages[0]
-        batch = self.replay.sample(stage.batch_size, stage.length, encoded=encoded).to(self.agent.device)
-        losses = [self.trainer.update(objective, batch) for objective in stage.objectives]
-        return None if losses[-1].states is None else self._usable(losses[-1].states, batch)
+        batch = self.replay.sample(stage.batch_size, stage.length, encoded=encoded)
+
+        def learn(parts: dict[str, Tensor]) -> Tree:
+            losses = [self.trainer.update(objective, Batch(**parts)) for objective in stage.objectives]
+            return () if losses[-1].states is None else losses[-1].states
+
+        parts = {name: part for name, part in batch._asdict().items() if part is not None}
+        states = self.trainer.run(stage.name, learn, parts)
+        return self._usable(states, batch) if states else None
 
     def train_policy(self, states: State | None = None, where: str = "dream") -> None:
         """One improvement, in the dream from a random choice of the states (S, ...), or in the real game."""
         if where == "real":
             if self.real is None:
                 raise ValueError("this loop was built without workers for the real game")
-            rollout = self.real.rollout(self.agent, version=sum(self.trainer.updates.values()))
+            self._improve(self.real.rollout(self.agent, version=sum(self.trainer.updates.values())))
         else:
-            rollout = self._dream(states)
+            self.trainer.run("policy", lambda begun: self._improve(self._dream(*begun)), self._dream_starts(states))
+
+    def _improve(self, rollout: Rollout) -> Tree:
         with self.trainer.mixed():
             metrics = self.agent.learner.improve(rollout, self.trainer.update)
         self.trainer.note({f"policy/{key}": value for key, value in metrics.items()})
+        return ()
 
-    def _dream(self, states: State | None) -> Rollout:
+    def _dream_starts(self, states: State | None) -> tuple[State, Tree]:
+        """Where dreams begin, and the policy's memory there: () when it remembers nothing."""
         dreams, model, policy = self.dreams, self.agent.world_model, self.agent.learner.policy
-        memory: Tree | None = None
         if states is None or policy.is_recurrent:  # what the policy remembers, only a context of its own can tell
-            states, known = self._begun(dreams.starts or (self._states_of_an_update() if model.gives_states else 0))
-            memory = known if policy.is_recurrent else None
-        elif dreams.starts and dreams.starts < len(states.latent):
-            states = trees.rows(states, torch.randperm(len(states.latent), device=self.agent.device)[: dreams.starts])
+            return self._begun(dreams.starts or (self._states_of_an_update() if model.gives_states else 0))
+        told, device = len(states.latent), self.agent.device
+        if not dreams.starts or dreams.starts == told:
+            return states, ()
+        if dreams.starts < told:
+            return trees.rows(states, torch.randperm(told, device=device)[: dreams.starts]), ()
+        # A few twice: where games ended within the segments there are fewer, and a recording is of one shape.
+        return trees.rows(states, torch.arange(dreams.starts, device=device) % told), ()
+
+    def _dream(self, states: State, known: Tree) -> Rollout:
+        dreams, model = self.dreams, self.agent.world_model
+        memory = known if self.agent.learner.policy.is_recurrent else None
 
         def rollout(policy: Policy) -> Trajectory:
             # A population's views would fill gigabytes, and it learns from returns alone.

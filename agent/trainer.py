@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from agent.cuda_graphs import Recorder, can_record
 from agent.precision import mixed_precision
 from agent.team import Team
 from envs.settings import setting
+from world_model import trees
 from world_model.interface import Losses, Objective, Optim, Term
+from world_model.trees import Tree
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,25 @@ class TrainConfig:
         help="number format of the networks; auto: bfloat16 where the processor has it natively, else float32",
     )
     compile: bool = setting(False, help="compile the losses with torch.compile")
+    cuda_graphs: bool = setting(
+        True,
+        help="on a GPU, record each update of reverie once as a CUDA graph and replay it; false, and with "
+        "compile=true: launch every kernel from Python",
+    )
     log_every: int = setting(
         100, 1, help="gradient updates between two lines of metrics; a round of many updates also writes one at its end"
     )
     show_every: int = setting(2_000, 1, help="rounds between two videos of a dream")
     save_every: float = setting(120.0, 0, 1e6, help="seconds between two checkpoints")
+
+
+@dataclass
+class _HostWork:
+    """What a recorded piece of work did on the host: what it noted, as tensors that a replay fills, and its updates."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    updates: dict[str, int] = field(default_factory=dict)
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -83,27 +100,66 @@ class Trainer:
 
     def __init__(
         self, objectives: Iterable[Objective], *, device: torch.device, precision: str = "auto", compile: bool = False,
-        team: Team | None = None, shared: Sequence[Tensor] = (),
+        cuda_graphs: bool = False, team: Team | None = None, shared: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
-        """`shared`: the tensors of the agent that no gradient trains, which the processes of a team have in common."""
+        """`shared`: the tensors of the agent that no gradient trains, which the processes of a team have in common.
+
+        With `cuda_graphs` whatever `run` is given is recorded and replayed, on a GPU, uncompiled and without a team.
+        """
         self.device, self.team, self.shared = device, team or Team(), tuple(shared)
         self.autocast = mixed_precision(device, precision)
         self.compile = compile
+        self.cuda_graphs = cuda_graphs and can_record(device) and not compile and self.team.size == 1
+        self._recorded: dict[str, tuple[Recorder, _HostWork]] = {}
         self.updates: dict[str, int] = {}
         self.optimizers: dict[str, torch.optim.AdamW] = {}
+        self._taken: dict[str, Tensor] = {}  # the updates of each objective, where the learning rate is made on the GPU
         self._losses: dict[str, Any] = {}
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         for objective in objectives:
             optim = objective.optim
             self.updates[objective.name] = 0
+            lr: float | Tensor = optim.lr
+            if self.cuda_graphs:  # a number of Python's would be the same in every replay
+                lr = torch.tensor(lr, device=device)
+                self._taken[objective.name] = torch.zeros((), device=device)
             self.optimizers[objective.name] = torch.optim.AdamW(
-                groups(objective), lr=optim.lr, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
-            )
+                groups(objective), lr=lr, eps=optim.eps, weight_decay=optim.weight_decay, fused=True,
+                capturable=self.cuda_graphs,
+            )  # fmt: skip
 
     def mixed(self) -> torch.autocast:
         """The precision everything runs in."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast)
+
+    def run(self, name: str, work: Callable[[Tree], Tree], inputs: Tree) -> Tree:
+        """`work`, which takes updates, on inputs that are moved to the device; recorded where that is asked for.
+
+        `name` stands for the work: under one name it is always the same. Inputs of other shapes than the first ones
+        are worked on kernel by kernel.
+        """
+        if not self.cuda_graphs:
+            return work(trees.map(lambda leaf: leaf.to(self.device, non_blocking=True), inputs))
+        recorder, host = self._recorded.setdefault(name, (Recorder(work, inputs, self.device), _HostWork()))
+        if not recorder.fits(inputs) or not (recorder.recorded or recorder.due()):
+            return recorder.call(inputs)
+        if not recorder.recorded:
+            sums, counts, updates = self._sums, self._counts, dict(self.updates)
+            self._sums, self._counts = {}, {}
+            try:
+                recorder.record()
+                host.sums, host.counts = self._sums, self._counts
+                host.updates = {key: count - updates[key] for key, count in self.updates.items()}
+            finally:
+                self._sums, self._counts, self.updates = sums, counts, updates
+        made = recorder.replay(inputs)
+        for key, count in host.updates.items():
+            self.updates[key] += count
+        for key, value in host.sums.items():
+            self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
+            self._counts[key] = self._counts.get(key, 0) + host.counts[key]
+        return made
 
     def update(self, objective: Objective, data: Any) -> Losses:
         """One optimiser step; returns the losses, whose states may start a dream."""
@@ -121,7 +177,10 @@ class Trainer:
         self.team.average(objective.params)
         norm = torch.nn.utils.clip_grad_norm_(objective.params, optim.clip, foreach=True)
         for group in optimizer.param_groups:  # always: a resumed run may have another
-            group["lr"] = rate(optim, self.updates[name] + 1)
+            if self.cuda_graphs:
+                group["lr"].copy_(rate_of(optim, self._taken[name].add_(1)))
+            else:
+                group["lr"] = rate(optim, self.updates[name] + 1)
         optimizer.step()
         self.updates[name] += 1
         torch.autograd.graph.increment_version(objective.params)  # fused steps do not count themselves
@@ -176,9 +235,15 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to a `state_dict`."""
+        self._recorded.clear()  # a recording writes where the optimisers' state was
         for name, optimizer in self.optimizers.items():
+            own = [{key: group[key] for key in ("lr", "capturable")} for group in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizers"][name])
+            for group, kept in zip(optimizer.param_groups, own, strict=True):
+                group.update(kept)  # of this device, whichever the checkpoint was written on
         self.updates = dict(state["updates"])
+        for name, taken in self._taken.items():
+            taken.fill_(self.updates[name])
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
 
@@ -186,6 +251,12 @@ def rate(optim: Optim, update: int) -> float:
     """The learning rate of the n-th update, from 1."""
     risen = min(1.0, update / max(1, optim.warmup))
     return optim.lr * risen * (min(1.0, optim.decay / update) if optim.decay else 1.0)
+
+
+def rate_of(optim: Optim, update: Tensor) -> Tensor:
+    """`rate` of a count () that only the device knows."""
+    risen = (update / max(1, optim.warmup)).clamp(max=1.0)
+    return optim.lr * risen * ((optim.decay / update).clamp(max=1.0) if optim.decay else 1.0)
 
 
 def groups(objective: Objective) -> list[dict[str, Any]]:

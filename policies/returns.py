@@ -24,17 +24,19 @@ class ReturnScale(nn.Module):
 
     value: Tensor
     count: Tensor
+    percentiles: Tensor
 
     def __init__(self, floor: float, rate: float = 0.01) -> None:
         super().__init__()
         self.floor, self.rate = floor, rate
         self.register_buffer("value", torch.zeros(()))
         self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("percentiles", torch.tensor([0.05, 0.95]), persistent=False)
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> Tensor:
         """Takes in a batch of returns and gives the scale to divide advantages by."""
-        low, high = torch.quantile(returns.flatten(), returns.new_tensor([0.05, 0.95]))
+        low, high = torch.quantile(returns.flatten(), self.percentiles)
         self.count += 1
         # An average over what has been seen while it is little, so that the first batches do not start from zero.
         rate = torch.clamp(1 / self.count, min=self.rate)

@@ -157,6 +157,7 @@ class WorldModel(nn.Module, ABC):
     spec: Spec
     latent_shape: tuple[int, ...]
     feature_size: int
+    cuda_graph_safe: bool = False  # an update has fixed shapes and never waits for the device, nor makes it wait
     gives_states: bool = False  # whether its losses say which states they saw (`Losses.states`), to dream on from
 
     @abstractmethod

@@ -56,6 +56,12 @@ METRICS = {
 PART = 8  # frames whose error is computed at once: more do not stay in a core's cache
 
 
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The frames (B, T, ...) of a batch in parts of (PART, ...); on a GPU, which would only wait, in a single one."""
+    frames = tensor.flatten(0, 1)
+    return frames.split(PART if tensor.device.type == "cpu" else len(frames))
+
+
 class PixelLoss(torch.autograd.Function):
     """Half the squared error (B, T) of pictures (B, T, C, H, W), a pixel's times 1 + emphasis x its target's size.
 
@@ -65,7 +71,7 @@ class PixelLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, picture: Tensor, target: Tensor, emphasis: float) -> Tensor:  # type: ignore[override]
         gradient, loss = torch.empty_like(picture), picture.new_empty(picture.shape[:2], dtype=torch.float32)
-        every = (leaf.flatten(0, 1).split(PART) for leaf in (picture, target, gradient, loss))
+        every = (_parts(leaf) for leaf in (picture, target, gradient, loss))
         for made, real, slope, told in zip(*every, strict=True):
             real = real.float()
             error = made.float() - real
@@ -168,7 +174,7 @@ class Reverie(WorldModel):
 
     background: Tensor
     sigma: Tensor
-    gives_states = True
+    cuda_graph_safe = gives_states = True
 
     def __init__(self, config: ReverieConfig, spec: Spec) -> None:
         super().__init__()
@@ -300,7 +306,7 @@ class Reverie(WorldModel):
     def _target(self, frame: Tensor) -> Tensor:
         """`_contrast` of frames (B, T, C, H, W), a few at a time, in the precision of the networks."""
         target = torch.empty(frame.shape, dtype=network_dtype(self.background), device=frame.device)
-        for part, made in zip(frame.flatten(0, 1).split(PART), target.flatten(0, 1).split(PART), strict=True):
+        for part, made in zip(_parts(frame), _parts(target), strict=True):
             made.copy_(self._contrast(to_unit(part)))
         return target
 

@@ -1,0 +1,80 @@
+"""CUDA graphs: an update of thousands of small kernels, recorded once and launched as one from then on.
+
+Launched one by one from Python, the kernels of a small world model take a GPU less time than the launching does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from world_model import trees
+from world_model.trees import Tree
+
+WARMUP = 3  # calls as they are before the recording: optimisers make their state, libraries load their kernels
+
+
+def can_record(device: torch.device) -> bool:
+    """Whether there are CUDA graphs on this device."""
+    return device.type == "cuda"
+
+
+class Recorder:
+    """Calls a piece of work as it is at first, then records it and replays the recording.
+
+    The work must do the same on every call: read its inputs, change weights and buffers in place, never ask the device
+    for a number, never make a tensor from numbers of Python's. What it does on the host happens on the recorded call
+    alone; `Trainer.run` does it again after each replay.
+    """
+
+    def __init__(self, work: Callable[[Tree], Tree], inputs: Tree, device: torch.device) -> None:
+        """`inputs` are an example: the work is called on trees of this shape alone."""
+        self.work, self.device, self.calls = work, device, 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: Tree = inputs
+        self._outputs: Tree = ()
+
+    @property
+    def recorded(self) -> bool:
+        return self._graph is not None
+
+    def fits(self, inputs: Tree) -> bool:
+        """Whether these inputs have the shapes and types of the example."""
+        pairs = zip(trees.leaves(inputs), trees.leaves(self._inputs), strict=True)
+        return all(one.shape == other.shape and one.dtype == other.dtype for one, other in pairs)
+
+    def due(self) -> bool:
+        """Whether the next call shall be recorded."""
+        return self._graph is None and self.calls >= WARMUP
+
+    def call(self, inputs: Tree) -> Tree:
+        """The work, kernel by kernel."""
+        self.calls += 1
+        return self.work(trees.map(lambda leaf: leaf.to(self.device, non_blocking=True), inputs))
+
+    def record(self) -> None:
+        """Records the work; nothing is computed yet.
+
+        Raises RuntimeError when the work does what a recording cannot hold.
+        """
+        self._inputs = trees.map(lambda leaf: torch.zeros_like(leaf, device=self.device), self._inputs)
+        torch.clear_autocast_cache()  # casts from before are not made anew in a replay
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._outputs = self.work(self._inputs)
+        except RuntimeError as problem:
+            raise RuntimeError(
+                f"An update could not be recorded as a CUDA graph ({problem}). train.cuda_graphs=false runs without."
+            ) from problem
+        finally:
+            torch.clear_autocast_cache()
+        self._graph = graph
+
+    def replay(self, inputs: Tree) -> Tree:
+        """The recorded work on these inputs; what it returns is the caller's."""
+        assert self._graph is not None
+        trees.map(lambda place, leaf: place.copy_(leaf, non_blocking=True), self._inputs, inputs)
+        self._graph.replay()
+        return trees.map(torch.clone, self._outputs)

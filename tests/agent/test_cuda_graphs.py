@@ -1,0 +1,221 @@
+"""Recorded updates: on a processor, by a recording of operators that is replayed as a CUDA graph is; and on a GPU."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from agent import cuda_graphs, trainer
+from agent.player import Agent
+from agent.trainer import Trainer, rate, rate_of
+from policies.imagination import imagine
+from tests import toys
+from world_model import trees
+from world_model.interface import Batch, Optim, State
+
+ROUNDS = 8
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "lift_fresh", "equal.default")
+
+
+class Recording(TorchDispatchMode):
+    """The operators of a piece of work, each with the tensors that it read and wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        asks = any(word in str(operator) for word in WAITS)
+        asks |= "index" in str(operator) and any(
+            isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in _pytree.tree_leaves(args[1:2])
+        )
+        if asks:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {operator}")
+        made = operator(*args, **kwargs)
+        self.done.append((operator, args, kwargs, made))
+        return made
+
+    def replay(self) -> None:
+        for operator, args, kwargs, made in self.done:
+            if operator.is_view:
+                continue  # shows the same memory as before
+            again = operator(*args, **kwargs)
+            for old, new in zip(_pytree.tree_leaves(made), _pytree.tree_leaves(again), strict=True):
+                if isinstance(old, Tensor) and old is not new:
+                    old.copy_(new)
+
+
+class FakeGraph:
+    """A CUDA graph on a processor."""
+
+    kept: Callable[[], Sequence[Tensor]] = staticmethod(lambda: [])  # what a recording must leave as it is
+
+    def __init__(self) -> None:
+        self.recording = Recording()
+
+    def replay(self) -> None:
+        with torch.no_grad():
+            self.recording.replay()
+
+
+@contextmanager
+def fake_capture(graph: FakeGraph, **_: Any) -> Iterator[None]:
+    """As `torch.cuda.graph`: what happens within is remembered and not done."""
+    tensors, rng = graph.kept(), torch.get_rng_state()
+    before = [tensor.detach().clone() for tensor in tensors]
+    try:
+        with graph.recording:
+            yield
+    finally:
+        with torch.no_grad():
+            for tensor, old in zip(tensors, before, strict=True):
+                tensor.copy_(old)
+        torch.set_rng_state(rng)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that has CUDA graphs."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", fake_capture)
+    monkeypatch.setattr(trainer, "can_record", lambda device: True)
+
+
+class Lesson:
+    """World model and policy of a recipe, and batches that both ways of training see."""
+
+    def __init__(self, variant: toys.Variant, device: str = "cpu", **options: Any) -> None:
+        self.agent, self.variant = variant.agent().to(device), variant
+        (self.stage,) = self.agent.world_model.stages()
+        objectives = [*self.stage.objectives, *self.agent.learner.objectives()]
+        self.trainer = Trainer(objectives, device=torch.device(device), precision="fp32", **options)
+
+    def tensors(self) -> list[Tensor]:
+        optimizers = self.trainer.optimizers.values()
+        states = [leaf for one in optimizers for state in one.state.values() for leaf in state.values()]
+        rates = [group["lr"] for one in optimizers for group in one.param_groups]
+        every = [*self.agent.parameters(), *self.agent.buffers(), *states, *rates, *self.trainer._taken.values()]
+        return [leaf for leaf in every if isinstance(leaf, Tensor)]
+
+    def batch(self, number: int) -> dict[str, Tensor]:
+        parts = toys.segments(self.variant.spec, self.stage.batch_size, self.stage.length, seed=number)._asdict()
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def learn(self, parts: dict[str, Tensor]) -> State:
+        states = [self.trainer.update(one, Batch(**parts)) for one in self.stage.objectives][-1].states
+        assert states is not None
+        return states
+
+    def improve(self, states: State) -> tuple[()]:
+        model = self.agent.world_model
+        metrics = self.agent.learner.improve(
+            lambda policy: imagine(model, policy, states, horizon=3, temperature=0.5), self.trainer.update
+        )
+        self.trainer.note({f"policy/{key}": value for key, value in metrics.items()})
+        return ()
+
+    def rounds(self, count: int = ROUNDS) -> None:
+        torch.manual_seed(3)
+        for number in range(count):
+            states = self.trainer.run("world model", self.learn, self.batch(number))
+            self.trainer.run("policy", self.improve, trees.map(lambda leaf: leaf.flatten(0, 1)[:8], states))
+
+
+def same(one: Agent, other: Agent, atol: float = 0.0) -> None:
+    for (name, mine), theirs in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=atol, msg=name)
+
+
+SAFE = [variant for variant in toys.VARIANTS if variant.agent().world_model.cuda_graph_safe]
+by_variant = pytest.mark.parametrize("variant", SAFE, ids=str)
+
+
+def test_which_recipes_are_recorded() -> None:
+    assert {variant.recipe for variant in SAFE} == {"reverie"}
+
+
+@by_variant
+def test_a_replayed_update_is_the_update(variant: toys.Variant, fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, recorded = Lesson(variant, cuda_graphs=True), Lesson(variant, cuda_graphs=True)
+    monkeypatch.setattr(FakeGraph, "kept", staticmethod(recorded.tensors))
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_graphs, "WARMUP", ROUNDS)
+        plain.rounds()
+    recorded.rounds()
+
+    assert not any(recorder.recorded for recorder, _ in plain.trainer._recorded.values())
+    assert all(recorder.recorded for recorder, _ in recorded.trainer._recorded.values())
+    assert plain.trainer.updates == recorded.trainer.updates
+    same(plain.agent, recorded.agent)
+    told = recorded.trainer.report()
+    for name, value in plain.trainer.report().items():
+        assert told[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_inputs_of_another_shape_are_worked_on_as_they_are(fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    lesson = Lesson(SAFE[0], cuda_graphs=True)
+    monkeypatch.setattr(FakeGraph, "kept", staticmethod(lesson.tensors))
+    lesson.rounds()
+    before = dict(lesson.trainer.updates)
+    few = {name: part[:2] for name, part in lesson.batch(0).items()}
+    assert len(lesson.trainer.run("world model", lesson.learn, few).latent) == 2
+    assert lesson.trainer.updates["world_model"] == before["world_model"] + 1
+
+
+def test_what_cannot_be_recorded_is_said_with_the_way_out(fake: None) -> None:
+    lesson = Lesson(SAFE[0], cuda_graphs=True)
+
+    def asks(parts: dict[str, Tensor]) -> tuple[()]:
+        float(parts["reward"].sum())
+        return ()
+
+    for _ in range(cuda_graphs.WARMUP):
+        lesson.trainer.run("asks", asks, lesson.batch(0))
+    with pytest.raises(RuntimeError, match="train.cuda_graphs=false"):
+        lesson.trainer.run("asks", asks, lesson.batch(0))
+
+
+def test_a_checkpoint_goes_from_a_gpu_to_a_processor_and_back(fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, plain = Lesson(SAFE[0], cuda_graphs=True), Lesson(SAFE[0])
+    monkeypatch.setattr(FakeGraph, "kept", staticmethod(recorded.tensors))
+    recorded.rounds()
+    saved = recorded.trainer.state_dict()
+    plain.agent.load_state_dict(recorded.agent.state_dict())
+    plain.trainer.load_state_dict(copy.deepcopy(saved))
+    groups = plain.trainer.optimizers["actor"].param_groups
+    assert all(isinstance(group["lr"], float) and not group["capturable"] for group in groups)
+    recorded.trainer.load_state_dict(copy.deepcopy(saved))
+    assert not recorded.trainer._recorded
+    assert float(recorded.trainer._taken["actor"]) == recorded.trainer.updates["actor"] > 0
+    plain.rounds(1)
+    recorded.rounds(1)
+    same(plain.agent, recorded.agent, atol=1e-5)  # a learning rate of Python's is in double precision
+
+
+@pytest.mark.parametrize("optim", [Optim(warmup=0), Optim(warmup=10), Optim(warmup=3, decay=7)])
+def test_the_learning_rate_is_the_same_on_the_device(optim: Optim) -> None:
+    for update in (1, 2, 3, 7, 10, 50):
+        assert float(rate_of(optim, torch.tensor(float(update)))) == pytest.approx(rate(optim, update), rel=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@by_variant
+def test_on_a_gpu(variant: toys.Variant) -> None:
+    """Sums of many numbers differ from run to run there, and with them what is drawn: the losses are compared."""
+    plain, recorded = Lesson(variant, "cuda"), Lesson(variant, "cuda", cuda_graphs=True)
+    plain.rounds(40)
+    recorded.rounds(40)
+    assert all(recorder.recorded for recorder, _ in recorded.trainer._recorded.values())
+    told = recorded.trainer.report()
+    for name, value in plain.trainer.report().items():
+        if name.startswith("world_model/"):
+            assert told[name] == pytest.approx(value, rel=0.1, abs=0.02), name
