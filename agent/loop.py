@@ -99,7 +99,7 @@ class Loop:
         every = [*agent.parameters(), *agent.buffers()]
         self.trainer = Trainer(
             objectives, device=agent.device, precision=config.precision, compile=config.compile, team=self.team,
-            cuda_graphs=config.cuda_graphs and agent.world_model.cuda_graph_safe and agent.learner.cuda_graph_safe,
+            cuda_graphs=config.cuda_graphs,
             shared=[tensor for tensor in every if id(tensor) not in trained],
         )  # fmt: skip
         self.metrics = declared_metrics(self.stages, agent.learner)
@@ -336,7 +336,7 @@ class Loop:
             return () if losses[-1].states is None else losses[-1].states
 
         parts = {name: part for name, part in batch._asdict().items() if part is not None}
-        states = self.trainer.run(stage.name, learn, parts)
+        states = self.trainer.run(stage.name, learn, parts, record=self.agent.world_model.updates_are_graph_safe)
         return self._usable(states, batch) if states else None
 
     def train_policy(self, states: State | None = None, where: str = "dream") -> None:
@@ -346,7 +346,11 @@ class Loop:
                 raise ValueError("this loop was built without workers for the real game")
             self._improve(self.real.rollout(self.agent, version=sum(self.trainer.updates.values())))
         else:
-            self.trainer.run("policy", lambda begun: self._improve(self._dream(*begun)), self._dream_starts(states))
+            model, learner = self.agent.world_model, self.agent.learner
+            self.trainer.run(
+                "policy", lambda begun: self._improve(self._dream(*begun)), self._dream_starts(states),
+                record=model.dreams_are_graph_safe and learner.updates_are_graph_safe,
+            )  # fmt: skip
 
     def _improve(self, rollout: Rollout) -> Tree:
         with self.trainer.mixed():

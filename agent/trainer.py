@@ -72,8 +72,8 @@ class TrainConfig:
     compile: bool = setting(False, help="compile the losses with torch.compile")
     cuda_graphs: bool = setting(
         True,
-        help="on a GPU, record each update of reverie once as a CUDA graph and replay it; false, and with "
-        "compile=true: launch every kernel from Python",
+        help="on a GPU, record each kind of update once as a CUDA graph and replay it (not iris's dreams with "
+        "dynamics=gpt, nor what is no gradient's); false, and with compile=true: launch every kernel from Python",
     )
     log_every: int = setting(
         100, 1, help="gradient updates between two lines of metrics; a round of many updates also writes one at its end"
@@ -133,13 +133,13 @@ class Trainer:
         """The precision everything runs in."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast)
 
-    def run(self, name: str, work: Callable[[Tree], Tree], inputs: Tree) -> Tree:
-        """`work`, which takes updates, on inputs that are moved to the device; recorded where that is asked for.
+    def run(self, name: str, work: Callable[[Tree], Tree], inputs: Tree, *, record: bool) -> Tree:
+        """`work`, which takes updates, on inputs that are moved to the device.
 
-        `name` stands for the work: under one name it is always the same. Inputs of other shapes than the first ones
-        are worked on kernel by kernel.
+        With `record`, and where CUDA graphs are wanted, it is recorded once and replayed. `name` stands for the work:
+        under one name it is always the same. Inputs of other shapes than the first ones are worked on kernel by kernel.
         """
-        if not self.cuda_graphs:
+        if not (self.cuda_graphs and record):
             return work(trees.map(lambda leaf: leaf.to(self.device, non_blocking=True), inputs))
         recorder, host = self._recorded.setdefault(name, (Recorder(work, inputs, self.device), _HostWork()))
         if not recorder.fits(inputs) or not (recorder.recorded or recorder.due()):
@@ -237,10 +237,11 @@ class Trainer:
         """Goes back to a `state_dict`."""
         self._recorded.clear()  # a recording writes where the optimisers' state was
         for name, optimizer in self.optimizers.items():
-            own = [{key: group[key] for key in ("lr", "capturable")} for group in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizers"][name])
-            for group, kept in zip(optimizer.param_groups, own, strict=True):
-                group.update(kept)  # of this device, whichever the checkpoint was written on
+            for group in optimizer.param_groups:  # in this device's way, whichever the checkpoint was written on
+                lr = float(group["lr"])
+                group["lr"] = torch.tensor(lr, device=self.device) if self.cuda_graphs else lr
+                group["capturable"] = self.cuda_graphs
         self.updates = dict(state["updates"])
         for name, taken in self._taken.items():
             taken.fill_(self.updates[name])

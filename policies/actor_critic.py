@@ -177,7 +177,7 @@ class ActorCritic(Learner):
     """Learns from dreams by policy gradient; see the module's text."""
 
     metrics = METRICS
-    cuda_graph_safe = True
+    updates_are_graph_safe = True
 
     def __init__(self, config: ActorCriticConfig, features: int, spec: Spec) -> None:
         super().__init__()

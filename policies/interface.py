@@ -77,7 +77,7 @@ class Learner(nn.Module, ABC):
 
     policy: Policy
     metrics: Mapping[str, Metric] = {}  # what `improve` tells, by name
-    cuda_graph_safe: bool = False  # as of a world model, of an improvement in the dream
+    updates_are_graph_safe: bool = False  # as of a world model, of an improvement in the dream
     logs_each_update: bool = False  # an improvement takes seconds, so that each is told and saved
 
     @abstractmethod

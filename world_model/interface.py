@@ -157,7 +157,9 @@ class WorldModel(nn.Module, ABC):
     spec: Spec
     latent_shape: tuple[int, ...]
     feature_size: int
-    cuda_graph_safe: bool = False  # an update has fixed shapes and never waits for the device, nor makes it wait
+    # Fixed shapes, no number asked of the device and none made from Python's at each call: what a CUDA graph records.
+    updates_are_graph_safe: bool = False
+    dreams_are_graph_safe: bool = False
     gives_states: bool = False  # whether its losses say which states they saw (`Losses.states`), to dream on from
 
     @abstractmethod

@@ -174,7 +174,7 @@ class Reverie(WorldModel):
 
     background: Tensor
     sigma: Tensor
-    cuda_graph_safe = gives_states = True
+    updates_are_graph_safe = dreams_are_graph_safe = gives_states = True
 
     def __init__(self, config: ReverieConfig, spec: Spec) -> None:
         super().__init__()

@@ -415,6 +415,7 @@ class TokenWorld(WorldModel):
     Features: the decoded frame, flat (C H W,), or the codes of its tokens and the memory's output, as `view` says.
     """
 
+    updates_are_graph_safe = True
     background: Tensor
 
     def __init__(self, config: TokenWorldConfig, spec: Spec) -> None:
@@ -428,6 +429,7 @@ class TokenWorld(WorldModel):
         if config.action_codes and not config.label_scale:
             raise ValueError("codes of the action's own learn from the actions: set label_scale above 0")
         self.config, self.spec = config, spec
+        self.dreams_are_graph_safe = config.dynamics != "gpt"  # it asks how long its rows are, once a frame
         self.tokenizer: VQTokenizer | PairTokenizer = config.tokenizer.build(spec.frame)
         if config.dynamics == "gpt" and self.tokenizer.tokens == 1:
             raise ValueError("gpt predicts a frame token by token and needs two or more: set dynamics=block or gru")
@@ -599,7 +601,7 @@ class TokenWorld(WorldModel):
 
     def _last(self, frame: Tensor, count: int = 0) -> Tensor:
         """The last of frames (B, T, C, H, W), as many as the decoder draws on."""
-        now = torch.tensor([frame.shape[1] - 1], device=frame.device)
+        now = torch.full((1,), frame.shape[1] - 1, device=frame.device)
         return _up_to(frame, now, count or max(self.drawn_on, 1))[:, 0]
 
     def _contexts(self, frame: Tensor, times: Tensor) -> Tensor | None:
@@ -669,7 +671,8 @@ class TokenWorld(WorldModel):
             # The mean is over the tokens that are predicted: a segment's first one, or first frame, is not.
             {"tokens": counted / (counted - unpredicted), "reward": 1.0, "end": 1.0},
             Optim(lr=config.lr, clip=config.clip, weight_decay=config.weight_decay, decay=config.decay),
-            undecayed=_other_than_linear(self.transformer), after=self.reward.note, metrics=TRANSFORMER_METRICS,
+            undecayed=_other_than_linear(self.transformer), after=lambda learned: self.reward.note(*learned),
+            metrics=TRANSFORMER_METRICS,
         )  # fmt: skip
         length, segments = 1, config.tokenizer_batch
         if self.pairs:
@@ -741,9 +744,9 @@ class TokenWorld(WorldModel):
         self, terms: dict[str, Term], metrics: dict[str, Tensor], latent: Tensor, quantized: Quantized, real: Tensor
     ) -> Losses:
         """The losses with how the codes are used and what they learn from: latents (B, T, N, D), where real (B, T)."""
-        tokens = quantized.tokens[real].flatten()
-        metrics = metrics | quantizers.usage(tokens, self.config.codes)
-        return Losses(terms, metrics, learned=(latent.detach().float()[real].flatten(0, 1), tokens))
+        tokens, each = quantized.tokens.flatten(), real.unsqueeze(-1).expand_as(quantized.tokens).flatten()
+        metrics = metrics | quantizers.usage(tokens, self.config.codes, each)
+        return Losses(terms, metrics, learned=(latent.detach().float().flatten(0, 2), tokens, each))
 
     @torch.no_grad()
     def _own_pictures(self, frame: Tensor, action: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -795,7 +798,7 @@ class TokenWorld(WorldModel):
         """The frame of what the tokenizer shows: the other way round, in full precision."""
         return self.background + (shown.float() - 0.5) * (2 * SIGMA) if self.config.contrast else shown.float()
 
-    def _follow(self, learned: tuple[Tensor, Tensor]) -> None:
+    def _follow(self, learned: tuple[Tensor, Tensor, Tensor]) -> None:
         assert isinstance(self.tokenizer.embedding, MovingCodebook | CodebooksApart)
         self.tokenizer.embedding.follow(*learned)
 
@@ -825,7 +828,7 @@ class TokenWorld(WorldModel):
             nats = {name: each * known for name, each in nats.items() if name != "tokens"}
             nats["tokens"] = said.nats * F.pad(known[:, :-1], (1, 0)).unsqueeze(-1)
         terms = {name: Term(each, "valid" if name == "tokens" else "has_action") for name, each in nats.items()}
-        return Losses(terms, said.metrics, learned=batch.reward[batch.has_action])
+        return Losses(terms, said.metrics, learned=(batch.reward.flatten(), batch.has_action.flatten()))
 
 
 def _up_to(frame: Tensor, times: Tensor, count: int) -> Tensor:

@@ -171,6 +171,7 @@ class LSTM(nn.Module):
 class WorldModels(WorldModel):
     """See the module's text. Latent: z (Z,), a frame's is its mean. Features: z and the LSTM's output, or z."""
 
+    updates_are_graph_safe = dreams_are_graph_safe = True
     reward_square: Tensor  # (2,) running means of the squared reward and of 1, both from 0: their ratio is not biased
 
     def __init__(self, config: WorldModelsConfig, spec: Spec) -> None:

@@ -28,7 +28,8 @@ ending for learning; then 100 whole games with the sampled policy. `python main.
 runs what is missing, goes on with what was stopped and skips what is finished. Human-normalised: 0 is random play, 1
 a person (Kaiser et al. 2020). IQM is the mean without the lowest and the highest quarter, of fewer than four games
 the mean (Agarwal et al. 2021); intervals are of 95 %, by a bootstrap over the seeds of each game, or of one seed over
-its episodes: then they do not tell how differently seeds turn out. The other systems' columns are means over five
+its episodes: then they do not tell how differently seeds turn out. Core-hours are processor time, beside a GPU that of
+the host; what such a run costs stands in `docs/measuring.md`. The other systems' columns are means over five
 seeds, trained on GPUs, and aggregated over the same games from these means. Over all 26 games and single runs their
 IQM is 0.501 (IRIS), 0.49 to 0.52 (DreamerV3) and 0.561 (STORM)."""
 
@@ -74,6 +75,7 @@ def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "episodes": [entry["episodes"] for entry in of_seeds],
             "core_hours": [entry.get("core_hours") for entry in of_seeds],
             "hours": [entry["hours"] for entry in of_seeds],
+            "gpus": [gpu_of(entry) for entry in of_seeds],
             "files": [entry["file"] for entry in of_seeds],
         }
     found = estimates({game: [entry["returns"] for entry in of_seeds] for game, of_seeds in games.items()})
@@ -98,8 +100,9 @@ def lines(told: Mapping[str, Any], ours: str, beside: Sequence[str]) -> list[tup
         known = published()[game]
         several = f" ({len(row['seeds'])} seeds)" if len(row["seeds"]) > 1 else ""
         spent = [value for value in row["core_hours"] if value is not None]
+        beside_it = " and a GPU" if any(row["gpus"]) else ""
         rows.append((
-            game, _score(row["score"]) + several, f"{np.mean(spent):.2f}" if spent else "-",
+            game, _score(row["score"]) + several, f"{np.mean(spent):.2f}{beside_it}" if spent else "-",
             f"{row['human_normalised']:.3f}", *(_score(known[name]) for name in ("Random", "Human", *beside)),
         ))  # fmt: skip
     for name, title in TITLES.items():
@@ -110,6 +113,12 @@ def lines(told: Mapping[str, Any], ours: str, beside: Sequence[str]) -> list[tup
             *(f"{told['published'][system][name]:.3f}" for system in beside),
         ))  # fmt: skip
     return [heading, *rows]
+
+
+def gpu_of(entry: Mapping[str, Any]) -> str | None:
+    """The GPU that a run was trained on, if it was."""
+    on = str(entry.get("training", {}).get("device", "cpu"))
+    return str(entry["machine"]["gpu"]) if on.startswith("cuda") else None
 
 
 def _score(value: float) -> str:
@@ -164,12 +173,12 @@ def picture(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _curve(axis: Any, entry: Mapping[str, Any]) -> None:
-    color = "tab:orange" if entry["recipe"] == PPO else "tab:blue"
+    color = "tab:orange" if entry["recipe"] == PPO else "tab:green" if gpu_of(entry) else "tab:blue"
     points = [point for point in entry["points"] if point.get("core_hours") is not None]
     if points:
         hours = [point["core_hours"] for point in points]
         axis.plot(hours, [point["return"] for point in points], color=color, linewidth=1)
     if entry.get("core_hours") is None:  # an older run: nobody knows where its point belongs
         return
-    label = f"{entry['recipe']}, after training"
+    label = f"{entry['recipe']}, after training{' on a GPU' if gpu_of(entry) else ''}"
     axis.plot([entry["core_hours"]], [entry["mean"]], "o", color=color, markersize=4, label=label)

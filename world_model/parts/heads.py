@@ -98,9 +98,10 @@ class SignedReward(nn.Module):
         return share[..., 2] - share[..., 0]
 
     @torch.no_grad()
-    def note(self, reward: Tensor) -> None:
-        """Takes real rewards (M,), in the game's units, into the means."""
-        kind = F.one_hot(self.target(reward), 3).float()  # (M, 3)
+    def note(self, reward: Tensor, real: Tensor | None = None) -> None:
+        """Takes rewards (M,), in the game's units, into the means: those that are `real` (M,) bool."""
+        kind = one_hot(self.target(reward), 3)  # (M, 3)
+        kind = kind if real is None else kind * real.unsqueeze(-1)
         count, total = kind.sum(0), (kind * reward.unsqueeze(-1)).sum(0)
         self.seen.add_(count).clamp_(max=self.RECENT)
         self.worth.add_((total - count * self.worth) / torch.maximum(self.seen, count).clamp(min=1))

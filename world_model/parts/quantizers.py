@@ -105,22 +105,31 @@ class MovingCodebook(Codebook):
         return (self.distance(latent) - self.rate * self.error * share.log()).argmin(-1)
 
     @torch.no_grad()
-    def follow(self, latent: Tensor, tokens: Tensor) -> None:
-        """After an update: the codes move towards the latents (M, D) float32 that have become the tokens (M,)."""
-        if not len(latent):
-            return
+    def follow(self, latent: Tensor, tokens: Tensor, real: Tensor | None = None) -> None:
+        """After an update: the codes move towards the latents (M, D) float32 that have become the tokens (M,).
+
+        Those that are not `real` (M,) bool count for nothing.
+        """
+        real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
+        there = real.sum()
         begun, due = self.updates == 0, self.updates % self.follow_every == 0
         dead = self.count < self.DEAD
         if self.reset_every:
             rare = self.count < self.DEAD_SHARE * self.count.mean()
             dead = begun | (rare & (self.updates % self.reset_every == 0))
-        self.updates += 1
-        one_hot = F.one_hot(tokens, self.num_embeddings).to(latent.dtype)  # (M, V)
-        weight = (1 - self.DECAY) * due
-        self.error.lerp_((latent - self.weight[tokens]).square().sum(-1).mean(), weight)
+        dead &= there > 0
+        self.updates += there > 0
+        # Written so that the device is asked for nothing, as everything here.
+        every = torch.arange(self.num_embeddings, device=tokens.device)
+        one_hot = ((tokens.unsqueeze(-1) == every) & real.unsqueeze(-1)).to(latent.dtype)  # (M, V)
+        weight = (1 - self.DECAY) * (due & (there > 0))
+        error = (latent - self.weight[tokens]).square().sum(-1)
+        self.error.lerp_((error * real).sum() / there.clamp(min=1), weight)
         self.count.lerp_(one_hot.sum(0), weight)
         self.total.lerp_(one_hot.T @ latent, weight)
-        anew = latent[torch.randint(len(latent), (self.num_embeddings,), device=latent.device)]
+        # The n-th of the real ones stands where as many have been counted.
+        chosen = (torch.rand(self.num_embeddings, device=latent.device) * there).floor()
+        anew = latent[torch.searchsorted(real.cumsum(0).float(), chosen, right=True).clamp(max=len(latent) - 1)]
         self.total.copy_(torch.where(dead.unsqueeze(-1), self.ANEW * anew, self.total))
         self.count.masked_fill_(dead, self.ANEW)
         self.weight.copy_(self.total / self.count.clamp(min=1e-6).unsqueeze(-1))
@@ -211,12 +220,13 @@ class CodebooksApart(nn.Module):
         tokens = torch.cat([one.tokens, others.tokens + self.first.num_embeddings], -1)
         return Quantized(torch.cat([one.codes, others.codes], -2), tokens, terms)
 
-    def follow(self, latent: Tensor, tokens: Tensor) -> None:
-        """After an update, where the codes are moving means: latents (M, D) float32 and their tokens (M,)."""
+    def follow(self, latent: Tensor, tokens: Tensor, real: Tensor | None = None) -> None:
+        """After an update, where the codes are moving means: as `MovingCodebook.follow`."""
         count = self.first.num_embeddings
         for book, own, offset in ((self.first, tokens < count, 0), (self.rest, tokens >= count, count)):
             if isinstance(book, MovingCodebook):
-                book.follow(latent[own], tokens[own] - offset)
+                its = (tokens - offset).clamp(0, book.num_embeddings - 1)
+                book.follow(latent, its, own if real is None else own & real)
 
     def _apart(self, latent: Tensor) -> tuple[tuple[Codebook, Tensor], tuple[Codebook, Tensor]]:
         return (self.first, latent[..., :1, :]), (self.rest, latent[..., 1:, :])
@@ -254,9 +264,13 @@ def build(
 
 
 @torch.no_grad()
-def usage(tokens: Tensor, codes: int) -> dict[str, Tensor]:
-    """How a batch's tokens (M,) spread over the codes: the share in use, how many are not, entropy and perplexity."""
-    share = torch.bincount(tokens, minlength=codes).float() / max(1, tokens.numel())
+def usage(tokens: Tensor, codes: int, real: Tensor | None = None) -> dict[str, Tensor]:
+    """How a batch's tokens spread over the codes: the share in use, how many are not, entropy and perplexity.
+
+    Of tokens (M,) those that are `real` (M,) bool.
+    """
+    weight = torch.ones_like(tokens, dtype=torch.float) if real is None else real.float()
+    share = torch.zeros(codes, device=tokens.device).index_add_(0, tokens, weight) / weight.sum().clamp(min=1)
     used = (share > 0).float()
     entropy = -torch.special.xlogy(share, share).sum()
     return {
