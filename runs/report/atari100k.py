@@ -29,7 +29,7 @@ runs what is missing, goes on with what was stopped and skips what is finished. 
 a person (Kaiser et al. 2020). IQM is the mean without the lowest and the highest quarter, of fewer than four games
 the mean (Agarwal et al. 2021); intervals are of 95 %, by a bootstrap over the seeds of each game, or of one seed over
 its episodes: then they do not tell how differently seeds turn out. Core-hours are processor time, beside a GPU that of
-the host; what such a run costs stands in `docs/measuring.md`. The other systems' columns are means over five
+the host; see [On a GPU](gpu.md). The other systems' columns are means over five
 seeds, trained on GPUs, and aggregated over the same games from these means. Over all 26 games and single runs their
 IQM is 0.501 (IRIS), 0.49 to 0.52 (DreamerV3) and 0.561 (STORM)."""
 
