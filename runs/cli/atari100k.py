@@ -1,7 +1,8 @@
 """The command `atari100k`: the 26 games of the benchmark as one sweep that can be stopped and gone on with.
 
 Each game and seed is a run of its own in a folder of its own. One that is finished is skipped, one that was stopped
-goes on where it was. Hydra's launchers work: hydra/launcher=ray plays as many at once as the cluster has places.
+goes on where it was. Several at once: jobs=N on one machine, or Hydra's launchers, of which hydra/launcher=ray plays
+as many as the cluster has places.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from envs.errors import UserError, nearest
 from envs.settings import setting
-from runs.cli import commands, compose, train
+from runs.cli import commands, compose, side_by_side, train
 from runs.cli.exit_codes import guarded, interruptible
 from runs.config import Config, resumable
 from runs.config_types import values
@@ -38,6 +39,9 @@ class Atari100kConfig:
     games: tuple[str, ...] = setting((), help="some of the 26, as in games=Pong,Boxing; all when not given")
     seeds: tuple[int, ...] = setting((0,), 0, 2**31 - 1, help="of each game, as in seeds=0,1,2")
     out: str = setting("", help="folder of the runs; runs/out/atari100k-RECIPE when not given")
+    jobs: int = setting(
+        1, 1, 1024, help="runs at once on this machine, each a process with a log in `out`; threads=1 unless given"
+    )
     only_table: bool = setting(False, help="writes table and picture of what is finished, and runs nothing")
 
 
@@ -54,6 +58,8 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
         key = override.key_or_group
         if key in FIXED:
             raise UserError(f"{key} is decided by atari100k itself: see games=, seeds= and out=.")
+        if key == "hydra/launcher" and asked.jobs > 1:
+            raise UserError("jobs= and hydra/launcher= both say where the runs go: choose one.")
         if override.is_sweep_override():
             raise UserError(f"{key} needs one value: a table is of one system, another has an out= of its own.")
     one = [*words, "protocol=atari100k", f"env=ALE/{games[0]}-v5", f"seed={seeds[0]}"]
@@ -72,7 +78,10 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
             "env=" + ",".join(f"ALE/{game}-v5" for game in games), "seed=" + ",".join(map(str, seeds)),
             f"hydra.sweep.dir={out}", "hydra.sweep.subdir='${folder:${env}}-${seed}'",
         ]  # fmt: skip
-        train.train(sweep, _job)
+        if asked.jobs > 1:
+            side_by_side.run(_commands(games, seeds, out, words), asked.jobs, out)
+        else:
+            train.train(sweep, _job)
     found = out.glob("*/results/evaluation-sampled.json")
     entries = report.load((path for path in found if _alike(path.parents[1], expected)), expected.steps)
     if not entries:
@@ -94,6 +103,15 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
     missing = [f"{game}, seed {seed}" for game in games for seed in seeds if (game, seed) not in done]
     if missing and not asked.only_table:
         raise UserError(f"Not finished: {'; '.join(missing)}. The same command goes on.")
+
+
+def _commands(games: Sequence[str], seeds: Sequence[int], out: Path, words: Sequence[str]) -> dict[str, list[str]]:
+    """What to type for each game and seed alone, by the name of its run."""
+    alone = [*words] if any(word.startswith("threads=") for word in words) else [*words, "threads=1"]
+    return {
+        f"{game}-{seed}": ["atari100k", f"games={game}", f"seeds={seed}", f"out={out}", *alone]
+        for seed in seeds for game in games
+    }  # fmt: skip
 
 
 def _games(words: Sequence[str]) -> list[str]:

@@ -114,6 +114,7 @@ class _Measurement:
         whole = f"{population_size} x {dream}" if population_size > 1 else dream
         return {
             "precision": "bf16" if loop.trainer.autocast else "fp32",
+            "cuda_graphs": loop.trainer.cuda_graphs,
             "parameters": {"world_model": count(loop.agent.world_model), "policy": count(loop.agent.learner)},
             "rows": [
                 row("random games", alone, "agent steps", size=many, each=self._steps),

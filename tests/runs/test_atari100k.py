@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import main
+from runs.cli import side_by_side
 from runs.folder.run import Run
 from runs.measure.scores import aggregates, estimates, human_normalised, published, systems
 from runs.report import atari100k as report
@@ -95,7 +96,13 @@ def test_the_sweep_runs_what_is_missing_goes_on_with_what_was_stopped_and_skips_
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("runs.measure.scores.RESAMPLES", 20)
     asked = ["atari100k", "games=Pong,boxing", "out=all", *TOY]
-    assert main.main(asked) == 0
+
+    def here(commands: dict[str, list[str]], at_once: int, folder: Path) -> None:
+        assert list(commands) == ["Pong-0", "Boxing-0"] and (at_once, folder) == (2, Path("all"))
+        assert [main.main(words) for words in commands.values()] == [0, 0]
+
+    monkeypatch.setattr(side_by_side, "run", here)  # in this process: starting one takes seconds
+    assert main.main([*asked, "jobs=2"]) == 0
     said = capsys.readouterr().out
     assert "2 of 26 games" in said and "not finished" not in said
     told = json.loads(Path("all/summary.json").read_text())
@@ -131,6 +138,7 @@ def test_the_sweep_runs_what_is_missing_goes_on_with_what_was_stopped_and_skips_
         (["only_table=true", "nonsense=1"], 'Unknown key "nonsense"'),
         (["games=Pong", "model.lr=1e-4,2e-4"], "model.lr needs one value"),
         (["games=Pong", "recipe=iris,reverie"], "recipe needs one value"),
+        (["games=Pong", "jobs=2", "hydra/launcher=ray"], "jobs= and hydra/launcher= both say"),
     ],
 )
 def test_mistakes_are_one_sentence(
