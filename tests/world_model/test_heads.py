@@ -33,7 +33,8 @@ def by_hand(value: float, count: int, bound: float) -> list[float]:
     weights = [0.0] * count
     for i in range(count - 1):
         if bins[i] <= x <= bins[i + 1]:
-            share = (x - bins[i]) / (bins[i + 1] - bins[i])
+            low, high = (math.copysign(math.expm1(abs(b)), b) for b in bins[i : i + 2])
+            share = (math.copysign(math.expm1(abs(x)), x) - low) / (high - low)
             weights[i], weights[i + 1] = 1 - share, share
             break
     return weights
@@ -60,10 +61,35 @@ def test_two_hot_is_exact_at_the_centres_of_bins() -> None:
 def test_two_hot_mean_of_a_target_is_the_target() -> None:
     twohot = TwoHot()
     value = symexp(torch.linspace(-19.9, 19.9, 301))
-    mean = twohot.mean(twohot.encode(value).log())
-    assert_close(symlog(mean), symlog(value), rtol=1e-5, atol=1e-5)
-    assert_close(twohot.mean(torch.zeros(255)), torch.tensor(0.0), rtol=0, atol=1e-4)  # an untrained head says nothing
-    assert_close(mean.view(7, 43), twohot.mean(twohot.encode(value.view(7, 43)).log()))
+    for known in (0.0, 20.0):
+        twohot.reach.fill_(known)
+        mean = twohot.mean(twohot.encode(value).log())
+        assert_close(symlog(mean), symlog(value), rtol=1e-5, atol=1e-5 if known else 4e-3)
+        assert twohot.mean(torch.zeros(255)) == 0  # an untrained head says nothing
+        assert_close(mean.view(7, 43), twohot.mean(twohot.encode(value.view(7, 43)).log()))
+
+
+def test_two_hot_mean_of_what_comes_half_of_the_time_is_half_of_it() -> None:
+    twohot, value = TwoHot(), torch.tensor([0.0, 100.0])
+    half = (0.5 * twohot.encode(value[:1]) + 0.5 * twohot.encode(value[1:])).log()
+    assert 8 < float(twohot.mean(half)) < 10, "in symlog space, as before anything was a target"
+    twohot.loss(torch.zeros(2, 255), value)
+    assert_close(twohot.mean(half), torch.tensor([50.0]))
+    old = TwoHot()
+    old.load_state_dict({})  # of a checkpoint from before the reach was kept
+    assert 8 < float(old.mean(half)) < 10
+
+
+def test_two_hot_bins_beyond_all_targets_say_nothing() -> None:
+    twohot = TwoHot()
+    logits = torch.full((255,), -12.0)  # each a hundred-thousandth, of which the far ones would make thousands
+    logits[127], logits[-60:] = 0.0, -10.0
+    twohot.loss(torch.zeros(2, 255), torch.tensor([0.0, -20.0]))
+    assert abs(float(twohot.mean(logits))) < 0.1
+    twohot.loss(torch.zeros(2, 255), torch.tensor([1e6, float("nan")]))
+    assert twohot.reach == symlog(torch.tensor(20.0)), "a target that is no number is nothing to reach for"
+    twohot.loss(torch.zeros(1, 255), torch.tensor([1e6]))
+    assert float(twohot.mean(logits)) > 10
 
 
 def test_two_hot_loss_is_the_cross_entropy_and_teaches_the_value() -> None:
