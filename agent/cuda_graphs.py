@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from envs.errors import UserError
 from world_model import trees
 from world_model.trees import Tree
 
@@ -41,8 +42,8 @@ class Recorder:
 
     def fits(self, inputs: Tree) -> bool:
         """Whether these inputs have the shapes and types of the example."""
-        pairs = zip(trees.leaves(inputs), trees.leaves(self._inputs), strict=True)
-        return all(one.shape == other.shape and one.dtype == other.dtype for one, other in pairs)
+        kinds = ([(leaf.shape, leaf.dtype) for leaf in trees.leaves(tree)] for tree in (inputs, self._inputs))
+        return next(kinds) == next(kinds)
 
     def due(self) -> bool:
         """Whether the next call shall be recorded."""
@@ -56,7 +57,7 @@ class Recorder:
     def record(self) -> None:
         """Records the work; nothing is computed yet.
 
-        Raises RuntimeError when the work does what a recording cannot hold.
+        Raises UserError when the work does what a recording cannot hold.
         """
         self._inputs = trees.map(lambda leaf: torch.zeros_like(leaf, device=self.device), self._inputs)
         torch.clear_autocast_cache()  # casts from before are not made anew in a replay
@@ -65,8 +66,9 @@ class Recorder:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._outputs = self.work(self._inputs)
         except RuntimeError as problem:
-            raise RuntimeError(
-                f"An update could not be recorded as a CUDA graph ({problem}). train.cuda_graphs=false runs without."
+            raise UserError(
+                f"An update could not be recorded as a CUDA graph ({problem}). The same with train.cuda_graphs=false, "
+                "also on resuming, runs without."
             ) from problem
         finally:
             torch.clear_autocast_cache()

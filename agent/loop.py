@@ -32,6 +32,7 @@ from policies.imagination import imagine
 from policies.interface import Learner, Policy, Rollout, Trajectory
 from world_model import trees
 from world_model.interface import Batch, Metric, Stage, State, to_unit
+from world_model.parts.heads import TwoHot
 from world_model.trees import Tree
 
 PLACES = ("dream", "real")  # where a policy learns
@@ -101,6 +102,7 @@ class Loop:
             objectives, device=agent.device, precision=config.precision, compile=config.compile, team=self.team,
             cuda_graphs=config.cuda_graphs,
             shared=[tensor for tensor in every if id(tensor) not in trained],
+            largest=[module.reach for module in agent.modules() if isinstance(module, TwoHot)],
         )  # fmt: skip
         self.metrics = declared_metrics(self.stages, agent.learner)
         self.returns: list[float] = []  # of episodes since the last log
@@ -259,7 +261,7 @@ class Loop:
                 return
         self.updates += not self.only
         self.done, self.only, self.posterior = {}, "", None
-        self.team.share(self.trainer.shared)
+        self.trainer.share()
         self._tell(context)
 
     def _repeat(self, part: str, count: int, work: Callable[[], None], context: Context) -> bool:
@@ -295,7 +297,7 @@ class Loop:
         if not pretrained:
             frames = self.replay.sample(64, 16).frame.flatten(0, 1)
             self.agent.world_model.prepare(to_unit(frames.to(self.agent.device)))
-            self.team.share(self.trainer.shared)
+            self.trainer.share()
         screen.phase("pretraining")
         for done in range(pretrained, self.config.pretrain):
             if asked_to_stop():
@@ -368,8 +370,11 @@ class Loop:
             return states, ()
         if dreams.starts < told:
             return trees.rows(states, torch.randperm(told, device=device)[: dreams.starts]), ()
-        # A few twice: where games ended within the segments there are fewer, and a recording is of one shape.
-        return trees.rows(states, torch.arange(dreams.starts, device=device) % told), ()
+        if not self.trainer.cuda_graphs:
+            return states, ()
+        # Where games ended within the segments there are fewer. Some twice then: a recording is of one shape.
+        again = torch.randint(told, (dreams.starts - told,), device=device)
+        return trees.rows(states, torch.cat([torch.arange(told, device=device), again])), ()
 
     def _dream(self, states: State, known: Tree) -> Rollout:
         dreams, model = self.dreams, self.agent.world_model

@@ -72,8 +72,9 @@ class TrainConfig:
     compile: bool = setting(False, help="compile the losses with torch.compile")
     cuda_graphs: bool = setting(
         True,
-        help="on a GPU, record each kind of update once as a CUDA graph and replay it (not iris's dreams with "
-        "dynamics=gpt, nor what is no gradient's); false, and with compile=true: launch every kernel from Python",
+        resumable=True,
+        help="on a GPU, record updates once as CUDA graphs and replay them (docs/gpu.md says which); false, and with "
+        "compile=true: launch every kernel from Python",
     )
     log_every: int = setting(
         100, 1, help="gradient updates between two lines of metrics; a round of many updates also writes one at its end"
@@ -101,12 +102,17 @@ class Trainer:
     def __init__(
         self, objectives: Iterable[Objective], *, device: torch.device, precision: str = "auto", compile: bool = False,
         cuda_graphs: bool = False, team: Team | None = None, shared: Sequence[Tensor] = (),
+        largest: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
         """`shared`: the tensors of the agent that no gradient trains, which the processes of a team have in common.
 
+        They become the first process's, but for the `largest`, which become the largest of any.
+
         With `cuda_graphs` whatever `run` is given is recorded and replayed, on a GPU, uncompiled and without a team.
         """
-        self.device, self.team, self.shared = device, team or Team(), tuple(shared)
+        self.device, self.team, self.largest = device, team or Team(), tuple(largest)
+        apart = {id(tensor) for tensor in largest}
+        self.shared = tuple(tensor for tensor in shared if id(tensor) not in apart)
         self.autocast = mixed_precision(device, precision)
         self.compile = compile
         self.cuda_graphs = cuda_graphs and can_record(device) and not compile and self.team.size == 1
@@ -176,21 +182,28 @@ class Trainer:
             total.backward()
         self.team.average(objective.params)
         norm = torch.nn.utils.clip_grad_norm_(objective.params, optim.clip, foreach=True)
-        for group in optimizer.param_groups:  # always: a resumed run may have another
-            if self.cuda_graphs:
-                group["lr"].copy_(rate_of(optim, self._taken[name].add_(1)))
-            else:
+        if self.cuda_graphs:
+            told = rate_of(optim, self._taken[name].add_(1))
+            for group in optimizer.param_groups:
+                group["lr"].copy_(told)
+        else:
+            for group in optimizer.param_groups:  # always: a resumed run may have another
                 group["lr"] = rate(optim, self.updates[name] + 1)
         optimizer.step()
         self.updates[name] += 1
         torch.autograd.graph.increment_version(objective.params)  # fused steps do not count themselves
         if objective.after is not None:
             objective.after(self.team.gather(losses.learned))
-            self.team.share(self.shared)  # what it draws at random is the first process's
+            self.share()  # what it draws at random is the first process's
         torch.clear_autocast_cache()  # within an outer `mixed()` the next update would read the weights from before
         self.note({f"{name}/{term}": value.detach().mean() for term, value in terms.items()})
         self.note({f"{name}/{key}": value for key, value in losses.metrics.items()} | {f"{name}/grad_norm": norm})
         return losses
+
+    def share(self) -> None:
+        """Makes what no gradient trains the same in all processes of a team."""
+        self.team.share(self.shared)
+        self.team.largest(self.largest)
 
     def note(self, metrics: dict[str, Tensor]) -> None:
         """Adds detached scalars to the averages of the next report."""

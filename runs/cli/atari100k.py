@@ -11,6 +11,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -42,6 +43,7 @@ class Atari100kConfig:
     jobs: int = setting(
         1, 1, 1024, help="runs at once on this machine, each a process with a log in `out`; threads=1 unless given"
     )
+    only_run: bool = setting(False, help="runs what is missing and leaves the table alone: one of several on one `out`")
     only_table: bool = setting(False, help="writes table and picture of what is finished, and runs nothing")
 
 
@@ -53,6 +55,8 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
             the end, what was asked for and is not finished.
     """
     games, seeds = _games(asked.games), list(dict.fromkeys(asked.seeds))
+    if asked.only_run and asked.only_table:
+        raise UserError("only_run= and only_table= leave nothing to do: choose one.")
     words = compose.prepared(words)
     for override in compose.read(words):
         key = override.key_or_group
@@ -81,7 +85,12 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
         if asked.jobs > 1:
             side_by_side.run(_commands(games, seeds, out, words), asked.jobs, out)
         else:
-            train.train(sweep, _job)
+            failed: list[int] = []
+            train.train(sweep, partial(_job, failed))
+            if asked.only_run and failed:
+                raise SystemExit(max(failed))
+    if asked.only_run:
+        return
     found = out.glob("*/results/evaluation-sampled.json")
     entries = report.load((path for path in found if _alike(path.parents[1], expected)), expected.steps)
     if not entries:
@@ -107,9 +116,10 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
 
 def _commands(games: Sequence[str], seeds: Sequence[int], out: Path, words: Sequence[str]) -> dict[str, list[str]]:
     """What to type for each game and seed alone, by the name of its run."""
-    alone = [*words] if any(word.startswith("threads=") for word in words) else [*words, "threads=1"]
+    given = any(override.key_or_group == "threads" for override in compose.read(words))
+    alone = [*words] if given else [*words, "threads=1"]
     return {
-        f"{game}-{seed}": ["atari100k", f"games={game}", f"seeds={seed}", f"out={out}", *alone]
+        f"{game}-{seed}": ["atari100k", f"games={game}", f"seeds={seed}", f"out={out}", "only_run=true", *alone]
         for seed in seeds for game in games
     }  # fmt: skip
 
@@ -126,12 +136,14 @@ def _games(words: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found)) or list(published())
 
 
-def _job(composed: object) -> None:
+def _job(failed: list[int], composed: object) -> None:
     """One game and seed, called by Hydra or one of its launchers. What fails is said, and the others go on."""
     interruptible()
     code = guarded(lambda: _go_on(*train.composed(composed)))
     if code == 130:  # Ctrl-C is meant for all of them
         raise SystemExit(code)
+    if code:
+        failed.append(code)
 
 
 def _go_on(config: Config, folder: Path) -> None:

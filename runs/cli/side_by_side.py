@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -16,11 +17,12 @@ LOOK = 0.2
 def run(commands: Mapping[str, Sequence[str]], at_once: int, folder: Path) -> None:
     """Runs `python main.py WORDS` for each name, `at_once` of them at a time; their output goes to folder/NAME.log.
 
-    Says when one begins and ends and, now and then, what each is doing. One that fails does not stop the others. Ctrl-C
-    and SIGTERM are passed on, once: each run saves, and all have ended before KeyboardInterrupt is raised again.
+    Says when one begins and ends and, now and then, what each is doing. One that fails does not stop the others. What
+    stops this process, Ctrl-C for one, ends the runs as SIGTERM does: each saves, and is waited for.
     """
     waiting, going = list(commands), dict[str, subprocess.Popen[bytes]]()
     told = time.monotonic()
+    hung_up = signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))  # a terminal that closes
     try:
         while waiting or going:
             while waiting and len(going) < at_once:
@@ -29,24 +31,34 @@ def run(commands: Mapping[str, Sequence[str]], at_once: int, folder: Path) -> No
                 print(f"{name}: begun, {_log(folder, name)}", flush=True)
             time.sleep(LOOK)
             for name in [name for name, process in going.items() if process.poll() is not None]:
-                code = going.pop(name).returncode
-                print(f"{name}: " + ("finished" if not code else f"failed: {_last(folder, name)}"), flush=True)
+                print(f"{name}: {_ending(going.pop(name).returncode, _last(folder, name))}", flush=True)
             if time.monotonic() - told > TELL:
                 told = time.monotonic()
                 for name in going:
                     print(f"{name}: {_last(folder, name)}", flush=True)
-    except KeyboardInterrupt:
-        for process in going.values():
-            process.terminate()
-        for name, process in going.items():
-            print(f"{name}: stopping", flush=True)
-            process.wait()
+    except BaseException:  # a full disk or a reader that has gone, too: nobody else would end them
+        while left := [process for process in going.values() if process.poll() is None]:
+            try:
+                for process in left:
+                    process.terminate()
+                for process in left:
+                    process.wait()
+            except KeyboardInterrupt:  # once more: they are told once more
+                continue
         raise
+    finally:
+        signal.signal(signal.SIGHUP, hung_up)
+
+
+def _ending(code: int, last: str) -> str:
+    if not code:
+        return "finished"
+    return f"ended by signal {-code}, after: {last}" if code < 0 else f"failed: {last}"
 
 
 def _begin(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """A process in a session of its own: what is typed here does not reach it."""
-    with log.open("wb") as file:
+    with log.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, str(PROGRAM), *words], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
             start_new_session=True,

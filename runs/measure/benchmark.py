@@ -23,6 +23,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from torch.autograd import DeviceType
 
+from agent.cuda_graphs import WARMUP
 from agent.seeds import episode_seed
 from envs.errors import UserError
 from envs.games import Games
@@ -154,7 +155,7 @@ class _Measurement:
     def _time(self, work: Callable[[], object], share: float) -> list[float]:
         """Seconds of each call, 5 to MOST of them within this share of the whole time, after two that do not count.
 
-        Of the second alone where that takes longer than the share.
+        Of the second alone where that takes longer than the share. Updates are recorded first, where they are.
         """
 
         def once() -> float:
@@ -164,7 +165,8 @@ class _Measurement:
             self._sync()
             return time.perf_counter() - began
 
-        once()
+        for _ in range(1 + WARMUP * self.loop.trainer.cuda_graphs):
+            once()
         if (second := once()) > share * self.seconds:
             return [second]
         taken: list[float] = []

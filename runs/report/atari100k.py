@@ -31,7 +31,8 @@ the mean (Agarwal et al. 2021); intervals are of 95 %, by a bootstrap over the s
 its episodes: then they do not tell how differently seeds turn out. Core-hours are processor time, beside a GPU that of
 the host; see [On a GPU](gpu.md). The other systems' columns are means over five
 seeds, trained on GPUs, and aggregated over the same games from these means. Over all 26 games and single runs their
-IQM is 0.501 (IRIS), 0.49 to 0.52 (DreamerV3) and 0.561 (STORM)."""
+IQM is 0.501 (IRIS), 0.49 to 0.52 (DreamerV3) and 0.561 (STORM). Runs of `reverie` from before November 27, 2026 took
+the mean of rewards and values in symlog space ([what that changed](recipes/reverie.md#rewards-in-the-games-units))."""
 
 
 def load(files: Iterable[Path], steps: int | None = STEPS) -> list[dict[str, Any]]:
@@ -75,7 +76,7 @@ def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "episodes": [entry["episodes"] for entry in of_seeds],
             "core_hours": [entry.get("core_hours") for entry in of_seeds],
             "hours": [entry["hours"] for entry in of_seeds],
-            "gpus": [gpu_of(entry) for entry in of_seeds],
+            "on_a_gpu": [on_a_gpu(entry) for entry in of_seeds],
             "files": [entry["file"] for entry in of_seeds],
         }
     found = estimates({game: [entry["returns"] for entry in of_seeds] for game, of_seeds in games.items()})
@@ -100,7 +101,7 @@ def lines(told: Mapping[str, Any], ours: str, beside: Sequence[str]) -> list[tup
         known = published()[game]
         several = f" ({len(row['seeds'])} seeds)" if len(row["seeds"]) > 1 else ""
         spent = [value for value in row["core_hours"] if value is not None]
-        beside_it = " and a GPU" if any(row["gpus"]) else ""
+        beside_it = " and a GPU" if any(row["on_a_gpu"]) else ""
         rows.append((
             game, _score(row["score"]) + several, f"{np.mean(spent):.2f}{beside_it}" if spent else "-",
             f"{row['human_normalised']:.3f}", *(_score(known[name]) for name in ("Random", "Human", *beside)),
@@ -115,10 +116,9 @@ def lines(told: Mapping[str, Any], ours: str, beside: Sequence[str]) -> list[tup
     return [heading, *rows]
 
 
-def gpu_of(entry: Mapping[str, Any]) -> str | None:
-    """The GPU that a run was trained on, if it was."""
-    on = str(entry.get("training", {}).get("device", "cpu"))
-    return str(entry["machine"]["gpu"]) if on.startswith("cuda") else None
+def on_a_gpu(entry: Mapping[str, Any]) -> bool:
+    """Whether a run was trained on one."""
+    return str(entry.get("training", {}).get("device", "cpu")).startswith("cuda")
 
 
 def _score(value: float) -> str:
@@ -145,8 +145,8 @@ def page(results: Path) -> str:
 def _general(command: str) -> str:
     """A run's command line as one for all games: without what differs from run to run, or is the benchmark's own."""
     own = ("env=", "seed=", "hydra.", "name=", "run=", "protocol=")
-    words = [word for word in command.replace(".venv/bin/", "").split() if not word.startswith(own)]
-    return " ".join([*words[:2], "atari100k", *words[2:]])
+    _, _, *words = (word for word in command.split() if not word.startswith(own))
+    return " ".join(["python main.py atari100k", *sorted(words)])
 
 
 def picture(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -173,12 +173,12 @@ def picture(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _curve(axis: Any, entry: Mapping[str, Any]) -> None:
-    color = "tab:orange" if entry["recipe"] == PPO else "tab:green" if gpu_of(entry) else "tab:blue"
+    color = "tab:orange" if entry["recipe"] == PPO else "tab:green" if on_a_gpu(entry) else "tab:blue"
     points = [point for point in entry["points"] if point.get("core_hours") is not None]
     if points:
         hours = [point["core_hours"] for point in points]
         axis.plot(hours, [point["return"] for point in points], color=color, linewidth=1)
     if entry.get("core_hours") is None:  # an older run: nobody knows where its point belongs
         return
-    label = f"{entry['recipe']}, after training{' on a GPU' if gpu_of(entry) else ''}"
+    label = f"{entry['recipe']}, after training{' on a GPU' if on_a_gpu(entry) else ''}"
     axis.plot([entry["core_hours"]], [entry["mean"]], "o", color=color, markersize=4, label=label)

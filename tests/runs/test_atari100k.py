@@ -139,6 +139,7 @@ def test_the_sweep_runs_what_is_missing_goes_on_with_what_was_stopped_and_skips_
         (["games=Pong", "model.lr=1e-4,2e-4"], "model.lr needs one value"),
         (["games=Pong", "recipe=iris,reverie"], "recipe needs one value"),
         (["games=Pong", "jobs=2", "hydra/launcher=ray"], "jobs= and hydra/launcher= both say"),
+        (["only_run=true", "only_table=true"], "only_run= and only_table= leave nothing"),
     ],
 )
 def test_mistakes_are_one_sentence(

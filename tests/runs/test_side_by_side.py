@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ import pytest
 from runs.cli import side_by_side
 
 PROGRAM = """
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
 kind, place = sys.argv[1], pathlib.Path(sys.argv[2])
 (place / f"{kind}.begun").touch()
 print("first line", flush=True)
 if kind == "fails":
     sys.exit("the reason why")
+if kind == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
 if kind == "waits":
     def end(*_):
         time.sleep(0.3)
@@ -53,6 +56,7 @@ def test_ctrl_c_is_passed_on_and_waited_for(
     def interrupt() -> None:
         while "at work" not in (place / "waits.log").read_text():
             pass
+        time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGINT)
 
     (place / "waits.log").touch()
@@ -60,4 +64,22 @@ def test_ctrl_c_is_passed_on_and_waited_for(
     with pytest.raises(KeyboardInterrupt):
         side_by_side.run({"waits": ["waits", str(place)], "later": ["later", str(place)]}, 1, place)
     assert (place / "saved").exists() and not (place / "later.begun").exists()
-    assert "waits: stopping" in capsys.readouterr().out
+    assert "waits: at work" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_what_a_signal_ended_is_not_told_as_its_last_words(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    side_by_side.run({"killed": ["killed", str(place)]}, 1, place)
+    assert "killed: ended by signal 9, after: first line" in capsys.readouterr().out
+
+
+def test_nobody_is_left_behind_when_the_output_has_no_reader(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*words: object, **_: object) -> None:
+        while "at work" not in (place / "waits.log").read_text():
+            pass
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", gone)
+    with pytest.raises(BrokenPipeError):
+        side_by_side.run({"waits": ["waits", str(place)]}, 1, place)
+    assert (place / "saved").exists()

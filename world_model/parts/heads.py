@@ -39,7 +39,7 @@ class TwoHot(nn.Module):
 
     bins: Tensor
     worth: Tensor
-    reach: Tensor  # of the targets so far, in symlog space; 0 before the first, and of runs from before it was kept
+    reach: Tensor  # of the targets so far, in symlog space; 0 before the first; below 0: the mean stays in that space
 
     def __init__(self, count: int = 255, bound: float = 20.0) -> None:
         super().__init__()
@@ -65,7 +65,8 @@ class TwoHot(nn.Module):
     def loss(self, logits: Tensor, value: Tensor) -> Tensor:
         """Cross-entropy in nats: (..., bins), (...) -> (...). Remembers the largest of the values."""
         with torch.no_grad():
-            self.reach.copy_(torch.fmax(self.reach, symlog(value.float().abs().max()).clamp(max=self.bound)))
+            most = symlog(value.float().abs().nan_to_num(0, 0, 0).max()).clamp(max=self.bound)
+            self.reach.copy_(torch.where(self.reach < 0, self.reach, torch.maximum(self.reach, most)))
         return self.cross_entropy(logits, self.encode(value))
 
     def cross_entropy(self, logits: Tensor, weights: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ class TwoHot(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Of checkpoints from before it was kept the mean goes on to be taken in symlog space, as they learned it."""
-        state_dict.setdefault(prefix + "reach", torch.zeros_like(self.reach))
+        state_dict.setdefault(prefix + "reach", torch.full_like(self.reach, -1))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
