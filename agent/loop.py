@@ -102,7 +102,7 @@ class Loop:
             objectives, device=agent.device, precision=config.precision, compile=config.compile, team=self.team,
             cuda_graphs=config.cuda_graphs,
             shared=[tensor for tensor in every if id(tensor) not in trained],
-            largest=[module.reach for module in agent.modules() if isinstance(module, TwoHot)],
+            largest=[module.reach for module in agent.modules() if isinstance(module, TwoHot) and module.symexp],
         )  # fmt: skip
         self.metrics = declared_metrics(self.stages, agent.learner)
         self.returns: list[float] = []  # of episodes since the last log

@@ -93,6 +93,12 @@ class ActorCriticConfig:
         help="least value of the 5 to 95 % range of returns that advantages are divided by (DreamerV3: "
         "1); lower makes more of small rewards",
     )
+    twohot: str = setting(
+        "symlog",
+        choices=("symlog", "symexp"),
+        help="mean of the critic's two-hot bins: in symlog space, where large returns that are uncertain count little "
+        "(STORM), or of what the bins are worth (symexp; DreamerV3)",
+    )
     unimix: float = setting(0.01, 0, 1, help="share of the uniform distribution in the policy (DreamerV3: 0.01)")
 
     def build(self, features: int, spec: Spec) -> ActorCritic:
@@ -184,7 +190,7 @@ class ActorCritic(Learner):
         self.config = config
         actor = DiscreteActor if spec.discrete else ContinuousActor
         self.policy: DiscreteActor | ContinuousActor = actor(config, features, spec.action_size)
-        self.twohot = TwoHot()
+        self.twohot = TwoHot(mean="symexp" if config.twohot == "symexp" else "symlog")
         self.critic = mlp(features, config.hidden, self.twohot.count, layers=config.layers, zero=True)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.scale = ReturnScale(config.return_floor)

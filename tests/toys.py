@@ -27,7 +27,11 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {  # choices of a recipe that c
         {"quantizer": "fsq", "levels": (8, 4), "attention": (), "local": True},
         {"dynamics": "block", "history": 2, "quantizer": "fsq", "levels": (8, 4), "attention": (), "local": True},
     ),
-    "reverie": ({"dynamics": "gru"}, {"dynamics": "transformer", "window": 5}, {"points": 2, "distances": True}),
+    "reverie": (
+        {"dynamics": "gru"},
+        {"dynamics": "transformer", "window": 5},
+        {"points": 2, "distances": True, "twohot": "symexp"},
+    ),
     "spatial": (
         {},
         {"block_attention": "whole", "merge": 1, "refine": 0},

@@ -154,6 +154,12 @@ class ReverieConfig:
         help="weight of the posterior's entropy as a penalty: variables that carry nothing become "
         "constant instead of noise",
     )
+    twohot: str = setting(
+        "symlog",
+        choices=("symlog", "symexp"),
+        help="mean of the reward's two-hot bins: in symlog space, where large rewards that are uncertain count little "
+        "(STORM), or of what the bins are worth (symexp; DreamerV3)",
+    )
     reward_scale: float = setting(1.0, 0, 1e3, help="weight of the reward loss")
     dreamed_reward: float = setting(
         0.5, 0, 1, help="share of the reward loss on latents drawn from the prior instead of the posterior"
@@ -193,7 +199,7 @@ class Reverie(WorldModel):
         told = flat + (self.distances.size if self.distances else 0)
         self.feature_size = told + config.deter
         self.latents = Categoricals(config.groups, config.classes, config.unimix)
-        self.twohot = TwoHot()
+        self.twohot = TwoHot(mean="symexp" if config.twohot == "symexp" else "symlog")
         self.encoder: FrameEncoder | PointEncoder
         self.decoder: FrameDecoder | PointDecoder
         if config.points:

@@ -31,8 +31,7 @@ the mean (Agarwal et al. 2021); intervals are of 95 %, by a bootstrap over the s
 its episodes: then they do not tell how differently seeds turn out. Core-hours are processor time, beside a GPU that of
 the host; see [On a GPU](gpu.md). The other systems' columns are means over five
 seeds, trained on GPUs, and aggregated over the same games from these means. Over all 26 games and single runs their
-IQM is 0.501 (IRIS), 0.49 to 0.52 (DreamerV3) and 0.561 (STORM). Runs of `reverie` from before November 27, 2026 took
-the mean of rewards and values in symlog space ([what that changed](recipes/reverie.md#rewards-in-the-games-units))."""
+IQM is 0.501 (IRIS), 0.49 to 0.52 (DreamerV3) and 0.561 (STORM)."""
 
 
 def load(files: Iterable[Path], steps: int | None = STEPS) -> list[dict[str, Any]]:

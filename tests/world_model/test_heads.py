@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, OneHotCategorical, kl_divergence
 from torch.testing import assert_close
 
-from world_model.parts.heads import Categoricals, SignedReward, TwoHot, draw, symexp, symlog
+from world_model.parts.heads import Categoricals, Mean, SignedReward, TwoHot, draw, symexp, symlog
 
 VALUES = [0.0, 1.0, -1.0, 0.3, -0.02, 7.5, -21.0, 500.0, 1e6, -1e6, 1e-6]
 
@@ -26,25 +26,28 @@ def test_symlog_and_symexp_are_inverse_and_known() -> None:
     assert_close(symlog(torch.tensor([-1e-6, 1e-6])), torch.tensor([-1e-6, 1e-6]), rtol=1e-3, atol=0)  # slope 1 at 0
 
 
-def by_hand(value: float, count: int, bound: float) -> list[float]:
+def by_hand(value: float, count: int, bound: float, mean: str = "symlog") -> list[float]:
     """Two-hot weights with plain floats: walk along the bins and share between the two neighbours."""
     bins = [-bound + 2 * bound * i / (count - 1) for i in range(count)]
     x = min(max(math.copysign(math.log(1 + abs(value)), value), -bound), bound)
     weights = [0.0] * count
     for i in range(count - 1):
         if bins[i] <= x <= bins[i + 1]:
-            low, high = (math.copysign(math.expm1(abs(b)), b) for b in bins[i : i + 2])
-            share = (math.copysign(math.expm1(abs(x)), x) - low) / (high - low)
+            low, high = bins[i : i + 2]
+            if mean == "symexp":
+                low, high, x = (math.copysign(math.expm1(abs(b)), b) for b in (low, high, x))
+            share = (x - low) / (high - low)
             weights[i], weights[i + 1] = 1 - share, share
             break
     return weights
 
 
+@pytest.mark.parametrize("mean", ["symlog", "symexp"])
 @pytest.mark.parametrize(("count", "bound"), [(255, 20.0), (5, 2.0), (41, 4.0)])
-def test_two_hot_is_the_hand_computation(count: int, bound: float) -> None:
-    twohot = TwoHot(count, bound)
+def test_two_hot_is_the_hand_computation(count: int, bound: float, mean: Mean) -> None:
+    twohot = TwoHot(count, bound, mean)
     weights = twohot.encode(torch.tensor(VALUES))
-    assert_close(weights, torch.tensor([by_hand(v, count, bound) for v in VALUES]), rtol=0, atol=2e-4)
+    assert_close(weights, torch.tensor([by_hand(v, count, bound, mean) for v in VALUES]), rtol=0, atol=2e-4)
     assert_close(weights.sum(-1), torch.ones(len(VALUES)))
     assert ((weights > 0).sum(-1) <= 2).all() and (weights >= 0).all()
 
@@ -58,31 +61,27 @@ def test_two_hot_is_exact_at_the_centres_of_bins() -> None:
     assert_close(beyond, torch.eye(5)[[4, 0, 4]])
 
 
-def test_two_hot_mean_of_a_target_is_the_target() -> None:
-    twohot = TwoHot()
+@pytest.mark.parametrize("mean", ["symlog", "symexp"])
+def test_two_hot_mean_of_a_target_is_the_target(mean: Mean) -> None:
+    twohot = TwoHot(mean=mean)
     value = symexp(torch.linspace(-19.9, 19.9, 301))
-    for known in (0.0, 20.0):
-        twohot.reach.fill_(known)
-        mean = twohot.mean(twohot.encode(value).log())
-        assert_close(symlog(mean), symlog(value), rtol=1e-5, atol=1e-5 if known else 4e-3)
-        assert twohot.mean(torch.zeros(255)) == 0  # an untrained head says nothing
-        assert_close(mean.view(7, 43), twohot.mean(twohot.encode(value.view(7, 43)).log()))
+    twohot.loss(torch.zeros(301, 255), value)
+    told = twohot.mean(twohot.encode(value).log())
+    assert_close(symlog(told), symlog(value), rtol=1e-5, atol=1e-5)
+    assert_close(twohot.mean(torch.zeros(255)), torch.tensor(0.0), rtol=0, atol=1e-4)  # an untrained head says nothing
+    assert_close(told.view(7, 43), twohot.mean(twohot.encode(value.view(7, 43)).log()))
 
 
-def test_two_hot_mean_of_what_comes_half_of_the_time_is_half_of_it() -> None:
-    twohot, value = TwoHot(), torch.tensor([0.0, 100.0])
-    half = (0.5 * twohot.encode(value[:1]) + 0.5 * twohot.encode(value[1:])).log()
-    assert 8 < float(twohot.mean(half)) < 10, "in symlog space, as before anything was a target"
-    twohot.loss(torch.zeros(2, 255), value)
-    assert_close(twohot.mean(half), torch.tensor([50.0]))
-    old = TwoHot()
-    old.load_state_dict({})  # of a checkpoint from before the reach was kept
-    old.loss(torch.zeros(2, 255), value)
-    assert 8 < float(old.mean(half)) < 10, "also when it goes on to learn"
+def test_two_hot_mean_of_what_comes_half_of_the_time() -> None:
+    for mean, least, most in (("symlog", 8.0, 10.0), ("symexp", 49.99, 50.01)):
+        twohot, value = TwoHot(mean=mean), torch.tensor([0.0, 100.0])  # type: ignore[arg-type]
+        twohot.loss(torch.zeros(2, 255), value)
+        half = (0.5 * twohot.encode(value[:1]) + 0.5 * twohot.encode(value[1:])).log()
+        assert least < float(twohot.mean(half)) < most
 
 
 def test_two_hot_bins_beyond_all_targets_say_nothing() -> None:
-    twohot = TwoHot()
+    twohot = TwoHot(mean="symexp")
     logits = torch.full((255,), -12.0)  # each a hundred-thousandth, of which the far ones would make thousands
     logits[127], logits[-60:] = 0.0, -10.0
     twohot.loss(torch.zeros(2, 255), torch.tensor([0.0, -20.0]))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,46 +26,51 @@ def one_hot(index: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> 
     return (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).to(dtype)
 
 
+Mean = Literal["symlog", "symexp"]
+
+
 class TwoHot(nn.Module):
     """A scalar as a distribution over bins that are evenly spaced in symlog space (DreamerV3, STORM).
 
-    The target puts its weight on the two nearest bins, so that they have its value in the mean, which is taken over
-    what the bins stand for (DreamerV3). STORM's is taken in symlog space: a reward of 100 that comes half of the time
-    is then told as 9, and the dream pays half of what the game does. But the far bins are worth thousands each and
-    drown what a head says that has not seen enough: those beyond the largest target so far are left out.
+    The target puts its weight on the two nearest bins, so that its value is their mean. With `mean="symlog"` that is
+    taken in symlog space (as STORM does): a random reward is pulled towards 0, one of 100 that comes half of the time
+    to 9, but the far bins, worth thousands each, cannot drown an untrained critic. With "symexp" it is taken over what
+    the bins are worth (as DreamerV3 does), of those within the largest target so far, lest the far ones drown it.
     Beyond `bound` in symlog space (20: +-4.8e8) targets are clamped.
     """
 
     bins: Tensor
     worth: Tensor
-    reach: Tensor  # of the targets so far, in symlog space; 0 before the first; below 0: the mean stays in that space
+    reach: Tensor  # symexp only: the largest target so far, in symlog space
 
-    def __init__(self, count: int = 255, bound: float = 20.0) -> None:
+    def __init__(self, count: int = 255, bound: float = 20.0, mean: Mean = "symlog") -> None:
         super().__init__()
         if count < 3 or count % 2 == 0:
             raise ValueError(f"two-hot needs an odd number of bins of at least 3, got {count}")
-        self.count, self.bound = count, bound
+        self.count, self.bound, self.symexp = count, bound, mean == "symexp"
         self.register_buffer("bins", torch.linspace(-bound, bound, count), persistent=False)
         self.register_buffer("worth", symexp(self.bins), persistent=False)
-        self.register_buffer("reach", torch.zeros(()))
+        if self.symexp:
+            self.register_buffer("reach", torch.zeros(()))
 
     def encode(self, value: Tensor) -> Tensor:
         """Scalars (...) -> weights (..., bins) that sum to 1, on the two bins around symlog(value)."""
-        most = math.expm1(self.bound)
-        clamped = value.float().clamp(-most, most)
-        place = (symlog(clamped) / self.bound + 1) * ((self.count - 1) / 2)
+        place = (symlog(value.float()).clamp(-self.bound, self.bound) / self.bound + 1) * ((self.count - 1) / 2)
         low = place.floor().long().clamp(0, self.count - 2)  # in bounds even for NaN, whose weights become NaN
-        share = ((clamped - self.worth[low]) / (self.worth[low + 1] - self.worth[low])).clamp(0, 1).unsqueeze(-1)
-        index = low.unsqueeze(-1)
+        share = place - low
+        if self.symexp:
+            share = ((value.float() - self.worth[low]) / (self.worth[low + 1] - self.worth[low])).clamp(0, 1)
+        share, index = share.unsqueeze(-1), low.unsqueeze(-1)
         weights = torch.zeros(*value.shape, self.count, device=value.device)
         weights.scatter_(-1, index, 1 - share)
         return weights.scatter_(-1, index + 1, share)
 
     def loss(self, logits: Tensor, value: Tensor) -> Tensor:
-        """Cross-entropy in nats: (..., bins), (...) -> (...). Remembers the largest of the values."""
-        with torch.no_grad():
-            most = symlog(value.float().abs().nan_to_num(0, 0, 0).max()).clamp(max=self.bound)
-            self.reach.copy_(torch.where(self.reach < 0, self.reach, torch.maximum(self.reach, most)))
+        """Cross-entropy in nats: (..., bins), (...) -> (...). Remembers the largest of the values, for symexp."""
+        if self.symexp:
+            with torch.no_grad():
+                most = symlog(value.float().abs().nan_to_num(0, 0, 0).max()).clamp(max=self.bound)
+                self.reach.copy_(torch.maximum(self.reach, most))
         return self.cross_entropy(logits, self.encode(value))
 
     def cross_entropy(self, logits: Tensor, weights: Tensor) -> Tensor:
@@ -75,18 +79,13 @@ class TwoHot(nn.Module):
 
     def mean(self, logits: Tensor) -> Tensor:
         """The value in the game's units: (..., bins) -> (...)."""
-        known, middle = self.reach > 0, self.count // 2
-        limit = torch.where(known, self.reach + 2 * self.bound / (self.count - 1), self.bound + 1)
+        if not self.symexp:
+            return symexp((logits.float().softmax(-1) * self.bins).sum(-1))
+        limit, middle = self.reach + 2 * self.bound / (self.count - 1), self.count // 2
         share = logits.float().masked_fill(self.bins.abs() > limit, float("-inf")).softmax(-1)
         # What each bin has more than its negative: even shares are 0 exactly, however much the bins are worth.
         odd = share[..., middle + 1 :] - share[..., :middle].flip(-1)
-        told = (odd * self.worth[middle + 1 :]).sum(-1)
-        return torch.where(known, told, symexp((odd * self.bins[middle + 1 :]).sum(-1)))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Of checkpoints from before it was kept the mean goes on to be taken in symlog space, as they learned it."""
-        state_dict.setdefault(prefix + "reach", torch.full_like(self.reach, -1))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        return (odd * self.worth[middle + 1 :]).sum(-1)
 
 
 class SignedReward(nn.Module):
