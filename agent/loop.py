@@ -32,7 +32,6 @@ from policies.imagination import imagine
 from policies.interface import Learner, Policy, Rollout, Trajectory
 from world_model import trees
 from world_model.interface import Batch, Metric, Stage, State, to_unit
-from world_model.parts.heads import TwoHot
 from world_model.trees import Tree
 
 PLACES = ("dream", "real")  # where a policy learns
@@ -102,7 +101,6 @@ class Loop:
             objectives, device=agent.device, precision=config.precision, compile=config.compile, team=self.team,
             cuda_graphs=config.cuda_graphs,
             shared=[tensor for tensor in every if id(tensor) not in trained],
-            largest=[module.reach for module in agent.modules() if isinstance(module, TwoHot) and module.symexp],
         )  # fmt: skip
         self.metrics = declared_metrics(self.stages, agent.learner)
         self.returns: list[float] = []  # of episodes since the last log
@@ -261,7 +259,7 @@ class Loop:
                 return
         self.updates += not self.only
         self.done, self.only, self.posterior = {}, "", None
-        self.trainer.share()
+        self.team.share(self.trainer.shared)
         self._tell(context)
 
     def _repeat(self, part: str, count: int, work: Callable[[], None], context: Context) -> bool:
@@ -297,7 +295,7 @@ class Loop:
         if not pretrained:
             frames = self.replay.sample(64, 16).frame.flatten(0, 1)
             self.agent.world_model.prepare(to_unit(frames.to(self.agent.device)))
-            self.trainer.share()
+            self.team.share(self.trainer.shared)
         screen.phase("pretraining")
         for done in range(pretrained, self.config.pretrain):
             if asked_to_stop():

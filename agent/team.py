@@ -70,11 +70,6 @@ class Team:
             alike = [tensor for tensor in tensors if str(tensor.dtype) == kind]
             self._at_once(alike, lambda flat: dist.broadcast(flat, 0))
 
-    def largest(self, tensors: Sequence[Tensor]) -> None:
-        """They become the largest of any process, number by number."""
-        if self.size > 1 and tensors:
-            self._at_once(tensors, lambda flat: dist.all_reduce(flat, dist.ReduceOp.MAX))
-
     def any(self, flag: bool) -> bool:
         """Whether it is true for anyone; all must ask, and get the same answer."""
         if self.size == 1:

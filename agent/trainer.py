@@ -102,17 +102,13 @@ class Trainer:
     def __init__(
         self, objectives: Iterable[Objective], *, device: torch.device, precision: str = "auto", compile: bool = False,
         cuda_graphs: bool = False, team: Team | None = None, shared: Sequence[Tensor] = (),
-        largest: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
         """`shared`: the tensors of the agent that no gradient trains, which the processes of a team have in common.
 
-        They become the first process's, but for the `largest`, which become the largest of any.
 
         With `cuda_graphs` whatever `run` is given is recorded and replayed, on a GPU, uncompiled and without a team.
         """
-        self.device, self.team, self.largest = device, team or Team(), tuple(largest)
-        apart = {id(tensor) for tensor in largest}
-        self.shared = tuple(tensor for tensor in shared if id(tensor) not in apart)
+        self.device, self.team, self.shared = device, team or Team(), tuple(shared)
         self.autocast = mixed_precision(device, precision)
         self.compile = compile
         self.cuda_graphs = cuda_graphs and can_record(device) and not compile and self.team.size == 1
@@ -194,16 +190,11 @@ class Trainer:
         torch.autograd.graph.increment_version(objective.params)  # fused steps do not count themselves
         if objective.after is not None:
             objective.after(self.team.gather(losses.learned))
-            self.share()  # what it draws at random is the first process's
+            self.team.share(self.shared)  # what it draws at random is the first process's
         torch.clear_autocast_cache()  # within an outer `mixed()` the next update would read the weights from before
         self.note({f"{name}/{term}": value.detach().mean() for term, value in terms.items()})
         self.note({f"{name}/{key}": value for key, value in losses.metrics.items()} | {f"{name}/grad_norm": norm})
         return losses
-
-    def share(self) -> None:
-        """Makes what no gradient trains the same in all processes of a team."""
-        self.team.share(self.shared)
-        self.team.largest(self.largest)
 
     def note(self, metrics: dict[str, Tensor]) -> None:
         """Adds detached scalars to the averages of the next report."""

@@ -202,7 +202,8 @@ class ActorCritic(Learner):
             Objective("actor", actor, self._actor_loss, {"policy": 1.0, "entropy": self.config.entropy},
                       Optim(lr=self.config.actor_lr, clip=clip), metrics=ACTOR_METRICS),
             Objective("critic", critic, self._critic_loss, {"value": 1.0, "slow": self.config.slow_scale},
-                      Optim(lr=self.config.critic_lr, clip=clip), metrics=CRITIC_METRICS),
+                      Optim(lr=self.config.critic_lr, clip=clip), metrics=CRITIC_METRICS,
+                      after=self.twohot.note if self.twohot.symexp else None),
         )  # fmt: skip
 
     def plan(self, *, last: bool, only: str = "") -> tuple[tuple[str, int], ...]:
@@ -260,7 +261,7 @@ class ActorCritic(Learner):
             "value": Term(self.twohot.loss(logits, part.returns), "alive"),
             "slow": Term(self.twohot.cross_entropy(logits, slow), "alive"),
         }
-        return Losses(terms, {})
+        return Losses(terms, {}, learned=part.returns.flatten())
 
     @torch.no_grad()
     def _follow(self) -> None:

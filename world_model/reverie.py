@@ -274,7 +274,10 @@ class Reverie(WorldModel):
         scales = {"pixels": 1.0, "dyn": config.dyn_scale, "rep": config.rep_scale, "reward": config.reward_scale}
         scales |= {"cont": 1.0, "posterior_entropy": config.entropy_scale}
         optim = Optim(lr=config.lr, clip=config.clip)
-        objective = Objective("world_model", tuple(self.parameters()), self.loss, scales, optim, metrics=METRICS)
+        after = self.twohot.note if self.twohot.symexp else None
+        objective = Objective(
+            "world_model", tuple(self.parameters()), self.loss, scales, optim, after=after, metrics=METRICS
+        )
         return (Stage("world_model", (objective,), config.batch_size, config.length),)
 
     def loss(self, batch: Batch) -> Losses:
@@ -306,7 +309,8 @@ class Reverie(WorldModel):
             "cont": Term(F.binary_cross_entropy_with_logits(goes_on, cont, reduction="none"), "arrived"),
             "posterior_entropy": Term(self.latents.entropy(posterior), "valid"),
         }
-        return Losses(terms, {"kl": dyn.detach().mean()}, State(latent.detach(), map(Tensor.detach, memory)))
+        states = State(latent.detach(), map(Tensor.detach, memory))
+        return Losses(terms, {"kl": dyn.detach().mean()}, states, learned=reward.flatten())
 
     # ---- parts ----
     def _target(self, frame: Tensor) -> Tensor:

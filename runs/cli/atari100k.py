@@ -91,6 +91,12 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
                 raise SystemExit(max(failed))
     if asked.only_run:
         return
+    _tell(expected, out, {(game, seed) for game in games for seed in seeds}, ran=not asked.only_table)
+
+
+def _tell(expected: Config, out: Path, wanted: set[tuple[str, int]], *, ran: bool) -> None:
+    """Table, picture and summary of what is finished in a folder; UserError when something that was run is not."""
+    recipe = expected.recipe
     found = out.glob("*/results/evaluation-sampled.json")
     entries = report.load((path for path in found if _alike(path.parents[1], expected)), expected.steps)
     if not entries:
@@ -109,8 +115,8 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
     Console(highlight=False).print(table)
     print(f"{out / 'summary.json'}, {out / 'curves.png'}")
     done = {(entry["game"], entry["seed"]) for entry in entries}
-    missing = [f"{game}, seed {seed}" for game in games for seed in seeds if (game, seed) not in done]
-    if missing and not asked.only_table:
+    missing = [f"{game}, seed {seed}" for game, seed in sorted(wanted - done)]
+    if missing and ran:
         raise UserError(f"Not finished: {'; '.join(missing)}. The same command goes on.")
 
 

@@ -66,12 +66,14 @@ class TwoHot(nn.Module):
         return weights.scatter_(-1, index + 1, share)
 
     def loss(self, logits: Tensor, value: Tensor) -> Tensor:
-        """Cross-entropy in nats: (..., bins), (...) -> (...). Remembers the largest of the values, for symexp."""
-        if self.symexp:
-            with torch.no_grad():
-                most = symlog(value.float().abs().nan_to_num(0, 0, 0).max()).clamp(max=self.bound)
-                self.reach.copy_(torch.maximum(self.reach, most))
+        """Cross-entropy in nats: (..., bins), (...) -> (...)."""
         return self.cross_entropy(logits, self.encode(value))
+
+    @torch.no_grad()
+    def note(self, value: Tensor) -> None:
+        """symexp: remembers the largest of the targets (...) of an update."""
+        most = symlog(value.float().abs().nan_to_num(0, 0, 0).max()).clamp(max=self.bound)
+        self.reach.copy_(torch.maximum(self.reach, most))
 
     def cross_entropy(self, logits: Tensor, weights: Tensor) -> Tensor:
         """Cross-entropy against weights over the bins, (..., bins) each."""
