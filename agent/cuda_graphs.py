@@ -40,19 +40,20 @@ class Recorder:
     def recorded(self) -> bool:
         return self._graph is not None
 
+    @property
+    def warm(self) -> bool:
+        """Whether it has been called often enough to be recorded."""
+        return self.calls >= WARMUP
+
     def fits(self, inputs: Tree) -> bool:
         """Whether these inputs have the shapes and types of the example."""
         kinds = ([(leaf.shape, leaf.dtype) for leaf in trees.leaves(tree)] for tree in (inputs, self._inputs))
         return next(kinds) == next(kinds)
 
-    def due(self) -> bool:
-        """Whether the next call shall be recorded."""
-        return self._graph is None and self.calls >= WARMUP
-
     def call(self, inputs: Tree) -> Tree:
         """The work, kernel by kernel."""
         self.calls += 1
-        return self.work(trees.map(lambda leaf: leaf.to(self.device, non_blocking=True), inputs))
+        return self.work(trees.to(inputs, self.device))
 
     def record(self) -> None:
         """Records the work; nothing is computed yet.

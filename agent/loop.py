@@ -331,13 +331,11 @@ class Loop:
         stage = stage or self.stages[0]
         batch = self.replay.sample(stage.batch_size, stage.length, encoded=encoded)
 
-        def learn(parts: dict[str, Tensor]) -> Tree:
-            losses = [self.trainer.update(objective, Batch(**parts)) for objective in stage.objectives]
-            return () if losses[-1].states is None else losses[-1].states
+        def learn(batch: Batch) -> State | None:
+            return [self.trainer.update(objective, batch) for objective in stage.objectives][-1].states
 
-        parts = {name: part for name, part in batch._asdict().items() if part is not None}
-        states = self.trainer.run(stage.name, learn, parts, record=self.agent.world_model.updates_are_graph_safe)
-        return self._usable(states, batch) if states else None
+        states = self.trainer.run(stage.name, learn, batch, record=self.agent.world_model.updates_are_graph_safe)
+        return None if states is None else self._usable(states, batch)
 
     def train_policy(self, states: State | None = None, where: str = "dream") -> None:
         """One improvement, in the dream from a random choice of the states (S, ...), or in the real game."""
@@ -352,11 +350,10 @@ class Loop:
                 record=model.dreams_are_graph_safe and learner.updates_are_graph_safe,
             )  # fmt: skip
 
-    def _improve(self, rollout: Rollout) -> Tree:
+    def _improve(self, rollout: Rollout) -> None:
         with self.trainer.mixed():
             metrics = self.agent.learner.improve(rollout, self.trainer.update)
         self.trainer.note({f"policy/{key}": value for key, value in metrics.items()})
-        return ()
 
     def _dream_starts(self, states: State | None) -> tuple[State, Tree]:
         """Where dreams begin, and the policy's memory there: () when it remembers nothing."""
@@ -569,7 +566,7 @@ class Loop:
         self.updates, self.returns = int(state["updates"]), list(state["returns"])
         self.done, self.only = dict(state.get("done", {})), state.get("only", "")  # older runs have none
         posterior = state.get("posterior") if known is None else None  # those of a team are the first process's
-        self.posterior = posterior and State(*trees.map(lambda leaf: leaf.to(self.agent.device), posterior))
+        self.posterior = posterior and State(*trees.to(posterior, self.agent.device))
         self.ahead, self.waiting, self.others = (state.get(name, 0) for name in ("ahead", "waiting", "others"))
         self.fixed = state["fixed"].cpu() if "fixed" in state else self.fixed  # older runs choose theirs now
         if self.real is not None and state.get("real"):

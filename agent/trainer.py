@@ -105,7 +105,6 @@ class Trainer:
     ) -> None:  # fmt: skip
         """`shared`: the tensors of the agent that no gradient trains, which the processes of a team have in common.
 
-
         With `cuda_graphs` whatever `run` is given is recorded and replayed, on a GPU, uncompiled and without a team.
         """
         self.device, self.team, self.shared = device, team or Team(), tuple(shared)
@@ -142,9 +141,9 @@ class Trainer:
         under one name it is always the same. Inputs of other shapes than the first ones are worked on kernel by kernel.
         """
         if not (self.cuda_graphs and record):
-            return work(trees.map(lambda leaf: leaf.to(self.device, non_blocking=True), inputs))
+            return work(trees.to(inputs, self.device))
         recorder, host = self._recorded.setdefault(name, (Recorder(work, inputs, self.device), _HostWork()))
-        if not recorder.fits(inputs) or not (recorder.recorded or recorder.due()):
+        if not recorder.fits(inputs) or not recorder.warm:
             return recorder.call(inputs)
         if not recorder.recorded:
             sums, counts, updates = self._sums, self._counts, dict(self.updates)
@@ -159,8 +158,7 @@ class Trainer:
         for key, count in host.updates.items():
             self.updates[key] += count
         for key, value in host.sums.items():
-            self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
-            self._counts[key] = self._counts.get(key, 0) + host.counts[key]
+            self._add(key, value, host.counts[key])
         return made
 
     def update(self, objective: Objective, data: Any) -> Losses:
@@ -199,9 +197,12 @@ class Trainer:
     def note(self, metrics: dict[str, Tensor]) -> None:
         """Adds detached scalars to the averages of the next report."""
         for key, value in metrics.items():
-            value = value.detach()
-            self._sums[key] = self._sums[key] + value if key in self._sums else value
-            self._counts[key] = self._counts.get(key, 0) + 1
+            self._add(key, value.detach(), 1)
+
+    def _add(self, key: str, value: Tensor, count: int) -> None:
+        """A sum of so many numbers; copied, as the next replay would write over it."""
+        self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
+        self._counts[key] = self._counts.get(key, 0) + count
 
     def report(self) -> dict[str, float]:
         """The averages since the last report: the one host sync of a log interval.

@@ -21,7 +21,7 @@ from policies.interface import ACTOR_METRICS, DREAM_METRICS, Learner, Policy, Ro
 from policies.returns import ReturnScale, lambda_returns
 from world_model import noise
 from world_model.interface import Losses, Metric, Objective, Optim, Term
-from world_model.parts.heads import TwoHot, draw, mixed_log_probs
+from world_model.parts.heads import Mean, TwoHot, draw, mixed_log_probs
 from world_model.parts.nets import mlp
 from world_model.trees import Tree
 
@@ -93,9 +93,8 @@ class ActorCriticConfig:
         help="least value of the 5 to 95 % range of returns that advantages are divided by (DreamerV3: "
         "1); lower makes more of small rewards",
     )
-    twohot: str = setting(
+    twohot: Mean = setting(
         "symlog",
-        choices=("symlog", "symexp"),
         help="mean of the critic's two-hot bins: in symlog space, where large returns that are uncertain count little "
         "(STORM), or of what the bins are worth (symexp; DreamerV3)",
     )
@@ -190,7 +189,7 @@ class ActorCritic(Learner):
         self.config = config
         actor = DiscreteActor if spec.discrete else ContinuousActor
         self.policy: DiscreteActor | ContinuousActor = actor(config, features, spec.action_size)
-        self.twohot = TwoHot(mean="symexp" if config.twohot == "symexp" else "symlog")
+        self.twohot = TwoHot(mean=config.twohot)
         self.critic = mlp(features, config.hidden, self.twohot.count, layers=config.layers, zero=True)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.scale = ReturnScale(config.return_floor)

@@ -58,12 +58,11 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
-        parts = {name: part.to(device, non_blocking=True) for name, part in self._asdict().items() if part is not None}
-        return self._replace(**parts)
+        return trees.to(self, device)  # type: ignore[no-any-return]
 
     def rows(self, chosen: Tensor) -> Batch:
         """Some of the segments, by index or mask."""
-        return self._replace(**{name: part[chosen] for name, part in self._asdict().items() if part is not None})
+        return trees.rows(self, chosen)  # type: ignore[no-any-return]
 
     def mask(self, name: str) -> Tensor:
         """Where a term of a loss counts, (B, T) bool: "valid", "has_action", or "arrived".

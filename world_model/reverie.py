@@ -29,7 +29,7 @@ from world_model.interface import (
     to_unit,
 )
 from world_model.parts.dynamics import GRU, Transformer
-from world_model.parts.heads import Categoricals, TwoHot, one_hot
+from world_model.parts.heads import Categoricals, Mean, TwoHot, one_hot
 from world_model.parts.nets import FrameDecoder, FrameEncoder, mlp, network_dtype
 from world_model.parts.points import Distances, PointDecoder, PointEncoder
 from world_model.trees import Tree, map
@@ -154,9 +154,8 @@ class ReverieConfig:
         help="weight of the posterior's entropy as a penalty: variables that carry nothing become "
         "constant instead of noise",
     )
-    twohot: str = setting(
+    twohot: Mean = setting(
         "symlog",
-        choices=("symlog", "symexp"),
         help="mean of the reward's two-hot bins: in symlog space, where large rewards that are uncertain count little "
         "(STORM), or of what the bins are worth (symexp; DreamerV3)",
     )
@@ -199,7 +198,7 @@ class Reverie(WorldModel):
         told = flat + (self.distances.size if self.distances else 0)
         self.feature_size = told + config.deter
         self.latents = Categoricals(config.groups, config.classes, config.unimix)
-        self.twohot = TwoHot(mean="symexp" if config.twohot == "symexp" else "symlog")
+        self.twohot = TwoHot(mean=config.twohot)
         self.encoder: FrameEncoder | PointEncoder
         self.decoder: FrameDecoder | PointDecoder
         if config.points:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Tree = Any  # Tensor | dict[str, Tree] | tuple[Tree, ...]
+Tree = Any  # Tensor | dict[str, Tree] | tuple[Tree, ...] | None
 
 
 def map(fn: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
@@ -18,7 +18,7 @@ def map(fn: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
     if isinstance(tree, tuple):
         mapped = [map(fn, value, *(other[i] for other in others)) for i, value in enumerate(tree)]
         return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
-    return fn(tree, *others)
+    return None if tree is None else fn(tree, *others)
 
 
 def leaves(tree: Tree) -> list[Tensor]:
@@ -27,7 +27,12 @@ def leaves(tree: Tree) -> list[Tensor]:
         return [leaf for value in tree.values() for leaf in leaves(value)]
     if isinstance(tree, tuple):
         return [leaf for value in tree for leaf in leaves(value)]
-    return [tree]
+    return [] if tree is None else [tree]
+
+
+def to(tree: Tree, device: torch.device | str) -> Tree:
+    """The same tree on `device`."""
+    return map(lambda leaf: leaf.to(device, non_blocking=True), tree)
 
 
 def where(mask: Tensor, yes: Tree, no: Tree) -> Tree:

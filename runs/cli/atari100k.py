@@ -82,13 +82,13 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
             "env=" + ",".join(f"ALE/{game}-v5" for game in games), "seed=" + ",".join(map(str, seeds)),
             f"hydra.sweep.dir={out}", "hydra.sweep.subdir='${folder:${env}}-${seed}'",
         ]  # fmt: skip
+        failed: list[int] = []
         if asked.jobs > 1:
-            side_by_side.run(_commands(games, seeds, out, words), asked.jobs, out)
+            failed = side_by_side.run(_commands(games, seeds, out, words), asked.jobs, out)
         else:
-            failed: list[int] = []
             train.train(sweep, partial(_job, failed))
-            if asked.only_run and failed:
-                raise SystemExit(max(failed))
+        if asked.only_run and failed:
+            raise SystemExit(max(failed))
     if asked.only_run:
         return
     _tell(expected, out, {(game, seed) for game in games for seed in seeds}, ran=not asked.only_table)

@@ -14,13 +14,15 @@ TELL = 60.0  # seconds between two looks at what the runs are doing
 LOOK = 0.2
 
 
-def run(commands: Mapping[str, Sequence[str]], at_once: int, folder: Path) -> None:
+def run(commands: Mapping[str, Sequence[str]], at_once: int, folder: Path) -> list[int]:
     """Runs `python main.py WORDS` for each name, `at_once` of them at a time; their output goes to folder/NAME.log.
 
     Says when one begins and ends and, now and then, what each is doing. One that fails does not stop the others. What
-    stops this process, Ctrl-C for one, ends the runs as SIGTERM does: each saves, and is waited for.
+    stops this process, Ctrl-C for one, ends the runs as SIGTERM does: each saves, and is waited for. Returns the exit
+    codes of those that failed.
     """
     waiting, going = list(commands), dict[str, subprocess.Popen[bytes]]()
+    failed: list[int] = []
     told = time.monotonic()
     hung_up = signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))  # a terminal that closes
     try:
@@ -31,7 +33,9 @@ def run(commands: Mapping[str, Sequence[str]], at_once: int, folder: Path) -> No
                 print(f"{name}: begun, {_log(folder, name)}", flush=True)
             time.sleep(LOOK)
             for name in [name for name, process in going.items() if process.poll() is not None]:
-                print(f"{name}: {_ending(going.pop(name).returncode, _last(folder, name))}", flush=True)
+                code = going.pop(name).returncode
+                failed += [code] if code else []
+                print(f"{name}: {_ending(code, _last(folder, name))}", flush=True)
             if time.monotonic() - told > TELL:
                 told = time.monotonic()
                 for name in going:
@@ -48,6 +52,7 @@ def run(commands: Mapping[str, Sequence[str]], at_once: int, folder: Path) -> No
         raise
     finally:
         signal.signal(signal.SIGHUP, hung_up)
+    return failed
 
 
 def _ending(code: int, last: str) -> str:

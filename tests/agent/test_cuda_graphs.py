@@ -109,7 +109,7 @@ class Lesson:
         every = [*self.agent.parameters(), *self.agent.buffers(), *states, *rates, *self.trainer._taken.values()]
         return [leaf for leaf in every if isinstance(leaf, Tensor)]
 
-    def batch(self, stage: Stage, number: int) -> dict[str, Tensor]:
+    def batch(self, stage: Stage, number: int) -> Batch:
         batch = toys.segments(self.variant.spec, stage.batch_size, stage.length, seed=number)
         if stage.encode is not None:
             batch = batch.to(self.trainer.device)
@@ -119,15 +119,14 @@ class Lesson:
                     for frame, action in zip(batch.frame, batch.action, strict=True)
                 ]
             batch = batch._replace(code=torch.stack(codes))
-        return {name: part for name, part in batch._asdict().items() if part is not None}
+        return batch
 
     def learn(self, name: str, number: int) -> None:
         stage = self.stages[name]
 
-        def work(parts: dict[str, Tensor]) -> tuple[()]:
+        def work(batch: Batch) -> None:
             for objective in stage.objectives:
-                self.trainer.update(objective, Batch(**parts))
-            return ()
+                self.trainer.update(objective, batch)
 
         self.trainer.run(name, work, self.batch(stage, number), record=self.model.updates_are_graph_safe)
 
@@ -138,12 +137,11 @@ class Lesson:
         with torch.no_grad():
             states = self.model.start(to_unit(batch.frame), batch.action[:, :-1])
 
-        def work(states: State) -> tuple[()]:
+        def work(states: State) -> None:
             metrics = self.learner.improve(
                 lambda policy: imagine(self.model, policy, states, horizon=3, temperature=0.5), self.trainer.update
             )
             self.trainer.note({f"policy/{key}": value for key, value in metrics.items()})
-            return ()
 
         self.trainer.run("policy", work, states, record=True)
 
@@ -208,17 +206,16 @@ def test_inputs_of_another_shape_are_worked_on_as_they_are(fake: None, monkeypat
     monkeypatch.setattr(FakeGraph, "kept", staticmethod(lesson.tensors))
     lesson.rounds()
     before = dict(lesson.trainer.updates)
-    few = {name: part[:2] for name, part in lesson.batch(lesson.stages["world_model"], 0).items()}
-    lesson.trainer.run("world_model", lambda parts: (), few, record=True)  # the work is the first one's
+    few = lesson.batch(lesson.stages["world_model"], 0).rows(torch.arange(2))
+    lesson.trainer.run("world_model", lambda batch: None, few, record=True)  # the work is the first one's
     assert lesson.trainer.updates["world_model"] == before["world_model"] + 1
 
 
 def test_what_cannot_be_recorded_is_said_with_the_way_out(fake: None) -> None:
     lesson = Lesson(REVERIE, cuda_graphs=True)
 
-    def asks(parts: dict[str, Tensor]) -> tuple[()]:
-        float(parts["reward"].sum())
-        return ()
+    def asks(batch: Batch) -> None:
+        float(batch.reward.sum())
 
     batch = lesson.batch(lesson.stages["world_model"], 0)
     for _ in range(cuda_graphs.WARMUP):

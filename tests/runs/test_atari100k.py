@@ -97,9 +97,10 @@ def test_the_sweep_runs_what_is_missing_goes_on_with_what_was_stopped_and_skips_
     monkeypatch.setattr("runs.measure.scores.RESAMPLES", 20)
     asked = ["atari100k", "games=Pong,boxing", "out=all", *TOY]
 
-    def here(commands: dict[str, list[str]], at_once: int, folder: Path) -> None:
+    def here(commands: dict[str, list[str]], at_once: int, folder: Path) -> list[int]:
         assert list(commands) == ["Pong-0", "Boxing-0"] and (at_once, folder) == (2, Path("all"))
         assert [main.main(words) for words in commands.values()] == [0, 0]
+        return []
 
     monkeypatch.setattr(side_by_side, "run", here)  # in this process: starting one takes seconds
     assert main.main([*asked, "jobs=2"]) == 0

@@ -41,7 +41,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_one_that_fails_is_told_and_the_others_go_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    side_by_side.run({name: [name, str(place)] for name in ("fails", "ends", "ends too")}, 1, place)
+    failed = side_by_side.run({name: [name, str(place)] for name in ("fails", "ends", "ends too")}, 1, place)
+    assert failed == [1]
     said = capsys.readouterr().out
     assert "fails: failed: the reason why" in said and "ends: finished" in said and "ends too: finished" in said
     assert (place / "ends.log").read_text() == "first line\n"

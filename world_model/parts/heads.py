@@ -40,8 +40,8 @@ class TwoHot(nn.Module):
     """
 
     bins: Tensor
-    worth: Tensor
-    reach: Tensor  # symexp only: the largest target so far, in symlog space
+    worth: Tensor  # symexp only, as the next: of the bins, in the game's units
+    reach: Tensor  # the largest target so far, in symlog space
 
     def __init__(self, count: int = 255, bound: float = 20.0, mean: Mean = "symlog") -> None:
         super().__init__()
@@ -49,8 +49,8 @@ class TwoHot(nn.Module):
             raise ValueError(f"two-hot needs an odd number of bins of at least 3, got {count}")
         self.count, self.bound, self.symexp = count, bound, mean == "symexp"
         self.register_buffer("bins", torch.linspace(-bound, bound, count), persistent=False)
-        self.register_buffer("worth", symexp(self.bins), persistent=False)
         if self.symexp:
+            self.register_buffer("worth", symexp(self.bins), persistent=False)
             self.register_buffer("reach", torch.zeros(()))
 
     def encode(self, value: Tensor) -> Tensor:

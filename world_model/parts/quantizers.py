@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from world_model.parts.heads import one_hot
+
 
 class Quantized(NamedTuple):
     """Latents (..., N, D) as codes, and what that costs."""
@@ -119,17 +121,15 @@ class MovingCodebook(Codebook):
             dead = begun | (rare & (self.updates % self.reset_every == 0))
         dead &= there > 0
         self.updates += there > 0
-        # Written so that the device is asked for nothing, as everything here.
-        every = torch.arange(self.num_embeddings, device=tokens.device)
-        one_hot = ((tokens.unsqueeze(-1) == every) & real.unsqueeze(-1)).to(latent.dtype)  # (M, V)
+        chosen = one_hot(tokens, self.num_embeddings, latent.dtype) * real.unsqueeze(-1)  # (M, V)
         weight = (1 - self.DECAY) * (due & (there > 0))
         error = (latent - self.weight[tokens]).square().sum(-1)
         self.error.lerp_((error * real).sum() / there.clamp(min=1), weight)
-        self.count.lerp_(one_hot.sum(0), weight)
-        self.total.lerp_(one_hot.T @ latent, weight)
+        self.count.lerp_(chosen.sum(0), weight)
+        self.total.lerp_(chosen.T @ latent, weight)
         # The n-th of the real ones stands where as many have been counted.
-        chosen = (torch.rand(self.num_embeddings, device=latent.device) * there).floor()
-        anew = latent[torch.searchsorted(real.cumsum(0).float(), chosen, right=True).clamp(max=len(latent) - 1)]
+        nth = (torch.rand(self.num_embeddings, device=latent.device) * there).floor()
+        anew = latent[torch.searchsorted(real.cumsum(0).float(), nth, right=True).clamp(max=len(latent) - 1)]
         self.total.copy_(torch.where(dead.unsqueeze(-1), self.ANEW * anew, self.total))
         self.count.masked_fill_(dead, self.ANEW)
         self.weight.copy_(self.total / self.count.clamp(min=1e-6).unsqueeze(-1))
