@@ -49,6 +49,13 @@ class TrainConfig:
         help="updates of the first stage right after the prefill: of reverie's world model, of the "
         "tokenizer or VAE alone in the others",
     )
+    cooldown: float = setting(
+        0.0,
+        0,
+        1,
+        resumable=True,
+        help="share of `steps`, at the end, over which every learning rate falls linearly to 0",
+    )
     burn_in: int = setting(
         8,
         0,
@@ -111,6 +118,8 @@ class Trainer:
         self.autocast = mixed_precision(device, precision)
         self.compile = compile
         self.cuda_graphs = cuda_graphs and can_record(device) and not compile and self.team.size == 1
+        self.cooling = 1.0  # the share of every learning rate that is used now
+        self._cooling = torch.ones((), device=device)  # the same, where the learning rate is made on the GPU
         self._recorded: dict[str, tuple[Recorder, _HostWork]] = {}
         self.updates: dict[str, int] = {}
         self.optimizers: dict[str, torch.optim.AdamW] = {}
@@ -129,6 +138,12 @@ class Trainer:
                 groups(objective), lr=lr, eps=optim.eps, weight_decay=optim.weight_decay, fused=True,
                 capturable=self.cuda_graphs,
             )  # fmt: skip
+
+    def cool(self, share: float) -> None:
+        """From now on every learning rate is this share of what it would be, from 0 to 1."""
+        if share != self.cooling:
+            self.cooling = share
+            self._cooling.fill_(share)
 
     def mixed(self) -> torch.autocast:
         """The precision everything runs in."""
@@ -177,12 +192,12 @@ class Trainer:
         self.team.average(objective.params)
         norm = torch.nn.utils.clip_grad_norm_(objective.params, optim.clip, foreach=True)
         if self.cuda_graphs:
-            told = rate_of(optim, self._taken[name].add_(1))
+            told = rate_of(optim, self._taken[name].add_(1)) * self._cooling
             for group in optimizer.param_groups:
                 group["lr"].copy_(told)
         else:
             for group in optimizer.param_groups:  # always: a resumed run may have another
-                group["lr"] = rate(optim, self.updates[name] + 1)
+                group["lr"] = rate(optim, self.updates[name] + 1) * self.cooling
         optimizer.step()
         self.updates[name] += 1
         torch.autograd.graph.increment_version(objective.params)  # fused steps do not count themselves

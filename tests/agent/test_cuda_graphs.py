@@ -148,6 +148,7 @@ class Lesson:
     def rounds(self, count: int = ROUNDS) -> None:
         torch.manual_seed(3)
         for number in range(count):
+            self.trainer.cool(1 - number / (2 * count))  # what a recording must ask for anew in every replay
             for name in self.stages:
                 self.learn(name, number)
             self.improve(number)

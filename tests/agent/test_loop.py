@@ -12,16 +12,19 @@ from typing import Any
 import pytest
 import torch
 
+import agent.trainer as trainer_module
 from agent.evaluate import evaluate_policy
 from agent.loop import Loop
 from agent.player import Player
 from agent.seeds import episode_seed
+from agent.trainer import Trainer
 from envs.make import make_games
 from runs import build
 from runs.config import Config
 from runs.folder.progress import Progress
 from runs.folder.run import Run
 from runs.recipes.reverie import reverie
+from world_model.interface import Losses, Objective
 
 
 def quick(env: str, **train: Any) -> Config:
@@ -78,6 +81,30 @@ def test_a_resumed_run_is_bit_identical_to_one_never_stopped(env: str, tmp_path:
     # last round only so much is played as the run was asked for, and none is due for what was played ahead.
     assert config.train.steps_per_round == 12 and loop.updates == 1 + 17 + 18
     assert 620 <= loop.replay.steps < 620 + 5 and 0 <= loop.ahead < 5
+
+
+def test_learning_rates_fall_to_nothing_over_the_last_share_of_the_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quick("Catch-v0", cooldown=0.25)
+    run = Run.create(config, tmp_path / "run")
+    loop, seen = begin(config, run), []
+    update = Trainer.update
+
+    def spy(trainer: Trainer, objective: Objective, data: Any) -> Losses:
+        losses = update(trainer, objective, data)
+        if objective.name == "world_model":
+            seen.append((loop.step, trainer.optimizers["world_model"].param_groups[0]["lr"]))
+        return losses
+
+    monkeypatch.setattr(Trainer, "update", spy)
+    monkeypatch.setattr(trainer_module, "rate", lambda optim, update: 0.1)
+    loop.train(400, run, Progress())
+    assert [rate for step, rate in seen if step <= 300] == pytest.approx([0.1] * 12)
+    falling = [(step, rate) for step, rate in seen if step > 312]
+    # A round's rate is of the step that it begins at, up to 12 + 5 steps before its update.
+    assert all((400 - step) / 1000 <= rate <= (400 + 17 - step) / 1000 for step, rate in falling)
+    assert len(falling) >= 6 and falling[-1][1] < 0.02
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])

@@ -181,6 +181,18 @@ def test_the_learning_rate_falls_when_it_shall() -> None:
     assert rates == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.08, 0.1 * 4 / 6, 0.1 * 4 / 7, 0.05])
 
 
+def test_every_learning_rate_is_cooled() -> None:
+    toy = Toy(lr=0.1, warmup=2)
+    trainer, rates = toy.trainer(), []
+    for x, share in zip(data(4), (1.0, 0.5, 0.25, 0.0), strict=True):
+        trainer.cool(share)
+        before = toy.weights()
+        trainer.update(toy.objective, x)
+        rates.append(trainer.optimizers["toy"].param_groups[0]["lr"])
+    assert rates == pytest.approx([0.05, 0.05, 0.025, 0.0])
+    assert_close(toy.weights(), before, rtol=0, atol=0)
+
+
 def test_gradients_are_clipped_and_their_norm_is_reported_unclipped() -> None:
     toy = Toy(clip=0.01)
     trainer, (x, *_) = toy.trainer(), data(1)
