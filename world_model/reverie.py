@@ -87,6 +87,16 @@ class PixelLoss(torch.autograd.Function):
         return gradient * outer.to(gradient.dtype)[..., None, None, None], None, None
 
 
+def capped(loss: Tensor, times: float, valid: Tensor) -> Tensor:
+    """Losses (B, T), of which none is more than so many times the median of those that are valid (B, T).
+
+    What is above is scaled down and not cut off, so that its gradient keeps its direction.
+    """
+    told = loss.detach()
+    median = told.masked_fill(~valid.bool(), torch.nan).nanmedian()
+    return loss * (times * median / told.clamp(min=1e-8)).clamp(max=1)
+
+
 @dataclass(frozen=True)
 class ReverieConfig:
     """The numbers of `reverie`. Sizes that differ by `size=` stand in `runs/recipes/reverie.py`."""
@@ -129,6 +139,13 @@ class ReverieConfig:
         1e-3,
         10,
         help="standard deviation of the Gaussian pixel likelihood: 1 / (2 sigma^2) nats per squared unit",
+    )
+    frame_cap: float = setting(
+        0.0,
+        0,
+        1e6,
+        help="a frame's pixel loss counts at most this many times as much as the batch's median frame: a screen that "
+        "flashes costs a thousand times what a sprite does; 0: no limit",
     )
     faint: float = setting(
         0.05,
@@ -300,8 +317,11 @@ class Reverie(WorldModel):
             # leads there: a dream in which the prior does not draw that frame never gives the reward.
             dreamed = State(self.latents.sample(prior), memory)
             told = told.lerp(self.twohot.loss(self.reward(self.features(dreamed)), reward), share)
+        pixels = PixelLoss.apply(picture, target, self.config.foreground * self.config.pixel_sigma)
+        if self.config.frame_cap:
+            pixels = capped(pixels, self.config.frame_cap, batch.mask("valid"))
         terms = {
-            "pixels": Term(PixelLoss.apply(picture, target, self.config.foreground * self.config.pixel_sigma), "valid"),
+            "pixels": Term(pixels, "valid"),
             "dyn": Term(dyn.clamp(min=self.config.free_nats), "valid"),
             "rep": Term(rep.clamp(min=self.config.free_nats), "valid"),
             "reward": Term(told, "arrived"),

@@ -14,7 +14,7 @@ from envs.spec import Spec
 from tests.toys import Lost, like, lost, mix, segments
 from world_model.interface import Batch
 from world_model.parts.dynamics import GRU, Transformer
-from world_model.reverie import PART, PixelLoss, Reverie, ReverieConfig
+from world_model.reverie import PART, PixelLoss, Reverie, ReverieConfig, capped
 
 SPEC = Spec((1, 32, 32), 3, True)
 TOY = ReverieConfig(groups=4, classes=4, points=1, deter=32, hidden=32, channels=8)
@@ -100,6 +100,28 @@ def test_the_pixels_loss_is_half_the_emphasised_squared_error() -> None:
     assert_close(made, wanted)
     (slope,) = torch.autograd.grad((made * outer).sum(), picture)
     assert_close(slope, torch.autograd.grad((wanted * outer).sum(), picture)[0])
+
+
+def test_no_frame_counts_more_than_so_many_of_the_median_that_is_valid() -> None:
+    loss = torch.tensor([[1.0, 2.0, 3.0], [100.0, 900.0, 4.0]], requires_grad=True)
+    valid = torch.tensor([[True, True, True], [True, False, True]])  # 1, 2, 3, 4 and 100
+    made = capped(loss, 4.0, valid)
+    assert_close(made, torch.tensor([[1.0, 2.0, 3.0], [12.0, 12.0, 4.0]]))
+    (slope,) = torch.autograd.grad(made.sum(), loss)
+    assert_close(slope, torch.tensor([[1.0, 1.0, 1.0], [0.12, 12 / 900, 1.0]]))
+    assert_close(capped(loss * 0, 4.0, valid), torch.zeros(2, 3))
+
+
+def test_a_flashing_screen_costs_as_much_as_it_may() -> None:
+    batch = segments(SPEC, 3, 8)
+    flashing = batch._replace(frame=batch.frame.clone())
+    flashing.frame[1, 4] = 255
+    free, held = (silent(build(frame_cap=cap)) for cap in (0.0, 2.0))
+    pixels = [lose(model, flashing).terms["pixels"].detach() for model in (free, held)]
+    median = pixels[0][flashing.mask("valid").bool()].median()
+    assert pixels[0][1, 4] > 2.5 * median
+    assert_close(pixels[1][1, 4], 2 * median)
+    assert_close(pixels[1][0], pixels[0][0].clamp(max=2 * float(median)))
 
 
 def silent(model: Reverie) -> Reverie:
