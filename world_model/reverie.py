@@ -93,7 +93,9 @@ def capped(loss: Tensor, times: float, valid: Tensor) -> Tensor:
     What is above is scaled down and not cut off, so that its gradient keeps its direction.
     """
     told = loss.detach()
-    median = told.masked_fill(~valid.bool(), torch.nan).nanmedian()
+    median = (
+        told.masked_fill(~valid.bool(), torch.nan).flatten().nanmedian(0).values
+    )  # without `dim` it asks the device
     return loss * (times * median / told.clamp(min=1e-8)).clamp(max=1)
 
 
