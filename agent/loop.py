@@ -217,7 +217,8 @@ class Loop:
         """One round, or what is left of one; returns early when asked to stop in the middle of a long part."""
         screen = context.screen
         screen.update(self.step, updates=self.updates)
-        self.trainer.cool(self._cooled(steps))
+        if not self.done:  # one rate for a round, also for one that was stopped and goes on
+            self.trainer.cool(self._cooled(steps))
         # The first round learns from the prefill.
         each = self.team.part(self.config.steps_per_round)
         parts = -(-each // PART) if self.updates or self.only else 0
@@ -264,9 +265,12 @@ class Loop:
         self._tell(context)
 
     def _cooled(self, steps: int) -> float:
-        """The share of the learning rates that is left at this point of so many agent steps (`train.cooldown`)."""
+        """The share of the learning rates that is left at this point of so many agent steps (`train.cooldown`).
+
+        All of it in the first round, which may be the only one, and for a part that is done once more.
+        """
         last = self.config.cooldown * steps
-        return min(1.0, max(0.0, steps - self.step) / last) if last else 1.0
+        return min(1.0, max(0.0, steps - self.step) / last) if last and self.updates and not self.only else 1.0
 
     def _repeat(self, part: str, count: int, work: Callable[[], None], context: Context) -> bool:
         """Works until this part of the round has been done `count` times; False when asked to stop before."""

@@ -249,6 +249,7 @@ class Trainer:
         return {
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "updates": dict(self.updates),
+            "cooling": self.cooling,
             "sums": dict(self._sums),
             "counts": dict(self._counts),
         }
@@ -263,6 +264,7 @@ class Trainer:
                 group["lr"] = torch.tensor(lr, device=self.device) if self.cuda_graphs else lr
                 group["capturable"] = self.cuda_graphs
         self.updates = dict(state["updates"])
+        self.cool(state.get("cooling", 1.0))  # older runs have none
         for name, taken in self._taken.items():
             taken.fill_(self.updates[name])
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])

@@ -39,7 +39,9 @@ def quick(where: str = "both") -> Config:
         policy=replace(
             config.policy, where=where, population=4, rollouts=2, real_rollouts=3, generations=3, real_generations=2
         ),
-        train=replace(config.train, prefill=200, steps_per_round=100, log_every=2, show_every=10**6, save_every=1e6),
+        train=replace(
+            config.train, prefill=200, steps_per_round=100, cooldown=0.5, log_every=2, show_every=10**6, save_every=1e6
+        ),
         game=replace(config.game, num_envs=2),
     )  # fmt: skip
 
