@@ -30,7 +30,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {  # choices of a recipe that c
     "reverie": (
         {"dynamics": "gru"},
         {"dynamics": "transformer", "window": 5},
-        {"points": 2, "distances": True, "twohot": "symexp", "frame_cap": 1.1},
+        {"points": 2, "distances": True, "twohot": "symexp"},
     ),
     "spatial": (
         {},
