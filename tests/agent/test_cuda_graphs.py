@@ -160,7 +160,8 @@ def same(one: Agent, other: Agent, atol: float = 0.0) -> None:
         torch.testing.assert_close(mine, theirs, rtol=0, atol=atol, msg=name)
 
 
-CAPPED = toys.Variant("reverie", {"frame_cap": 1.1}, True)  # weighs frames by the whole batch, so none of the contract's
+# It weighs frames by their whole batch, and so is none of the variants that keep the contract of a loss.
+CAPPED = toys.Variant("reverie", {"frame_cap": 1.1}, True)
 by_variant = pytest.mark.parametrize("variant", [*(one for one in toys.VARIANTS if one.discrete), CAPPED], ids=str)
 ONE_OF_EACH = list({variant.recipe: variant for variant in toys.VARIANTS if variant.discrete}.values())
 REVERIE = next(variant for variant in toys.VARIANTS if variant.recipe == "reverie")
