@@ -118,8 +118,8 @@ class Trainer:
         self.autocast = mixed_precision(device, precision)
         self.compile = compile
         self.cuda_graphs = cuda_graphs and can_record(device) and not compile and self.team.size == 1
-        self.cooling = 1.0  # the share of every learning rate that is used now
-        self._cooling = torch.ones((), device=device)  # the same, where the learning rate is made on the GPU
+        # The share of every learning rate that is used now: a tensor, as a replay reads it on the GPU.
+        self.cooling = torch.ones((), dtype=torch.float64, device=device)
         self._recorded: dict[str, tuple[Recorder, _HostWork]] = {}
         self.updates: dict[str, int] = {}
         self.optimizers: dict[str, torch.optim.AdamW] = {}
@@ -141,9 +141,7 @@ class Trainer:
 
     def cool(self, share: float) -> None:
         """From now on every learning rate is this share of what it would be, from 0 to 1."""
-        if share != self.cooling:
-            self.cooling = share
-            self._cooling.fill_(share)
+        self.cooling.fill_(share)
 
     def mixed(self) -> torch.autocast:
         """The precision everything runs in."""
@@ -192,12 +190,12 @@ class Trainer:
         self.team.average(objective.params)
         norm = torch.nn.utils.clip_grad_norm_(objective.params, optim.clip, foreach=True)
         if self.cuda_graphs:
-            told = rate_of(optim, self._taken[name].add_(1)) * self._cooling
+            told = rate_of(optim, self._taken[name].add_(1)) * self.cooling
             for group in optimizer.param_groups:
                 group["lr"].copy_(told)
         else:
             for group in optimizer.param_groups:  # always: a resumed run may have another
-                group["lr"] = rate(optim, self.updates[name] + 1) * self.cooling
+                group["lr"] = rate(optim, self.updates[name] + 1) * float(self.cooling)
         optimizer.step()
         self.updates[name] += 1
         torch.autograd.graph.increment_version(objective.params)  # fused steps do not count themselves
@@ -249,7 +247,7 @@ class Trainer:
         return {
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "updates": dict(self.updates),
-            "cooling": self.cooling,
+            "cooling": float(self.cooling),
             "sums": dict(self._sums),
             "counts": dict(self._counts),
         }

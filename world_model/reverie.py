@@ -93,9 +93,8 @@ def capped(loss: Tensor, times: float, valid: Tensor) -> Tensor:
     What is above is scaled down and not cut off, so that its gradient keeps its direction.
     """
     told = loss.detach()
-    median = (
-        told.masked_fill(~valid.bool(), torch.nan).flatten().nanmedian(0).values
-    )  # without `dim` it asks the device
+    known = told.masked_fill(~valid, torch.nan).flatten()
+    median = known.nanmedian(0).values  # without a dimension it asks the device
     return loss * (times * median / told.clamp(min=1e-8)).clamp(max=1)
 
 
@@ -321,7 +320,7 @@ class Reverie(WorldModel):
             told = told.lerp(self.twohot.loss(self.reward(self.features(dreamed)), reward), share)
         pixels = PixelLoss.apply(picture, target, self.config.foreground * self.config.pixel_sigma)
         if self.config.frame_cap:
-            pixels = capped(pixels, self.config.frame_cap, batch.mask("valid"))
+            pixels = capped(pixels, self.config.frame_cap, batch.valid)
         terms = {
             "pixels": Term(pixels, "valid"),
             "dyn": Term(dyn.clamp(min=self.config.free_nats), "valid"),

@@ -118,7 +118,7 @@ def test_a_flashing_screen_costs_as_much_as_it_may() -> None:
     flashing.frame[1, 4] = 255
     free, held = (silent(build(frame_cap=cap)) for cap in (0.0, 2.0))
     pixels = [lose(model, flashing).terms["pixels"].detach() for model in (free, held)]
-    median = pixels[0][flashing.mask("valid").bool()].median()
+    median = pixels[0][flashing.valid].median()
     assert pixels[0][1, 4] > 2.5 * median
     assert_close(pixels[1][1, 4], 2 * median)
     assert_close(pixels[1][0], pixels[0][0].clamp(max=2 * float(median)))
