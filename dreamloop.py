@@ -54,16 +54,25 @@ def load(run: str | Path | None = None, *, greedy: bool = False) -> DreamPlayer:
 def make_dream(
     run: str | Path | None = None, num_envs: int | None = None, *, horizon: int | None = None,
     temperature: float | None = None, render_mode: str | None = None, autoreset_mode: AutoresetMode | str = "NextStep",
+    obs_type: str = "rgb", starts: int | None = None,
 ) -> DreamEnv | DreamVectorEnv:  # fmt: skip
     """The dream of a run as a gymnasium environment, or with `num_envs` as a vector environment of so many.
 
     A dream ends where the model says so, or is cut after `horizon` steps; `temperature` is that of the policy's
     training when not given. `autoreset_mode`, of a vector environment, is gymnasium's: NextStep (the default) or
-    SameStep, as Stable-Baselines3 wants it.
+    SameStep, as Stable-Baselines3 wants it. Observations are pictures (H, W, 3) uint8, or with obs_type="features" what
+    the run's own policy sees, (F,) float32, without a picture drawn; `load(run).follow` makes the same of real frames.
+    `starts`: dreams begin from up to so many moments of real play, drawn over all steps that the run has kept, instead
+    of the few in its checkpoint (32).
+
+    Raises:
+        UserError: no such run; starts of a packed model, which has no episodes, or more than the memory can hold.
+        ValueError: an obs_type, horizon or temperature that there is not.
     """
     from runs import dreams
 
     how: Any = {"horizon": horizon, "temperature": temperature, "render_mode": render_mode}
+    how |= {"obs_type": obs_type, "starts": starts}
     if num_envs is None:
         return dreams.make_env(run, **how)
     return dreams.make_vector(num_envs, run, autoreset_mode=autoreset_mode, **how)
@@ -71,16 +80,18 @@ def make_dream(
 
 def make_sb3_dream(
     run: str | Path | None = None, num_envs: int = 16, *, horizon: int = 256, temperature: float | None = None,
-    stack: int = 4,
+    stack: int = 4, obs_type: str = "rgb", starts: int | None = None,
 ) -> VecEnv:  # fmt: skip
     """`num_envs` dreams as a VecEnv of Stable-Baselines3 (`pip install -e ".[sb3]"`): monitored, `stack` frames deep.
 
-    One frame does not show where a ball flies. Observations are (H, W, 3 x stack) uint8, for "CnnPolicy".
+    One frame does not show where a ball flies. Observations are (H, W, 3 x stack) uint8, for "CnnPolicy"; with
+    obs_type="features", which tell that already and are not stacked, (F,) float32 for "MlpPolicy".
     """
-    from runs.measure.sb3 import stacked
+    from runs.measure.sb3 import monitored
 
-    dreams: Any = make_dream(run, num_envs, horizon=horizon, temperature=temperature, autoreset_mode="SameStep")
-    return stacked(dreams, stack)
+    dreams: Any = make_dream(run, num_envs, horizon=horizon, temperature=temperature, autoreset_mode="SameStep",
+                             obs_type=obs_type, starts=starts)  # fmt: skip
+    return monitored(dreams, stack)
 
 
 def train(

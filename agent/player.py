@@ -44,7 +44,7 @@ class Player:
     @torch.inference_mode()
     def act(self, frames: np.ndarray, is_first: np.ndarray) -> np.ndarray:
         """Frames (N, C, H, W) uint8; is_first (N,) bool: an episode begins -> actions (N,) int64 or (N, A) float32."""
-        features = self._see(frames, is_first)
+        features = self.follow(frames, is_first)
         policy = self.agent.learner.policy
         if self.planner is None:
             self.action, self.policy_memory = policy.act(features, self.policy_memory, self.greedy)
@@ -74,13 +74,17 @@ class Player:
             for row, (frames, actions) in enumerate(contexts):
                 if len(frames) >= back:
                     now[row], taken[row] = frames[-back], actions[-back]
-            features = self._see(now, np.array([len(frames) <= back for frames, _ in contexts]))
+            features = self.follow(now, np.array([len(frames) <= back for frames, _ in contexts]))
             if policy.is_recurrent:
                 self.policy_memory = policy.act(features, self.policy_memory, greedy=True)[1]
             self.action = torch.from_numpy(taken).to(self.agent.device)
 
-    def _see(self, frames: np.ndarray, is_first: np.ndarray) -> torch.Tensor:
-        """Follows the games one frame on, after the last action; returns what the policy sees (N, F)."""
+    @torch.inference_mode()
+    def follow(self, frames: np.ndarray, is_first: np.ndarray) -> Tensor:
+        """The games one frame on, after the last action -> what the policy sees (N, F).
+
+        Whoever acts instead of the policy tells with `took` what was done.
+        """
         model, policy = self.agent.world_model, self.agent.learner.policy
         if self.state is None or self.action is None:
             memory, self.policy_memory = model.initial(len(frames)), policy.initial(len(frames))

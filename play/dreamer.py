@@ -114,7 +114,7 @@ class Dreamer(DreamBatch):
 def _view(dream: Dream, total: float = 0.0, done: bool = False) -> View:
     """One dream as a display shows it."""
     reward, cont, ended = dream.reward.item(), dream.cont.item(), dream.ended.item()
-    return View(dream.state, dream.picture[0], None, None, reward, total + reward, cont, done or ended)
+    return View(dream.state, dream.observation[0], None, None, reward, total + reward, cont, done or ended)
 
 
 def _shown(frame: np.ndarray) -> np.ndarray:

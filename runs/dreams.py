@@ -10,7 +10,7 @@ make the same environments.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +68,20 @@ class Loaded(NamedTuple):
         frame, action = (part[chosen].to(self.agent.device) for part in self.starts)
         return self.agent.world_model.start(to_unit(frame), action)
 
+    def with_starts(self, count: int) -> Loaded:
+        """The same with up to `count` moments drawn over all steps that the run has kept, random play included.
+
+        Raises:
+            UserError: a packed model, which holds no episodes, or no episode that is long enough.
+        """
+        if self.run is None:
+            raise UserError(f"A packed model has the {len(self.starts.frame)} starts it was packed with: name a run.")
+        folder = self.run.episodes_folder
+        drawn = _drawn_starts(self.agent.world_model.spec, folder.glob("*.npz"), count)
+        if drawn is None:
+            raise UserError(f"There is no episode in {folder} to draw starts from; starts=null takes the checkpoint's.")
+        return self._replace(starts=drawn)
+
     def world(self, *, many: bool = False) -> World:
         """What DreamEnv and, with `many`, DreamVectorEnv take."""
         mixed = self.format(many=many) != "fp32"
@@ -112,15 +126,40 @@ class DreamPlayer:
         Raises:
             ValueError: no picture.
         """
+        spec, picture = self.parts.agent.world_model.spec, self._picture(frame)
+        action = self._player.act(picture, np.array([self._is_first]))[0]
+        self._is_first = False
+        return self.parts.controls.native(int(action) if spec.discrete else tuple(action.tolist()))
+
+    def follow(self, frame: np.ndarray, action: Any = None) -> np.ndarray:
+        """A frame of the game -> (F,) float32, as a dream with `obs_type="features"` shows its states.
+
+        With it an agent that learned on those plays the real game. `action` is the one that led to this frame, as the
+        environment takes it; None: the frame is the first of an episode.
+
+        Raises:
+            ValueError: no picture, no action of this game, or one before the first frame.
+        """
+        picture = self._picture(frame)
+        if action is None:
+            self.reset()
+        elif self._is_first:
+            raise ValueError("no action leads to the first frame of an episode: follow(frame) begins one")
+        else:
+            self._player.action = self.parts.world().action(np.asarray(action)[None], 1).to(self.parts.agent.device)
+        features = self._player.follow(picture, np.array([self._is_first]))
+        self._is_first = False
+        return features[0].float().cpu().numpy()
+
+    def _picture(self, frame: np.ndarray) -> np.ndarray:
+        """(1, C, H, W) uint8 as the model sees it."""
         spec, picture = self.parts.agent.world_model.spec, np.asarray(frame)
         if picture.dtype != np.uint8 or picture.shape != spec.frame:
             shown = as_picture(picture)
             if shown is None:
                 raise ValueError(f"a frame is a picture, as uint8 (H, W, 3), and not {picture.dtype} {picture.shape}")
             picture = framed(shown, (spec.frame[1], spec.frame[2]), gray=spec.frame[0] == 1)
-        action = self._player.act(np.ascontiguousarray(picture)[None], np.array([self._is_first]))[0]
-        self._is_first = False
-        return self.parts.controls.native(int(action) if spec.discrete else tuple(action.tolist()))
+        return np.ascontiguousarray(picture)[None]
 
 
 def load(run: str | Path | None = None, *, greedy: bool = False) -> DreamPlayer:
@@ -130,19 +169,26 @@ def load(run: str | Path | None = None, *, greedy: bool = False) -> DreamPlayer:
 
 def make_env(
     run: str | Path | None = None, *, horizon: int | None = None, temperature: float | None = None,
-    render_mode: str | None = None,
+    render_mode: str | None = None, obs_type: str = "rgb", starts: int | None = None,
 ) -> DreamEnv:  # fmt: skip
-    """`gymnasium.make("Dream-v0")`; the temperature is that of the policy's training when None."""
-    parts = load_parts(run)
-    return DreamEnv(parts.world(), horizon=horizon, temperature=parts.temperature(temperature), render_mode=render_mode)
+    """`gymnasium.make("Dream-v0")`, with the keys of `dreamloop.make_dream`."""
+    parts = load_parts(run) if starts is None else load_parts(run).with_starts(starts)
+    return DreamEnv(
+        parts.world(),
+        horizon=horizon,
+        temperature=parts.temperature(temperature),
+        render_mode=render_mode,
+        obs_type=obs_type,
+    )
 
 
 def make_vector(
     num_envs: int, run: str | Path | None = None, *, horizon: int | None = None, temperature: float | None = None,
     render_mode: str | None = None, autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    obs_type: str = "rgb", starts: int | None = None,
 ) -> DreamVectorEnv:  # fmt: skip
     """`gymnasium.make_vec("Dream-v0", num_envs=...)`; a row that is over begins anew as `DreamVectorEnv` says."""
-    parts = load_parts(run)
+    parts = load_parts(run) if starts is None else load_parts(run).with_starts(starts)
     return DreamVectorEnv(
         parts.world(many=True),
         num_envs,
@@ -150,6 +196,7 @@ def make_vector(
         temperature=parts.temperature(temperature),
         render_mode=render_mode,
         autoreset_mode=autoreset_mode,
+        obs_type=obs_type,
     )
 
 
@@ -217,7 +264,12 @@ def _from_run(run: Run, device: str) -> Loaded:
         kept = state.get("starts") or {}
         starts = Starts(kept["frame"], kept["action"]) if len(kept.get("frame", ())) else None
         whole = bool(state.get("whole_rewards"))
-    starts = starts or _from_episodes(run, spec)
+    if starts is None:  # of an older run
+        starts = _drawn_starts(spec, sorted(run.episodes_folder.glob("*.npz"))[-LATEST:], STARTS)
+    if starts is None:
+        raise UserError(
+            f"{run.folder} has no start for a dream, neither in its checkpoint nor in {run.episodes_folder}."
+        )
     return Loaded(run.config, agent, starts, controls, run, run.step, whole, _aspect(run.meta))
 
 
@@ -269,18 +321,21 @@ def usable_episodes(paths: Sequence[Path], spec: Spec) -> list[Episode]:
     return found
 
 
-def _from_episodes(run: Run, spec: Spec) -> Starts:
-    """Contexts from the newest episodes of a run whose checkpoint holds none."""
+def _drawn_starts(spec: Spec, paths: Iterable[Path], count: int) -> Starts | None:
+    """Up to `count` contexts, drawn without repetition over all steps of these episodes, which are read one by one."""
     rng = np.random.default_rng(0)
-    paths = sorted(run.episodes_folder.glob("*.npz"))[-LATEST:]
-    episodes = [episode for episode in usable_episodes(paths, spec) if len(episode) >= CONTEXT]
-    if not episodes:
-        raise UserError(
-            f"{run.folder} has no start for a dream, neither in its checkpoint nor in {run.episodes_folder}."
-        )
-    chosen = [episodes[i % len(episodes)] for i in range(STARTS)]
-    batch = cut(chosen, [int(rng.integers(len(one) - CONTEXT + 1)) for one in chosen], CONTEXT, spec=spec)
-    return Starts(batch.frame, batch.action[:, :-1])
+    kept: list[tuple[float, Tensor, Tensor]] = []
+    for path in sorted(paths):
+        for episode in usable_episodes([path], spec):
+            lots = rng.random(max(0, len(episode) - CONTEXT + 1))  # one a moment; the `count` lowest of all are kept
+            chosen = [at for at in np.argsort(lots)[:count] if len(kept) < count or lots[at] < kept[-1][0]]
+            if chosen:
+                batch = cut([episode] * len(chosen), chosen, CONTEXT, spec=spec)
+                kept += zip(lots[chosen].tolist(), map(torch.clone, batch.frame), batch.action[:, :-1], strict=True)
+                kept = sorted(kept, key=lambda one: one[0])[:count]
+    if not kept:
+        return None
+    return Starts(torch.stack([frame for _, frame, _ in kept]), torch.stack([action for *_, action in kept]))
 
 
 def _from_packed(path: Path, device: str) -> Loaded:

@@ -1,13 +1,15 @@
 """The command `dream_ppo`: what somebody else's agent learns in the dream.
 
-Stable-Baselines3's PPO sees nothing but the dream of the run, four pictures at a time, and is then measured in the real
-game beside random play, over the same whole episodes. Writes results/dream-ppo.json in the run's folder.
+Stable-Baselines3's PPO sees nothing but the dream of the run, four pictures at a time or the features of its states,
+and is then measured in the real game beside random play, over the same whole episodes. Writes results/dream-ppo.json,
+or dream-ppo-features.json, in the run's folder.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +25,10 @@ from envs.controls import Controls
 from envs.errors import UserError
 from envs.make import make_games
 from envs.settings import setting
-from runs.dreams import load_parts
+from runs.dreams import Loaded, load_parts
 from runs.folder.progress import Progress
 from runs.folder.system import cores, keep_freed_memory
+from world_model.dream.batch import OBSERVATIONS
 from world_model.dream.envs import DreamVectorEnv
 from world_model.interface import to_pixels
 
@@ -38,6 +41,7 @@ PARTS = 10  # of the learning, after each of which the returns are noted
 NUMBERS: dict[str, Any] = {
     "n_steps": 128, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4, "clip_range": 0.1, "ent_coef": 0.01,
 }  # fmt: skip
+HIDDEN = (256, 256)  # of the networks on features, as wide as the run's own
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,28 @@ class DreamPpoConfig:
     steps: int = setting(200_000, 1, 10**10, help="dreamed")
     dreams: int = setting(16, 1, 4096, help="side by side")
     horizon: int = setting(256, 1, 10**6, help="steps after which a dream begins anew")
+    starts: int | None = setting(
+        1024, 1, 10**6, help="moments that dreams begin from, of all play of the run; null: the few in its checkpoint"
+    )
+    obs_type: str = setting("rgb", choices=OBSERVATIONS, help="what it sees: pictures, or the features of the states")
     temperature: float | None = setting(None, 0, 100, help="of the dream; that of the policy's training when not given")
     episodes: int = setting(30, 1, 10**6, help="whole ones, of the real game")
     seed: int = setting(0, 0, 2**31 - 1, help="of everything random")
     threads: int = setting(0, 0, 1024, help="of torch; 0: all cores")
+
+
+class OnFeatures:
+    """PPO at the controls of N real games that the model's own `player` follows: it sees the features of its states."""
+
+    def __init__(self, ppo: PPO, controls: Controls, player: Player) -> None:
+        self.ppo, self.controls, self.player = ppo, controls, player
+
+    def act(self, frames: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        """Frames (N, C, H, W) uint8; is_first (N,) bool: an episode begins -> actions as Games.step takes them."""
+        features = self.player.follow(frames, is_first).float().cpu().numpy()
+        action = self.controls.normalised(self.ppo.predict(features, deterministic=False)[0])
+        self.player.took(action)
+        return action
 
 
 class Student:
@@ -111,11 +133,15 @@ def learn(dream: DreamVectorEnv, settings: DreamPpoConfig, console: Console) -> 
     """PPO after `steps` steps in the dream, and what a dream brought it on the way: steps, mean return."""
     from stable_baselines3 import PPO
 
-    from runs.measure.sb3 import stacked
+    from runs.measure.sb3 import monitored
 
-    rows = stacked(dream, STACK)
     batch = min(NUMBERS["batch_size"], settings.dreams * NUMBERS["n_steps"])
-    ppo = PPO("CnnPolicy", rows, **NUMBERS | {"batch_size": batch}, seed=settings.seed, device="auto")
+    numbers = NUMBERS | {"batch_size": batch, "seed": settings.seed, "device": "auto"}
+    if settings.obs_type == "features":
+        shape = {"net_arch": list(HIDDEN), "activation_fn": torch.nn.ReLU}
+        ppo = PPO("MlpPolicy", monitored(dream, 1), policy_kwargs=shape, **numbers)
+    else:
+        ppo = PPO("CnnPolicy", monitored(dream, STACK), **numbers)
     returns, part = [], -(-settings.steps // PARTS)
     with Progress(console) as progress:
         progress.start(settings.steps)
@@ -140,36 +166,45 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     run = parts.run
     if run is None:
         raise UserError(f"{settings.run} is a packed model: name the folder of a run, where the result can be kept.")
-    world = parts.world(many=True)
+    world = (parts if settings.starts is None else parts.with_starts(settings.starts)).world(many=True)
     began = time.monotonic()
     dream = DreamVectorEnv(
         world, settings.dreams, horizon=settings.horizon, temperature=parts.temperature(settings.temperature),
-        autoreset_mode=AutoresetMode.SAME_STEP,
+        autoreset_mode=AutoresetMode.SAME_STEP, obs_type=settings.obs_type,
     )  # fmt: skip
     ppo, returns = learn(dream, settings, console)
     minutes = (time.monotonic() - began) / 60
     games = make_games(parts.config.env, parts.config.game, min(8, settings.episodes))
     try:
-        players = (
-            Student(ppo, parts.controls),
-            Student(ppo, parts.controls, player=Player(parts.agent)),
-            Dice(parts.controls, settings.seed),
-        )
-        found, shown, chance = (
-            evaluate_policy(player, games, settings.episodes, seed=settings.seed).summary() for player in players
+        found, chance, *shown = (
+            evaluate_policy(player, games, settings.episodes, seed=settings.seed).summary()
+            for player in _players(ppo, parts, settings)
         )
     finally:
         games.close()
+    on_features = settings.obs_type == "features"
     result = found | {"policy": "PPO, learned in the dream", "random": chance, "minutes_of_learning": round(minutes, 2)}
-    result |= {"seen_through_the_model": shown}
-    result |= {"settings": asdict(settings), "ppo": NUMBERS | {"stack": STACK}, "dreamed_steps": ppo.num_timesteps}
+    shape: dict[str, Any] = {"hidden": list(HIDDEN)} if on_features else {"stack": STACK}
+    result |= {"settings": asdict(settings), "ppo": NUMBERS | shape, "dreamed_steps": ppo.num_timesteps}
     result |= {"dreamed_returns": returns, "temperature": dream.temperature}
-    path = run.result("dream-ppo", result)
+    if shown:
+        result["seen_through_the_model"] = shown[0]
+    path = run.result("dream-ppo-features" if on_features else "dream-ppo", result)
     console.print(f"{parts.config.env}, {settings.episodes} episodes of the real game:")
-    for name, entry in (("PPO from the dream", found), ("through the model", shown), ("random", chance)):
+    told = (("PPO from the dream", found), *(("through the model", one) for one in shown), ("random", chance))
+    for name, entry in told:
         console.print(f"  {name:<18} mean {entry['mean']:.2f}, std {entry['std']:.2f}, median {entry['median']:.1f}")
     console.print(f"written to {path}", soft_wrap=True)
     return result
+
+
+def _players(ppo: PPO, parts: Loaded, settings: DreamPpoConfig) -> Iterator[Any]:
+    """PPO, random play, and where it learned on pictures PPO that sees the games as the model shows them."""
+    controls, player = parts.controls, Player(parts.agent)
+    yield OnFeatures(ppo, controls, player) if settings.obs_type == "features" else Student(ppo, controls)
+    yield Dice(controls, settings.seed)
+    if settings.obs_type == "rgb":
+        yield Student(ppo, controls, player=player)
 
 
 def need() -> None:

@@ -64,7 +64,7 @@ class DreamVecEnv(_Rows):
         return frames
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Frames, rewards, endings (either kind), and of each row that is over its last frame."""
+        """Observations, rewards, endings (either kind), and of each row that is over its last observation."""
         frames, reward, terminated, truncated, told = self.dream.step(self._chosen)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for row in np.flatnonzero(terminated | truncated):
@@ -72,9 +72,10 @@ class DreamVecEnv(_Rows):
         return frames, reward.astype(np.float32), terminated | truncated, infos
 
 
-def stacked(dream: DreamVectorEnv, stack: int) -> VecEnv:
-    """Dreams as Stable-Baselines3's agents learn in them: monitored, and `stack` frames deep."""
-    return VecFrameStack(VecMonitor(DreamVecEnv(dream)), stack)
+def monitored(dream: DreamVectorEnv, stack: int) -> VecEnv:
+    """Dreams as Stable-Baselines3's agents learn in them: monitored, and where they show pictures `stack` deep."""
+    rows = VecMonitor(DreamVecEnv(dream))
+    return VecFrameStack(rows, stack) if dream.dreams.obs_type == "rgb" else rows
 
 
 class FrameStack(VecFrameStack):

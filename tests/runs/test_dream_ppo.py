@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import dreamloop
 from envs.controls import Controls
@@ -25,17 +27,25 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained.make(tmp_path_factory.mktemp("trained") / "run")
 
 
-def test_ppo_learns_in_the_dream_and_is_measured_in_the_game(run_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("obs_type", ["rgb", "features"])
+def test_ppo_learns_in_the_dream_and_is_measured_in_the_game(run_folder: Path, tmp_path: Path, obs_type: str) -> None:
     trained.copied(run_folder, tmp_path)
-    settings = dream_ppo.DreamPpoConfig(run=str(tmp_path), steps=20, dreams=2, horizon=8, temperature=1.0, episodes=2)
+    settings = dream_ppo.DreamPpoConfig(
+        run=str(tmp_path), steps=20, dreams=2, horizon=8, temperature=1.0, episodes=2, obs_type=obs_type
+    )
+    with pytest.raises(UserError, match="no episode in .* to draw starts from"):
+        dream_ppo.measure(settings)
+    settings = replace(settings, starts=None)
     numbers = dream_ppo.NUMBERS | {"n_steps": 2, "n_epochs": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dream_ppo, "NUMBERS", numbers)
         dream_ppo.measure(settings)
-    told = json.loads((tmp_path / "results" / "dream-ppo.json").read_text())
+    name = "dream-ppo" if obs_type == "rgb" else "dream-ppo-features"
+    told = json.loads((tmp_path / "results" / f"{name}.json").read_text())
     assert told["temperature"] == 1 and told["dreamed_returns"]
     assert told["dreamed_steps"] == 20 and told["env"] == "Catch-v0" and told["env_steps"] == 400
-    for entry in (told, told["random"], told["seen_through_the_model"]):
+    assert ("seen_through_the_model" in told) == (obs_type == "rgb"), "on features it sees nothing else"
+    for entry in (told, told["random"], told.get("seen_through_the_model", told)):
         assert len(entry["returns"]) == 2 and all(-10 <= value <= 10 for value in entry["returns"])
 
 
@@ -70,6 +80,33 @@ def test_a_dream_is_made_for_stable_baselines3_in_a_line(run_folder: Path) -> No
     PPO("CnnPolicy", env, n_steps=4, batch_size=8, n_epochs=1).learn(8)
     _, _, done, infos = env.step(np.zeros(2, np.int64))
     assert [bool(one) for one in done] == ["episode" in info for info in infos]
+    env = dreamloop.make_sb3_dream(run_folder, 2, horizon=3, obs_type="features", starts=5)
+    seen = env.reset()
+    assert isinstance(seen, np.ndarray) and seen.ndim == 2 and seen.dtype == np.float32
+    PPO("MlpPolicy", env, n_steps=4, batch_size=8, n_epochs=1).learn(8)
+
+
+def test_on_features_it_sees_the_game_as_it_saw_the_dream(run_folder: Path) -> None:
+    class Watched:
+        seen: list[np.ndarray] = []
+
+        def predict(self, seen: np.ndarray, deterministic: bool) -> tuple[np.ndarray, None]:
+            self.seen.append(seen)
+            return np.full(len(seen), 2), None
+
+    parts, watched, own = dreams.load_parts(run_folder), Watched(), dreams.load(run_folder)
+    on_features = dream_ppo.OnFeatures(watched, parts.controls, dream_ppo.Player(parts.agent))  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    for t, frame in enumerate(parts.starts.frame[0, :3].numpy()):
+        assert on_features.act(frame[None], np.array([t == 0])).tolist() == [2]
+    torch.manual_seed(0)
+    followed = [own.follow(frame, 2 if t else None) for t, frame in enumerate(parts.starts.frame[0, :3].numpy())]
+    assert np.array_equal(np.concatenate(watched.seen), np.stack(followed))
+    assert not np.array_equal(followed[2], own.follow(parts.starts.frame[0, 2].numpy())), "there it is a first frame"
+    with pytest.raises(ValueError, match="no action"):
+        own.follow(parts.starts.frame[0, 0].numpy(), 3)
+    with pytest.raises(ValueError, match="first frame"):
+        dreams.load(run_folder).follow(parts.starts.frame[0, 0].numpy(), 1)
 
 
 def test_a_student_stacks_what_it_sees_and_begins_with_nothing() -> None:

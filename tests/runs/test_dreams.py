@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+import dreamloop
 from agent import loop as agent_loop
+from envs.episode import Episode
 from envs.errors import UserError
 from envs.games import Games
 from envs.make import make_games
@@ -65,6 +67,30 @@ def test_starts_are_real_contexts(run_folder: Path) -> None:
             for episode in episodes
             for t in range(len(episode) - agent_loop.CONTEXT + 1)
         )
+
+
+def test_starts_are_drawn_from_all_that_was_played(run_folder: Path, tmp_path: Path) -> None:
+    parts = dreams.load_parts(run_folder)
+    episodes = [Episode.load(path) for path in sorted((run_folder / "episodes").glob("*.npz"))]
+    length = agent_loop.CONTEXT
+    moments = {
+        (episode.frame[t : t + length].tobytes(), episode.action[t : t + length - 1].tobytes())
+        for episode in episodes
+        for t in range(len(episode) - length + 1)
+    }
+    for count in (7, 10_000):
+        drawn = parts.with_starts(count).starts
+        pairs = zip(drawn.frame.numpy(), drawn.action.numpy(), strict=True)
+        found = {(frame.tobytes(), action.tobytes()) for frame, action in pairs}
+        assert found <= moments and (len(drawn.frame) == 7 or found == moments)
+    env = dreamloop.make_dream(run_folder, starts=7)
+    assert env.reset(options={"start": 6})[1]["start"] == 6
+    many: Any = gymnasium.make_vec("Dream-v0", num_envs=2, run=run_folder, starts=7)
+    assert torch.equal(many.world.starts.frame, parts.with_starts(7).starts.frame)
+    with pytest.raises(UserError, match="no episode in .* to draw starts from"):
+        dreamloop.make_dream(trained.copied(run_folder, tmp_path), starts=7)
+    with pytest.raises(UserError, match="the 8 starts it was packed with"):
+        dreamloop.make_dream(starts=7)
 
 
 def test_a_run_from_before_starts_and_controls_were_kept(run_folder: Path, tmp_path: Path) -> None:

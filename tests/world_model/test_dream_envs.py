@@ -18,6 +18,7 @@ from gymnasium.utils.play import play
 from gymnasium.vector import AutoresetMode
 
 from envs.controls import Controls
+from envs.errors import UserError
 from envs.spec import Spec
 from tests.toys import VARIANTS, Variant, segments
 from world_model.dream.envs import SDL, DreamEnv, DreamVectorEnv, Starts, World
@@ -77,6 +78,57 @@ def test_checkers(variant: Variant) -> None:
         check_env(env)
         sb3 = importlib.import_module("stable_baselines3.common.env_checker")
         sb3.check_env(env)
+
+
+@pytest.mark.parametrize("variant", [DISCRETE, CONTINUOUS], ids=str)
+def test_features_are_what_the_policy_sees_and_looking_changes_nothing(variant: Variant) -> None:
+    made = world(variant, cont=1.0)
+    drawn, plain = (DreamEnv(made, render_mode="rgb_array", obs_type=name) for name in ("features", "rgb"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*infinity|.*normalized")
+        check_env(DreamEnv(made, horizon=50, obs_type="features"))
+    drawn.action_space.seed(0)
+    seen, picture = drawn.reset(seed=3)[0], plain.reset(seed=3)[0]
+    for _ in range(3):
+        shown: Any = drawn.render()
+        assert np.array_equal(shown, picture) and drawn.observation_space.contains(seen)
+        with torch.inference_mode():
+            assert np.array_equal(made.model.features(drawn.now.state)[0].numpy(), seen)  # type: ignore[union-attr]
+        action = drawn.action_space.sample()
+        (seen, *brought), (picture, *other) = drawn.step(action), plain.step(action)
+        assert brought == other
+    rows = DreamVectorEnv(made, 2, horizon=1, autoreset_mode="SameStep", obs_type="features")
+    begun = rows.reset(seed=0, options={"start": [1, 1]})[0]
+    told = rows.step(np.stack([action, action]))[4]
+    assert told["final_obs"][0].shape == begun[0].shape and not np.array_equal(told["final_obs"][0], begun[0])
+    with pytest.raises(ValueError, match='"rgb" or "features"'):
+        DreamEnv(made, obs_type="ram")
+
+
+def test_a_model_without_pictures_has_dreams_of_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = world(cont=1.0)
+    monkeypatch.setattr(made.model, "decode", lambda state: None)
+    with pytest.raises(UserError, match="has no pictures"):
+        DreamEnv(made)
+    env = DreamEnv(made, obs_type="features", render_mode="rgb_array")
+    env.reset(seed=0)
+    assert env.step(0)[0].ndim == 1
+    with pytest.raises(UserError, match="has no pictures"):
+        env.render()
+
+
+def test_many_starts_begin_as_each_alone_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = world(starts=7)
+    monkeypatch.setattr("world_model.dream.batch.AT_ONCE", 3)
+    env = DreamEnv(made, obs_type="features")
+    assert len(env._starts.observation) == 7
+    with torch.inference_mode():
+        frame, action = made.starts.frame[5:6].float() / 255, made.starts.action[5:6]
+        alone = made.model.features(made.model.start(frame, action))[0].numpy()
+    np.testing.assert_allclose(env.reset(options={"start": 5})[0], alone, atol=1e-5)
+    monkeypatch.setattr("world_model.dream.batch.MOST_STARTS", 1e-9)
+    with pytest.raises(UserError, match="7 starts of this model take .* choose at most 0"):
+        DreamEnv(made)
 
 
 @pytest.mark.parametrize("variant", [DISCRETE, CONTINUOUS], ids=str)

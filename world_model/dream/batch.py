@@ -1,6 +1,6 @@
 """N dreams in lock step: what can be dreamed in, how a dream begins, goes on and ends. `envs.py` makes games of it.
 
-Shapes: N dreams, S starts, T time, C H W picture, A action size. Pictures shown are (H, W, 3) uint8.
+Shapes: N dreams, S starts, T time, C H W picture, F features, A action size. Pictures shown are (H, W, 3) uint8.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from world_model.interface import State, WorldModel, to_pixels, to_unit
 from world_model.noise import forked_rng
 
 NEARLY = 0.1  # from a whole number: a dreamed reward that is no further from it is that number
+AT_ONCE = 64  # starts that are followed side by side, so that a thousand take no more memory on the way
+MOST_STARTS = 4  # GiB that what the model remembers of all starts may take
+OBSERVATIONS = ("rgb", "features")  # what an agent in the dream may see
 
 
 class Starts(NamedTuple):
@@ -35,7 +38,7 @@ class Dream(NamedTuple):
     """N dreams at one moment, and what the last action brought. Nothing in it is ever changed."""
 
     state: State
-    picture: np.ndarray  # (N, H, W, 3) uint8: what is seen now
+    observation: np.ndarray  # what is seen now: a picture (N, H, W, 3) uint8, or features (N, F) float32
     reward: np.ndarray  # (N,) float64, in the game's units; the model's expectation
     cont: np.ndarray  # (N,) float64, the probability that the game goes on
     ended: np.ndarray  # (N,) bool, drawn with 1 - cont
@@ -82,11 +85,6 @@ class World:
             raise ValueError(f"{len(self.controls.names)} controls do not fit {spec.action_size} actions")
 
     @property
-    def observation_space(self) -> spaces.Box:
-        """RGB pictures of the model's size, also when it sees gray ones."""
-        return spaces.Box(0, 255, (*self.model.spec.frame[1:], 3), np.uint8)
-
-    @property
     def action_space(self) -> spaces.Discrete | spaces.Box:
         """The game's own: its choices from 0, or its bounds."""
         if self.controls.low is None or self.controls.high is None:
@@ -116,10 +114,14 @@ class DreamBatch:
 
     Its only state are random numbers of its own: torch's default generators are left as they were. All but `seed` need
     `rng_scope`. Not meant for several threads at once: torch's default generator belongs to all of them.
+
+    With `obs_type="features"` a dream shows what the run's own policy sees of its states, and draws no picture.
     """
 
-    def __init__(self, world: World, seed: int = 0) -> None:
-        self.world, self.device = world, next(world.model.parameters()).device
+    def __init__(self, world: World, seed: int = 0, *, obs_type: str = "rgb") -> None:
+        if obs_type not in OBSERVATIONS:
+            raise ValueError(f'obs_type is "rgb" or "features", not "{obs_type}"')
+        self.world, self.device, self.obs_type = world, next(world.model.parameters()).device, obs_type
         self.seed(seed)
 
     def seed(self, seed: int) -> None:
@@ -140,25 +142,42 @@ class DreamBatch:
             self.rng_state = (torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in cuda))
 
     def begin(self, starts: np.ndarray) -> Dream:
-        """Dreams that go on from the world's starts with these numbers (N,)."""
-        frame, action = (part[torch.from_numpy(starts)].to(self.device) for part in self.world.starts)
-        return self.at(self.world.model.start(to_unit(frame), action))
+        """Dreams that go on from the world's starts with these numbers (N,).
+
+        Raises UserError where a model that remembers much would need too much memory for so many.
+        """
+        states: list[State] = []
+        for first in range(0, len(starts), AT_ONCE):
+            chosen = torch.from_numpy(starts[first : first + AT_ONCE])
+            frame, action = (part[chosen].to(self.device) for part in self.world.starts)
+            states.append(self.world.model.start(to_unit(frame), action))
+            needed = trees.size_bytes(states[0]) / len(chosen) * len(starts) / 2**30
+            if not first and needed > MOST_STARTS:
+                most = int(len(starts) * MOST_STARTS / needed)
+                raise UserError(f"{len(starts):,} starts of this model take {needed:.0f} GiB: choose at most {most:,}.")
+        return self.at(trees.map(lambda *parts: torch.cat(parts), *states))
 
     def at(self, state: State) -> Dream:
-        """Dreams that begin at these states (N, ...). Raises UserError for a model without pictures."""
+        """Dreams that begin at these states (N, ...). Raises UserError for pictures of a model without them."""
         count = len(state.latent)
-        return Dream(state, self._shown(state), np.zeros(count), np.ones(count), np.zeros(count, bool))
+        return Dream(state, self._seen(state), np.zeros(count), np.ones(count), np.zeros(count, bool))
 
     def step(self, state: State, action: Tensor, temperature: float) -> Dream:
         """One action further in every row: (N,) int64 or (N, A) in [-1, 1]."""
         state, reward, cont = self.world.model.step(state, action.to(self.device), temperature=temperature)
-        picture, drawn = self._shown(state), torch.rand_like(cont, dtype=torch.float64)
+        seen, drawn = self._seen(state), torch.rand_like(cont, dtype=torch.float64)
         gain, going, uniform = torch.stack([reward.double(), cont.double(), drawn]).cpu().numpy()
         if self.world.whole_rewards:
             gain = np.where(np.abs(gain - gain.round()) < NEARLY, gain.round() + 0.0, gain)  # + 0.0: -0.0 is 0
-        return Dream(state, picture, gain, going, uniform >= going)
+        return Dream(state, seen, gain, going, uniform >= going)
 
-    def _shown(self, state: State) -> np.ndarray:
+    def _seen(self, state: State) -> np.ndarray:
+        if self.obs_type == "features":
+            return self.world.model.features(state).float().cpu().numpy()
+        return self.picture(state)
+
+    def picture(self, state: State) -> np.ndarray:
+        """What the states show, (N, H, W, 3) uint8. Raises UserError for a model without pictures."""
         picture = self.world.model.decode(state)
         if picture is None:
             raise UserError(

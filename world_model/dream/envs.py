@@ -1,6 +1,7 @@
 """The dream as a game: any world model as a gymnasium environment, one dream or many side by side.
 
-Shapes: N dreams, H W picture, A action size. Observations are (H, W, 3) uint8.
+Shapes: N dreams, H W picture, F features, A action size. Observations are pictures (H, W, 3) uint8, also of a model
+that sees gray ones, or with `obs_type="features"` (F,) float32: what the run's own policy sees; no picture is drawn.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
 import numpy as np
-from gymnasium import error
+from gymnasium import error, spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
@@ -51,14 +52,21 @@ class _Dreaming:
 
     np_random: np.random.Generator
 
-    def __init__(self, world: World, num_envs: int, *, horizon: int | None, temperature: float) -> None:
+    def __init__(self, world: World, num_envs: int, *, horizon: int | None, temperature: float, obs_type: str) -> None:
         if num_envs < 1 or (horizon is not None and horizon < 1) or not temperature >= 0:
             raise ValueError(f"no dream has num_envs={num_envs}, horizon={horizon}, temperature={temperature}")
-        self.dreams, self.horizon, self.temperature = DreamBatch(world), horizon, temperature
+        self.dreams, self.horizon, self.temperature = DreamBatch(world, obs_type=obs_type), horizon, temperature
         self.now: Dream | None = None
         self.time, self.done = np.zeros(num_envs, np.int64), np.ones(num_envs, bool)
         with self.dreams.rng_scope():  # every start once: beginning again is then free
             self._starts = self.dreams.begin(np.arange(len(world.starts.frame)))
+
+    @property
+    def _seen_space(self) -> spaces.Box:
+        """What one dream shows."""
+        if self.dreams.obs_type == "rgb":
+            return spaces.Box(0, 255, (*self.world.model.spec.frame[1:], 3), np.uint8)
+        return spaces.Box(-np.inf, np.inf, self._starts.observation.shape[1:], np.float32)
 
     @property
     def world(self) -> World:
@@ -113,11 +121,22 @@ class _Dreaming:
         return self.now
 
     @property
-    def _picture(self) -> np.ndarray:
-        """(N, H, W, 3) uint8, the caller's own."""
+    def _observation(self) -> np.ndarray:
+        """(N, ...), the caller's own."""
         if self.now is None:
             raise error.ResetNeeded("no dream has begun: reset first")
-        return self.now.picture.copy()
+        return self.now.observation.copy()
+
+    @property
+    def _picture(self) -> np.ndarray:
+        """(N, H, W, 3) uint8, the caller's own."""
+        if self.now is None or self.dreams.obs_type == "rgb":
+            return self._observation
+        before = self.dreams.rng_state  # whoever looks changes nothing, also where a decoder draws
+        with self.dreams.rng_scope():
+            picture = self.dreams.picture(self.now.state)
+        self.dreams.rng_state = before
+        return picture
 
 
 class DreamEnv(_Dreaming, gymnasium.Env[np.ndarray, Any]):
@@ -131,15 +150,16 @@ class DreamEnv(_Dreaming, gymnasium.Env[np.ndarray, Any]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": FPS}
 
     def __init__(
-        self, world: World, *, horizon: int | None = None, temperature: float = 1.0, render_mode: str | None = None
-    ) -> None:
+        self, world: World, *, horizon: int | None = None, temperature: float = 1.0, render_mode: str | None = None,
+        obs_type: str = "rgb",
+    ) -> None:  # fmt: skip
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f'render_mode is "rgb_array", "human" or None, not "{render_mode}"')
-        super().__init__(world, 1, horizon=horizon, temperature=temperature)
+        super().__init__(world, 1, horizon=horizon, temperature=temperature, obs_type=obs_type)
         self.render_mode = render_mode
         if not _has_display():
             self.metadata = self.metadata | {"render_modes": ["rgb_array"]}
-        self.observation_space, self.action_space = world.observation_space, world.action_space
+        self.observation_space, self.action_space = self._seen_space, world.action_space
         self._window: _Window | None = None
 
     def reset(
@@ -149,14 +169,14 @@ class DreamEnv(_Dreaming, gymnasium.Env[np.ndarray, Any]):
         super().reset(seed=seed)
         (start,) = self._begin(np.zeros(1, np.int64), options, seeded=seed is not None)
         self._show()
-        return self._picture[0], {"start": int(start), "cont": 1.0}
+        return self._observation[0], {"start": int(start), "cont": 1.0}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One action of the game further. Raises ValueError for what is no action, ResetNeeded when it is over."""
         now = self._step(np.asarray(action)[None])
         self._show()
         reward, cont, terminated = (part[0].item() for part in (now.reward, now.cont, now.ended))
-        return self._picture[0], reward, terminated, bool(self.done[0]) and not terminated, {"cont": cont}
+        return self._observation[0], reward, terminated, bool(self.done[0]) and not terminated, {"cont": cont}
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         """What is seen now, (H, W, 3) uint8, with render_mode="rgb_array"."""
@@ -186,22 +206,23 @@ class DreamVectorEnv(_Dreaming, VectorEnv[np.ndarray, Any, np.ndarray]):
     """N dreams in one forward pass. A row that is over begins anew from a drawn start, when `autoreset_mode` says.
 
     NEXT_STEP, gymnasium's default: the step after; the action of that row is ignored and its reward is 0.
-    SAME_STEP: at once; `infos["final_obs"][i]` is then its last frame, (H, W, 3), and `infos["_final_obs"]` (N,) tells
-    which rows these are. DISABLED: by `reset(options={"reset_mask": ...})` with a mask (N,) of the rows that begin.
+    SAME_STEP: at once; `infos["final_obs"][i]` is then its last observation, and `infos["_final_obs"]` (N,) tells which
+    rows these are. DISABLED: by `reset(options={"reset_mask": ...})` with a mask (N,) of the rows that begin.
     `infos["cont"]` (N,) belongs to the step taken, in every row. One seed determines all rows together.
     """
 
     def __init__(
         self, world: World, num_envs: int, *, horizon: int | None = None, temperature: float = 1.0,
         render_mode: str | None = None, autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        obs_type: str = "rgb",
     ) -> None:  # fmt: skip
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f'render_mode is "rgb_array" or None, not "{render_mode}"')
-        super().__init__(world, num_envs, horizon=horizon, temperature=temperature)
+        super().__init__(world, num_envs, horizon=horizon, temperature=temperature, obs_type=obs_type)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": FPS, "autoreset_mode": self.autoreset_mode}
         self.num_envs, self.render_mode = num_envs, render_mode
-        self.single_observation_space, self.single_action_space = world.observation_space, world.action_space
+        self.single_observation_space, self.single_action_space = self._seen_space, world.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
@@ -218,7 +239,7 @@ class DreamVectorEnv(_Dreaming, VectorEnv[np.ndarray, Any, np.ndarray]):
         if mask.dtype != bool or mask.shape != (self.num_envs,) or not (mask.all() if first else mask.any()):
             raise ValueError(f"{mask} is no mask of the rows that begin: at least one, and at first all of them")
         starts = self._begin(np.flatnonzero(mask), options, seeded=seed is not None)
-        return self._picture, {"start": starts.copy(), "cont": np.ones(self.num_envs)}
+        return self._observation, {"start": starts.copy(), "cont": np.ones(self.num_envs)}
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One action in every row, (N,) or (N, A).
@@ -238,10 +259,10 @@ class DreamVectorEnv(_Dreaming, VectorEnv[np.ndarray, Any, np.ndarray]):
         if done.any() and self.autoreset_mode is AutoresetMode.SAME_STEP:
             final = np.full(self.num_envs, None, object)
             for row in np.flatnonzero(done):
-                final[row] = now.picture[row].copy()
+                final[row] = now.observation[row].copy()
             infos |= {"final_obs": final, "_final_obs": done}
             self._begin(np.flatnonzero(done), None, seeded=False)
-        return self._picture, now.reward, now.ended, done & ~now.ended, infos
+        return self._observation, now.reward, now.ended, done & ~now.ended, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """What is seen now, N pictures (H, W, 3) uint8, with render_mode="rgb_array"."""
