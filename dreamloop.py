@@ -61,13 +61,13 @@ def make_dream(
     A dream ends where the model says so, or is cut after `horizon` steps; `temperature` is that of the policy's
     training when not given. `autoreset_mode`, of a vector environment, is gymnasium's: NextStep (the default) or
     SameStep, as Stable-Baselines3 wants it. Observations are pictures (H, W, 3) uint8, or with obs_type="features" what
-    the run's own policy sees, (F,) float32, without a picture drawn; `load(run).follow` makes the same of real frames.
-    `starts`: dreams begin from up to so many moments of real play, drawn over all steps that the run has kept, instead
-    of the few in its checkpoint (32).
+    the run's own policy sees, (F,) float32; `load(run).follow` makes the same of real frames. `starts`: dreams begin
+    from up to so many moments of real play, drawn over all steps that the run has kept, instead of the few in its
+    checkpoint (32); as many as fit into 4 GiB.
 
     Raises:
-        UserError: no such run; starts of a packed model, which has no episodes, or more than the memory can hold.
-        ValueError: an obs_type, horizon or temperature that there is not.
+        UserError: no such run; starts of a packed model, or of a run without episodes.
+        ValueError: an obs_type, horizon, temperature or number of starts that there is not.
     """
     from runs import dreams
 
@@ -80,18 +80,19 @@ def make_dream(
 
 def make_sb3_dream(
     run: str | Path | None = None, num_envs: int = 16, *, horizon: int = 256, temperature: float | None = None,
-    stack: int = 4, obs_type: str = "rgb", starts: int | None = None,
+    stack: int | None = None, obs_type: str = "rgb", starts: int | None = None,
 ) -> VecEnv:  # fmt: skip
-    """`num_envs` dreams as a VecEnv of Stable-Baselines3 (`pip install -e ".[sb3]"`): monitored, `stack` frames deep.
+    """`num_envs` dreams as a VecEnv of Stable-Baselines3 (`pip install -e ".[sb3]"`): monitored, `stack` deep.
 
-    One frame does not show where a ball flies. Observations are (H, W, 3 x stack) uint8, for "CnnPolicy"; with
-    obs_type="features", which tell that already and are not stacked, (F,) float32 for "MlpPolicy".
+    Observations are (H, W, 3 x stack) uint8, for "CnnPolicy", 4 deep when not given, because one frame does not show
+    where a ball flies; with obs_type="features", whose memory tells that, (F x stack,) float32 for "MlpPolicy", 1 deep.
+    The other keys are those of `make_dream`.
     """
     from runs.measure.sb3 import monitored
 
     dreams: Any = make_dream(run, num_envs, horizon=horizon, temperature=temperature, autoreset_mode="SameStep",
                              obs_type=obs_type, starts=starts)  # fmt: skip
-    return monitored(dreams, stack)
+    return monitored(dreams, stack or (4 if obs_type == "rgb" else 1))
 
 
 def train(

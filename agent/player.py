@@ -54,7 +54,7 @@ class Player:
         return self.action.cpu().numpy()
 
     def took(self, actions: np.ndarray) -> None:
-        """The actions (N[, A]) of the last `act` were these instead: what follows is followed from them."""
+        """The actions (N[, A]) since the last `act` or `follow` were these: what follows is followed from them."""
         self.action = torch.from_numpy(actions).to(self.agent.device)
 
     @torch.inference_mode()

@@ -37,6 +37,7 @@ from runs.config import Config
 from runs.folder.run import MODELS, Run, newest, read_json, shipped
 from runs.folder.system import choose_device
 from runs.recipes import from_recorded
+from world_model import trees
 from world_model.code_world import CodeWorld, meanings
 from world_model.dream.envs import DreamEnv, DreamVectorEnv, Starts, World
 from world_model.interface import State, to_unit
@@ -45,6 +46,7 @@ from world_model.token_world import TokenWorld
 
 PRETRAINED = MODELS / "pong.safetensors"
 LATEST = 16  # episodes of an older run that starts are taken from
+STARTS_GIB = 4  # that starts may take
 
 
 class Loaded(NamedTuple):
@@ -68,16 +70,28 @@ class Loaded(NamedTuple):
         frame, action = (part[chosen].to(self.agent.device) for part in self.starts)
         return self.agent.world_model.start(to_unit(frame), action)
 
-    def with_starts(self, count: int) -> Loaded:
-        """The same with up to `count` moments drawn over all steps that the run has kept, random play included.
+    def with_starts(self, count: int | None, seed: int = 0) -> Loaded:
+        """The same with moments drawn over all steps that the run has kept, random play included.
+
+        They are `count`, or as many as there are, or as fit into 4 GiB with what the model remembers of each (a
+        transformer with a long cache: hundreds); None: those of the checkpoint.
 
         Raises:
+            ValueError: a count below 1.
             UserError: a packed model, which holds no episodes, or no episode that is long enough.
         """
+        if count is None:
+            return self
+        if count < 1:
+            raise ValueError(f"starts must be at least 1, not {count}")
         if self.run is None:
             raise UserError(f"A packed model has the {len(self.starts.frame)} starts it was packed with: name a run.")
+        with forked_rng(self.agent.device), torch.inference_mode():
+            size = trees.size_bytes(self.begin(torch.zeros(1, dtype=torch.long))) + self.starts.frame[0].nbytes
         folder = self.run.episodes_folder
-        drawn = _drawn_starts(self.agent.world_model.spec, folder.glob("*.npz"), count)
+        drawn = _drawn_starts(
+            self.agent.world_model.spec, folder.glob("*.npz"), min(count, max(1, int(STARTS_GIB * 2**30 / size))), seed
+        )
         if drawn is None:
             raise UserError(f"There is no episode in {folder} to draw starts from; starts=null takes the checkpoint's.")
         return self._replace(starts=drawn)
@@ -104,18 +118,19 @@ class DreamPlayer:
 
     def __init__(self, parts: Loaded, *, greedy: bool = False) -> None:
         self.parts, self.greedy = parts, greedy
+        self._world = parts.world()
         self._dream: DreamEnv | None = None
         self.reset()
 
     @property
     def dream(self) -> DreamEnv:
         if self._dream is None:
-            self._dream = DreamEnv(self.parts.world(), temperature=self.parts.temperature(None))
+            self._dream = DreamEnv(self._world, temperature=self.parts.temperature(None))
         return self._dream
 
     def reset(self) -> None:
         """Forgets what was seen: the next frame begins an episode."""
-        self._player, self._is_first = Player(self.parts.agent, greedy=self.greedy), True
+        self._player, self._is_first, self._followed = Player(self.parts.agent, greedy=self.greedy), True, False
 
     def act(self, frame: np.ndarray) -> Any:
         """A frame of the game or the dream -> the action as the environment takes it.
@@ -124,9 +139,11 @@ class DreamPlayer:
         uint8 or floats in [0, 1]. Whoever plays the real game here repeats an action as often as the agent did.
 
         Raises:
-            ValueError: no picture.
+            ValueError: no picture, or within an episode that `follow` has begun.
         """
         spec, picture = self.parts.agent.world_model.spec, self._picture(frame)
+        if self._followed:
+            raise ValueError("this episode is followed for somebody else's agent: reset before the player acts itself")
         action = self._player.act(picture, np.array([self._is_first]))[0]
         self._is_first = False
         return self.parts.controls.native(int(action) if spec.discrete else tuple(action.tolist()))
@@ -146,10 +163,10 @@ class DreamPlayer:
         elif self._is_first:
             raise ValueError("no action leads to the first frame of an episode: follow(frame) begins one")
         else:
-            self._player.action = self.parts.world().action(np.asarray(action)[None], 1).to(self.parts.agent.device)
+            self._player.took(self._world.action(np.asarray(action)[None], 1).numpy())
         features = self._player.follow(picture, np.array([self._is_first]))
-        self._is_first = False
-        return features[0].float().cpu().numpy()
+        self._is_first, self._followed = False, True
+        return features[0].float().cpu().numpy().copy()
 
     def _picture(self, frame: np.ndarray) -> np.ndarray:
         """(1, C, H, W) uint8 as the model sees it."""
@@ -172,7 +189,7 @@ def make_env(
     render_mode: str | None = None, obs_type: str = "rgb", starts: int | None = None,
 ) -> DreamEnv:  # fmt: skip
     """`gymnasium.make("Dream-v0")`, with the keys of `dreamloop.make_dream`."""
-    parts = load_parts(run) if starts is None else load_parts(run).with_starts(starts)
+    parts = load_parts(run).with_starts(starts)
     return DreamEnv(
         parts.world(),
         horizon=horizon,
@@ -188,7 +205,7 @@ def make_vector(
     obs_type: str = "rgb", starts: int | None = None,
 ) -> DreamVectorEnv:  # fmt: skip
     """`gymnasium.make_vec("Dream-v0", num_envs=...)`; a row that is over begins anew as `DreamVectorEnv` says."""
-    parts = load_parts(run) if starts is None else load_parts(run).with_starts(starts)
+    parts = load_parts(run).with_starts(starts)
     return DreamVectorEnv(
         parts.world(many=True),
         num_envs,
@@ -321,9 +338,9 @@ def usable_episodes(paths: Sequence[Path], spec: Spec) -> list[Episode]:
     return found
 
 
-def _drawn_starts(spec: Spec, paths: Iterable[Path], count: int) -> Starts | None:
+def _drawn_starts(spec: Spec, paths: Iterable[Path], count: int, seed: int = 0) -> Starts | None:
     """Up to `count` contexts, drawn without repetition over all steps of these episodes, which are read one by one."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     kept: list[tuple[float, Tensor, Tensor]] = []
     for path in sorted(paths):
         for episode in usable_episodes([path], spec):

@@ -41,7 +41,7 @@ PARTS = 10  # of the learning, after each of which the returns are noted
 NUMBERS: dict[str, Any] = {
     "n_steps": 128, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4, "clip_range": 0.1, "ent_coef": 0.01,
 }  # fmt: skip
-HIDDEN = (256, 256)  # of the networks on features, as wide as the run's own
+HIDDEN = (256, 256)  # of the networks on features
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class DreamPpoConfig:
     threads: int = setting(0, 0, 1024, help="of torch; 0: all cores")
 
 
-class OnFeatures:
+class FeatureStudent:
     """PPO at the controls of N real games that the model's own `player` follows: it sees the features of its states."""
 
     def __init__(self, ppo: PPO, controls: Controls, player: Player) -> None:
@@ -109,7 +109,7 @@ class Student:
         """The frames in [0, 1] that it sees."""
         if self.player is None:
             return torch.from_numpy(frames) / 255
-        self.player.act(frames, is_first)
+        self.player.follow(frames, is_first)
         assert self.player.state is not None
         with torch.inference_mode():
             return self.player.agent.world_model.picture(self.player.state).float().cpu()
@@ -166,7 +166,7 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     run = parts.run
     if run is None:
         raise UserError(f"{settings.run} is a packed model: name the folder of a run, where the result can be kept.")
-    world = (parts if settings.starts is None else parts.with_starts(settings.starts)).world(many=True)
+    world = parts.with_starts(settings.starts, settings.seed).world(many=True)
     began = time.monotonic()
     dream = DreamVectorEnv(
         world, settings.dreams, horizon=settings.horizon, temperature=parts.temperature(settings.temperature),
@@ -183,10 +183,11 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     finally:
         games.close()
     on_features = settings.obs_type == "features"
-    result = found | {"policy": "PPO, learned in the dream", "random": chance, "minutes_of_learning": round(minutes, 2)}
+    policy = "PPO, learned in the dream" + (" on features" if on_features else "")
+    result = found | {"policy": policy, "random": chance, "minutes_of_learning": round(minutes, 2)}
     shape: dict[str, Any] = {"hidden": list(HIDDEN)} if on_features else {"stack": STACK}
     result |= {"settings": asdict(settings), "ppo": NUMBERS | shape, "dreamed_steps": ppo.num_timesteps}
-    result |= {"dreamed_returns": returns, "temperature": dream.temperature}
+    result |= {"dreamed_returns": returns, "temperature": dream.temperature, "starts": len(world.starts.frame)}
     if shown:
         result["seen_through_the_model"] = shown[0]
     path = run.result("dream-ppo-features" if on_features else "dream-ppo", result)
@@ -201,7 +202,7 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
 def _players(ppo: PPO, parts: Loaded, settings: DreamPpoConfig) -> Iterator[Any]:
     """PPO, random play, and where it learned on pictures PPO that sees the games as the model shows them."""
     controls, player = parts.controls, Player(parts.agent)
-    yield OnFeatures(ppo, controls, player) if settings.obs_type == "features" else Student(ppo, controls)
+    yield FeatureStudent(ppo, controls, player) if settings.obs_type == "features" else Student(ppo, controls)
     yield Dice(controls, settings.seed)
     if settings.obs_type == "rgb":
         yield Student(ppo, controls, player=player)

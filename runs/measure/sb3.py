@@ -73,9 +73,9 @@ class DreamVecEnv(_Rows):
 
 
 def monitored(dream: DreamVectorEnv, stack: int) -> VecEnv:
-    """Dreams as Stable-Baselines3's agents learn in them: monitored, and where they show pictures `stack` deep."""
+    """Dreams as Stable-Baselines3's agents learn in them: monitored, and `stack` observations deep."""
     rows = VecMonitor(DreamVecEnv(dream))
-    return VecFrameStack(rows, stack) if dream.dreams.obs_type == "rgb" else rows
+    return VecFrameStack(rows, stack) if stack > 1 else rows
 
 
 class FrameStack(VecFrameStack):

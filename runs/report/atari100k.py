@@ -135,7 +135,7 @@ def page(results: Path) -> str:
         commands = sorted({_general(entry["training"]["command"]) for entry in own})
         text.append(f"## {recipe}, {len(told['games'])} of 26 games")
         text.append(markdown(heading, rows))
-        text.append("Made by " + "; ".join(f"`{command}`" for command in commands) + ".")
+        text.append("With the settings of " + "; ".join(f"`{command}`" for command in commands) + ".")
     if entries:
         text.append("![learning curves](atari100k.png)")
     return "\n\n".join(text)

@@ -95,7 +95,7 @@ def test_on_features_it_sees_the_game_as_it_saw_the_dream(run_folder: Path) -> N
             return np.full(len(seen), 2), None
 
     parts, watched, own = dreams.load_parts(run_folder), Watched(), dreams.load(run_folder)
-    on_features = dream_ppo.OnFeatures(watched, parts.controls, dream_ppo.Player(parts.agent))  # type: ignore[arg-type]
+    on_features = dream_ppo.FeatureStudent(watched, parts.controls, dream_ppo.Player(parts.agent))  # type: ignore[arg-type]
     torch.manual_seed(0)
     for t, frame in enumerate(parts.starts.frame[0, :3].numpy()):
         assert on_features.act(frame[None], np.array([t == 0])).tolist() == [2]
@@ -103,6 +103,8 @@ def test_on_features_it_sees_the_game_as_it_saw_the_dream(run_folder: Path) -> N
     followed = [own.follow(frame, 2 if t else None) for t, frame in enumerate(parts.starts.frame[0, :3].numpy())]
     assert np.array_equal(np.concatenate(watched.seen), np.stack(followed))
     assert not np.array_equal(followed[2], own.follow(parts.starts.frame[0, 2].numpy())), "there it is a first frame"
+    with pytest.raises(ValueError, match="reset before"):
+        own.act(parts.starts.frame[0, 2].numpy())
     with pytest.raises(ValueError, match="no action"):
         own.follow(parts.starts.frame[0, 0].numpy(), 3)
     with pytest.raises(ValueError, match="first frame"):

@@ -69,7 +69,9 @@ def test_starts_are_real_contexts(run_folder: Path) -> None:
         )
 
 
-def test_starts_are_drawn_from_all_that_was_played(run_folder: Path, tmp_path: Path) -> None:
+def test_starts_are_drawn_from_all_that_was_played(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = dreams.load_parts(run_folder)
     episodes = [Episode.load(path) for path in sorted((run_folder / "episodes").glob("*.npz"))]
     length = agent_loop.CONTEXT
@@ -83,6 +85,12 @@ def test_starts_are_drawn_from_all_that_was_played(run_folder: Path, tmp_path: P
         pairs = zip(drawn.frame.numpy(), drawn.action.numpy(), strict=True)
         found = {(frame.tobytes(), action.tobytes()) for frame, action in pairs}
         assert found <= moments and (len(drawn.frame) == 7 or found == moments)
+    monkeypatch.setattr(dreams, "STARTS_GIB", 6 * (parts.starts.frame[0].nbytes + 10_000) / 2**30)
+    assert 1 < len(parts.with_starts(10_000).starts.frame) <= 6, "what fits"
+    monkeypatch.undo()
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="at least 1"):
+            parts.with_starts(wrong)
     env = dreamloop.make_dream(run_folder, starts=7)
     assert env.reset(options={"start": 6})[1]["start"] == 6
     many: Any = gymnasium.make_vec("Dream-v0", num_envs=2, run=run_folder, starts=7)

@@ -119,16 +119,17 @@ def test_a_model_without_pictures_has_dreams_of_features(monkeypatch: pytest.Mon
 
 def test_many_starts_begin_as_each_alone_would(monkeypatch: pytest.MonkeyPatch) -> None:
     made = world(starts=7)
-    monkeypatch.setattr("world_model.dream.batch.AT_ONCE", 3)
+    monkeypatch.setattr("world_model.dream.batch.STARTS_AT_ONCE", 3)
     env = DreamEnv(made, obs_type="features")
     assert len(env._starts.observation) == 7
     with torch.inference_mode():
         frame, action = made.starts.frame[5:6].float() / 255, made.starts.action[5:6]
         alone = made.model.features(made.model.start(frame, action))[0].numpy()
     np.testing.assert_allclose(env.reset(options={"start": 5})[0], alone, atol=1e-5)
-    monkeypatch.setattr("world_model.dream.batch.MOST_STARTS", 1e-9)
-    with pytest.raises(UserError, match="7 starts of this model take .* choose at most 0"):
-        DreamEnv(made)
+    shown = DreamEnv(made)
+    assert shown.reset(options={"start": 6})[0].shape == (64, 64, 3)
+    with pytest.raises(ValueError, match="another obs_type"):
+        shown.set_state(env.get_state())
 
 
 @pytest.mark.parametrize("variant", [DISCRETE, CONTINUOUS], ids=str)

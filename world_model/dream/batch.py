@@ -5,7 +5,7 @@ Shapes: N dreams, S starts, T time, C H W picture, F features, A action size. Pi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,8 +22,7 @@ from world_model.interface import State, WorldModel, to_pixels, to_unit
 from world_model.noise import forked_rng
 
 NEARLY = 0.1  # from a whole number: a dreamed reward that is no further from it is that number
-AT_ONCE = 64  # starts that are followed side by side, so that a thousand take no more memory on the way
-MOST_STARTS = 4  # GiB that what the model remembers of all starts may take
+STARTS_AT_ONCE = 64  # are followed and drawn side by side, so that a thousand take no more memory on the way
 OBSERVATIONS = ("rgb", "features")  # what an agent in the dream may see
 
 
@@ -47,6 +46,14 @@ class Dream(NamedTuple):
         """The rows picked by whole numbers."""
         device = self.state.latent.device
         return Dream(trees.rows(self.state, torch.from_numpy(index).to(device)), *(part[index] for part in self[1:]))
+
+    @staticmethod
+    def joined(parts: Sequence[Dream]) -> Dream:
+        """The rows of all parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        state = trees.map(lambda *leaves: torch.cat(leaves), *(part.state for part in parts))
+        return Dream(state, *(np.concatenate(arrays) for arrays in zip(*(part[1:] for part in parts), strict=True)))
 
     def where(self, mask: np.ndarray, other: Dream) -> Dream:
         """These rows where mask (N,) is True, else those of `other`."""
@@ -142,20 +149,13 @@ class DreamBatch:
             self.rng_state = (torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in cuda))
 
     def begin(self, starts: np.ndarray) -> Dream:
-        """Dreams that go on from the world's starts with these numbers (N,).
-
-        Raises UserError where a model that remembers much would need too much memory for so many.
-        """
-        states: list[State] = []
-        for first in range(0, len(starts), AT_ONCE):
-            chosen = torch.from_numpy(starts[first : first + AT_ONCE])
+        """Dreams that go on from the world's starts with these numbers (N,)."""
+        begun = []
+        for first in range(0, len(starts), STARTS_AT_ONCE):
+            chosen = torch.from_numpy(starts[first : first + STARTS_AT_ONCE])
             frame, action = (part[chosen].to(self.device) for part in self.world.starts)
-            states.append(self.world.model.start(to_unit(frame), action))
-            needed = trees.size_bytes(states[0]) / len(chosen) * len(starts) / 2**30
-            if not first and needed > MOST_STARTS:
-                most = int(len(starts) * MOST_STARTS / needed)
-                raise UserError(f"{len(starts):,} starts of this model take {needed:.0f} GiB: choose at most {most:,}.")
-        return self.at(trees.map(lambda *parts: torch.cat(parts), *states))
+            begun.append(self.at(self.world.model.start(to_unit(frame), action)))
+        return Dream.joined(begun)
 
     def at(self, state: State) -> Dream:
         """Dreams that begin at these states (N, ...). Raises UserError for pictures of a model without them."""
@@ -181,6 +181,7 @@ class DreamBatch:
         picture = self.world.model.decode(state)
         if picture is None:
             raise UserError(
-                "This model has no pictures: it follows games and trains agents, but its dreams cannot be watched."
+                "This model has no pictures: it follows games and trains agents, on features (obs_type=features), but "
+                "its dreams cannot be watched."
             )
         return to_pixels(picture.float())

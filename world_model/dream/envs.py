@@ -88,6 +88,8 @@ class _Dreaming:
         """Goes on from a moment of this world; the same actions bring the same future."""
         if len(moment.time) != len(self.time):
             raise ValueError(f"the moment is of {len(moment.time)} dreams, and here are {len(self.time)}")
+        if moment.dream.observation.shape[1:] != self._starts.observation.shape[1:]:
+            raise ValueError("the moment is of dreams with another obs_type")
         self.now, self.time, self.done, self.dreams.rng_state, random = moment
         self.np_random.bit_generator.state = dict(random)
 
