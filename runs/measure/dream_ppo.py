@@ -50,8 +50,8 @@ class DreamPpoConfig:
 
     run: str = setting("", required=True, help="a run's folder or name")
     steps: int = setting(200_000, 1, 10**10, help="dreamed")
-    dreams: int = setting(16, 1, 4096, help="side by side")
-    horizon: int = setting(256, 1, 10**6, help="steps after which a dream begins anew")
+    dreams: int = setting(64, 1, 4096, help="side by side")
+    horizon: int = setting(32, 1, 10**6, help="steps after which a dream begins anew, before it strays from the game")
     starts: int | None = setting(
         1024, 1, 10**6, help="moments that dreams begin from, of all play of the run; null: the few in its checkpoint"
     )
