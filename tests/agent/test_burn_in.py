@@ -108,17 +108,19 @@ def test_a_dream_begins_as_the_player_would_stand_there() -> None:
     dream, model = dreamed(made), made.agent.world_model
     known = torch.zeros(len(dream.view), dtype=torch.bool)
     for episode in made.replay.memory().values():
-        for begin in range(len(episode.action) - 4):
-            player = Player(made.agent)
-            for t in range(begin, begin + 5):
-                before = player.policy_memory
-                player.act(episode.frame[t : t + 1], np.array([t == begin]))
-                player.action = torch.from_numpy(episode.action[t : t + 1])  # the game took another than it chose
-            assert player.state is not None
-            row = (dream.view[:, 0] - model.features(player.state)).abs().amax(1) < 1e-6
-            known |= row
-            for key in ("h", "c"):
-                assert_close(dream.memory[key][row], before[key].expand(int(row.sum()), -1))
+        begins = np.arange(len(episode.action) - 4)
+        player = Player(made.agent)  # who has begun to play at every moment, side by side
+        for t in range(5):
+            before = player.policy_memory
+            player.act(episode.frame[begins + t], np.full(len(begins), t == 0))
+            player.took(episode.action[begins + t])  # the game took another than it chose
+        assert player.state is not None
+        seen = model.features(player.state)
+        for row, view in enumerate(dream.view[:, 0]):
+            for begin in torch.nonzero((seen - view).abs().amax(1) < 1e-6).flatten().tolist():
+                known[row] = True
+                for key in ("h", "c"):
+                    assert_close(dream.memory[key][row], before[key][begin])
     assert known.all()
     assert dream.view.shape == (6, 4, SIZE) and dream.action.shape == (6, 3)
     assert dream.reward.eq(torch.tensor([5.0, 6.0, 7.0])).all(), "the world model has seen four actions"

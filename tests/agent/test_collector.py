@@ -36,7 +36,7 @@ class Left:
         self.told[-1] = actions
 
 
-def played(bursts: float, steps: int = 4_000, rows: int = 8) -> np.ndarray:
+def played(bursts: float, steps: int = 2_000, rows: int = 8) -> np.ndarray:
     """The actions (steps, rows) of a run of Catch, as the player was told them and as the replay has them."""
     register()
     games = opened(make_games("Catch-v0", GameConfig(), rows))
