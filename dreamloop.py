@@ -92,7 +92,9 @@ def make_sb3_dream(
 
     dreams: Any = make_dream(run, num_envs, horizon=horizon, temperature=temperature, autoreset_mode="SameStep",
                              obs_type=obs_type, starts=starts)  # fmt: skip
-    return monitored(dreams, stack or (4 if obs_type == "rgb" else 1))
+    if stack is None:
+        stack = 4 if obs_type == "rgb" else 1
+    return monitored(dreams, stack)
 
 
 def train(

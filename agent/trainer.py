@@ -118,8 +118,8 @@ class Trainer:
         self.autocast = mixed_precision(device, precision)
         self.compile = compile
         self.cuda_graphs = cuda_graphs and can_record(device) and not compile and self.team.size == 1
-        # The share of every learning rate that is used now: a tensor, as a replay reads it on the GPU.
-        self.cooling = torch.ones((), dtype=torch.float64, device=device)
+        # The share of every learning rate that is used now: a tensor, on the GPU only where a replay reads it there.
+        self.cooling = torch.ones((), dtype=torch.float64, device=device if self.cuda_graphs else "cpu")
         self._recorded: dict[str, tuple[Recorder, _HostWork]] = {}
         self.updates: dict[str, int] = {}
         self.optimizers: dict[str, torch.optim.AdamW] = {}

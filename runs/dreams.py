@@ -10,7 +10,7 @@ make the same environments.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,11 +88,10 @@ class Loaded(NamedTuple):
             raise UserError(f"A packed model has the {len(self.starts.frame)} starts it was packed with: name a run.")
         with forked_rng(self.agent.device), torch.inference_mode():
             size = trees.size_bytes(self.begin(torch.zeros(1, dtype=torch.long))) + self.starts.frame[0].nbytes
-        folder = self.run.episodes_folder
-        drawn = _drawn_starts(
-            self.agent.world_model.spec, folder.glob("*.npz"), min(count, max(1, int(STARTS_GIB * 2**30 / size))), seed
-        )
+        most = max(1, int(STARTS_GIB * 2**30 / size))
+        drawn = _drawn_starts(self.agent.world_model.spec, self.run.episode_paths, min(count, most), seed)
         if drawn is None:
+            folder = self.run.episodes_folder
             raise UserError(f"There is no episode in {folder} to draw starts from; starts=null takes the checkpoint's.")
         return self._replace(starts=drawn)
 
@@ -282,7 +281,7 @@ def _from_run(run: Run, device: str) -> Loaded:
         starts = Starts(kept["frame"], kept["action"]) if len(kept.get("frame", ())) else None
         whole = bool(state.get("whole_rewards"))
     if starts is None:  # of an older run
-        starts = _drawn_starts(spec, sorted(run.episodes_folder.glob("*.npz"))[-LATEST:], STARTS)
+        starts = _drawn_starts(spec, run.episode_paths[-LATEST:], STARTS)
     if starts is None:
         raise UserError(
             f"{run.folder} has no start for a dream, neither in its checkpoint nor in {run.episodes_folder}."
@@ -325,31 +324,28 @@ def _fill(agent: Agent, weights: Mapping[str, torch.Tensor], source: Path) -> No
         raise UserError(f"The weights in {source} are of another model than its configuration describes.") from problem
 
 
-def usable_episodes(paths: Sequence[Path], spec: Spec) -> list[Episode]:
-    """Those that are whole and fit the game."""
-    found = []
+def usable_episodes(paths: Iterable[Path], spec: Spec) -> Iterator[Episode]:
+    """Those that are whole and fit the game, read one by one."""
     for path in paths:
         try:
             episode = Episode.load(path)
         except CorruptEpisode:
             continue
         if not episode.problem(spec):
-            found.append(episode)
-    return found
+            yield episode
 
 
 def _drawn_starts(spec: Spec, paths: Iterable[Path], count: int, seed: int = 0) -> Starts | None:
-    """Up to `count` contexts, drawn without repetition over all steps of these episodes, which are read one by one."""
+    """Up to `count` contexts, drawn without repetition over all steps of these episodes."""
     rng = np.random.default_rng(seed)
     kept: list[tuple[float, Tensor, Tensor]] = []
-    for path in sorted(paths):
-        for episode in usable_episodes([path], spec):
-            lots = rng.random(max(0, len(episode) - CONTEXT + 1))  # one a moment; the `count` lowest of all are kept
-            chosen = [at for at in np.argsort(lots)[:count] if len(kept) < count or lots[at] < kept[-1][0]]
-            if chosen:
-                batch = cut([episode] * len(chosen), chosen, CONTEXT, spec=spec)
-                kept += zip(lots[chosen].tolist(), map(torch.clone, batch.frame), batch.action[:, :-1], strict=True)
-                kept = sorted(kept, key=lambda one: one[0])[:count]
+    for episode in usable_episodes(paths, spec):
+        lots = rng.random(max(0, len(episode) - CONTEXT + 1))  # one a moment; the `count` lowest of all are kept
+        chosen = [at for at in np.argsort(lots)[:count] if len(kept) < count or lots[at] < kept[-1][0]]
+        if chosen:
+            batch = cut([episode] * len(chosen), chosen, CONTEXT, spec=spec)
+            kept += zip(lots[chosen].tolist(), map(torch.clone, batch.frame), batch.action[:, :-1], strict=True)
+            kept = sorted(kept, key=lambda one: one[0])[:count]
     if not kept:
         return None
     return Starts(torch.stack([frame for _, frame, _ in kept]), torch.stack([action for *_, action in kept]))

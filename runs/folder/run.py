@@ -137,6 +137,11 @@ class Run:
             )
 
     @property
+    def episode_paths(self) -> list[Path]:
+        """The recorded episodes, the oldest first."""
+        return sorted(self.episodes_folder.glob("*.npz"))
+
+    @property
     def episodes_folder(self) -> Path:
         return self.folder / EPISODES
 

@@ -26,7 +26,7 @@ OWN = 16  # of the run's episodes, evenly over its life
 
 def own_episodes(loaded: Loaded) -> list[Episode]:
     """What the run was trained on, as far as it is still there: at most OWN episodes, none that it held out."""
-    paths = sorted(loaded.run.episodes_folder.glob("*.npz")) if loaded.run is not None else []
+    paths = loaded.run.episode_paths if loaded.run is not None else []
     share = loaded.config.replay.validation
     paths = [path for path in paths if path.stem.isdecimal() and not held_out(int(path.stem), share)]
     chosen = np.linspace(0, len(paths) - 1, min(OWN, len(paths))).astype(int)
