@@ -32,7 +32,8 @@ def write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
 
 def gif(frames: np.ndarray, fps: float) -> bytes:
     """(T, H, W, 3) uint8 frames as an animated GIF: the one moving picture that TensorBoard shows."""
-    pictures = [Image.fromarray(frame) for frame in frames]
+    # Each with 256 colours of its own, found by an octree: a tenth of the time that Pillow's median cut takes.
+    pictures = [Image.fromarray(frame).quantize(method=Image.Quantize.FASTOCTREE) for frame in frames]
     file = io.BytesIO()
     duration = max(20, round(1000 / fps))  # milliseconds; browsers slow down anything faster
     pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
