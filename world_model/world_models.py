@@ -247,6 +247,9 @@ class WorldModels(WorldModel):
     def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
         return State(self.mixture(memory).sample(temperature), memory)
 
+    def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
+        return self.mixture(memory).kl(self.mixture(other)).sum(-1)
+
     def outcome(self, state: State) -> tuple[Tensor, Tensor]:
         reward, cont = self._outcome(state.memory["h"], state.latent)
         return reward, cont.sigmoid()

@@ -41,6 +41,10 @@ NEAR = 2.0  # pixels of a 64x64 picture
 MOVED = 0.05  # of the brightness: by how much a channel of a pixel differs that moved
 SURE = 1e-6  # what a model that is certain of an ending, or of none, is taken to have left open
 OF_A_THING = ("frames", "within_2px", "still", "seen", "vanished", "doubled", "real")
+AT_ONCE = (
+    "left_right_kl", "left_right_kl_a_code", "left_right_pixels", "upright_psnr", "mirror_psnr", "mirror_dream_psnr",
+    "mirror_dream_codes",
+)  # fmt: skip
 TELL = 10.0  # seconds between two lines
 
 
@@ -231,10 +235,12 @@ def _near(found: list[np.ndarray], place: np.ndarray) -> bool:
 def at_once(model: WorldModel, state: State, batch: Batch, actions: list[str], temperature: float) -> dict[str, Tensor]:
     """What hangs on the action, and on left and right in the picture, (S,) each; no dream needs to go on for it.
 
-    `left_right_kl`: nats between what is expected after LEFT and after RIGHT, where it can be computed;
-    `left_right_pixels`: how far the two pictures are apart on average, of 255, dreamed with the same random numbers.
-    `mirror_psnr`: error of a mirrored frame that is seen for the first time, once it is shown and mirrored back;
-    `upright_psnr`: the same without the mirror.
+    `left_right_kl`: nats between what is expected after LEFT and after RIGHT, where it can be computed, and
+    `left_right_kl_a_code` its share of each code; `left_right_pixels`: how far the two pictures are apart on average,
+    of 255, dreamed with the same random numbers. `mirror_psnr`: error of a mirrored frame that is seen for the first
+    time, once it is shown and mirrored back; `upright_psnr`: the same without the mirror. `mirror_dream_psnr`:
+    difference between the next picture and the one that is dreamed where all that came before is mirrored and LEFT is
+    RIGHT, mirrored back; `mirror_dream_codes`: share of the codes that are the same once both pictures are encoded.
     """
     found: dict[str, Tensor] = {}
     if model.spec.discrete and {"LEFT", "RIGHT"} <= set(actions):
@@ -242,19 +248,50 @@ def at_once(model: WorldModel, state: State, batch: Batch, actions: list[str], t
             model.advance(state, torch.full_like(batch.action[:, 0], actions.index(way))) for way in ("LEFT", "RIGHT")
         ]
         kl = model.prior_kl(*after)
-        found |= {} if kl is None else {"left_right_kl": kl}
+        if kl is not None:
+            found["left_right_kl"] = kl
+            variables = codes(model, state.latent)
+            found |= {} if variables is None else {"left_right_kl_a_code": kl / variables.shape[1]}
         dreamt, seed = [], int(torch.randint(2**31, (1,)))
         for memory in after:
             torch.manual_seed(seed)
             dreamt.append(model.decode(model.imagine(memory, temperature)))
         if dreamt[0] is not None and dreamt[1] is not None:
             found["left_right_pixels"] = (dreamt[0] - dreamt[1]).abs().flatten(1).mean(1) * 255
+        found |= _mirrored(model, state, batch, mirror_images(actions), temperature)
     two = to_unit(batch.frame[:, CONTEXT - 2 : CONTEXT])  # a pair where one is encoded; else the frame alone
     now, upright, mirrored = two[:, 1:], model.reconstruct(two), model.reconstruct(two.flip(-1))
     if upright is not None and mirrored is not None:
         pairs = (("upright_psnr", upright), ("mirror_psnr", mirrored.flip(-1)))
         found |= {name: (shown - now[:, 0]).square().flatten(1).mean(1) for name, shown in pairs}
     return {name: value.float().cpu() for name, value in found.items()}
+
+
+def mirror_images(actions: list[str]) -> list[int] | None:
+    """Which action is each one's mirror image, by their names; None where one has none."""
+    swapped = [name.replace("LEFT", "<").replace("RIGHT", "LEFT").replace("<", "RIGHT") for name in actions]
+    return [actions.index(name) for name in swapped] if set(swapped) <= set(actions) else None
+
+
+def _mirrored(
+    model: WorldModel, state: State, batch: Batch, swap: list[int] | None, temperature: float
+) -> dict[str, Tensor]:
+    """See `at_once`; nothing where an action has no mirror image or there is no picture."""
+    if swap is None:
+        return {}
+    image = torch.tensor(swap, device=batch.action.device)
+    past = batch._replace(frame=batch.frame.flip(-1), action=image[batch.action])
+    pictures, seed = [], int(torch.randint(2**31, (1,)))
+    for begun, action in ((state, batch.action), (begin(model, past), past.action)):
+        torch.manual_seed(seed)
+        pictures.append(model.decode(model.step(begun, action[:, CONTEXT - 1], temperature=temperature).state))
+    upright, back = pictures[0], pictures[1]
+    if upright is None or back is None:
+        return {}
+    back = back.flip(-1)
+    found = {"mirror_dream_psnr": (upright - back).square().flatten(1).mean(1)}
+    one, other = (codes(model, model.start(picture.unsqueeze(1)).latent) for picture in (upright, back))
+    return found if one is None or other is None else found | {"mirror_dream_codes": (one == other).float().mean(1)}
 
 
 # ---- the figures ----
@@ -305,7 +342,7 @@ def _row(ahead: int, told: dict[str, Tensor], named: list[str]) -> dict[str, Any
 
 
 def _at_once(name: str, value: Tensor) -> float:
-    return psnr(value) if name.endswith("_psnr") else round(float(value), 4)
+    return psnr(value) if name.endswith("_psnr") else float(f"{float(value):.4g}")
 
 
 def psnr(error: Tensor) -> float:
@@ -341,7 +378,7 @@ def command(asked: FidelityConfig) -> dict[str, Any]:
         if name != "steps_ahead":
             table.add_row(name.replace("_", " "), *(str(row.get(name, "-")) for row in found["rows"]))
     console.print(table)
-    for name in ("left_right_kl", "left_right_pixels", "upright_psnr", "mirror_psnr"):
+    for name in AT_ONCE:
         if name in found:
             console.print(f"{name.replace('_', ' ')} {found[name]:g}")
     for whose, told in found["rewards"].items():

@@ -27,8 +27,10 @@ from runs.recipes import RECIPES
 from runs.report import leaderboard, publish
 from tests.toys import VARIANTS, Variant, segments
 from tests.trained import small
+from tests.world_model.systems import Small
 from world_model.dream.envs import Starts
 from world_model.interface import Batch, State, Step, WorldModel
+from world_model.trees import Tree
 
 SIZE, CODES = 8, 256
 
@@ -185,8 +187,9 @@ def test_every_recipe_is_measured(recipe: str, monkeypatch: pytest.MonkeyPatch) 
     row = found["rows"][1]
     assert 0 < row["psnr"] < 40 and row["psnr_moved_still"] < row["psnr_still"] < 40 and row["cont_nats"] > 0
     discrete = not recipe.startswith("world_models")
-    assert ("accuracy" in row) == discrete == ("left_right_kl" in found)
-    assert found["left_right_pixels"] >= 0 and 0 < found["mirror_psnr"] < 99
+    assert ("accuracy" in row) == discrete == ("left_right_kl_a_code" in found) == ("mirror_dream_codes" in found)
+    assert found["left_right_pixels"] >= 0 and 0 < found["mirror_psnr"] < 99 and found["left_right_kl"] >= 0
+    assert found["mirror_dream_psnr"] > 0
     told = found["rewards"]["frozen"]
     assert told["events"] > 0 and {"seen", "dreamed"} <= told.keys(), "None where an untrained head tells one number"
     assert found["rewards"]["own"] is None, "no run, no games of it"
@@ -202,11 +205,46 @@ def test_what_two_actions_lead_one_to_expect_differs(variant: Variant) -> None:
         one, other = (model.advance(state, torch.full((2,), action)) for action in (0, 1))
         torch.manual_seed(0)
         kl, none = model.prior_kl(one, other), model.prior_kl(one, one)
-    if variant.recipe.startswith("world_models"):
-        assert kl is None
-    else:
-        assert kl is not None and none is not None and kl.shape == (2,)
-        assert (kl > 1e-6).all() and none.abs().max() < 1e-5
+    assert kl is not None and none is not None and kl.shape == (2,)
+    assert (kl > 1e-6).all() and none.abs().max() < 1e-5
+
+
+class Shifting(Small):
+    """The latent is the picture, which LEFT and RIGHT move by a pixel; and so does `drift`, whatever is done."""
+
+    drift = 0
+
+    def initial(self, batch_size: int) -> Tree:
+        return {"frame": torch.zeros(batch_size, *self.spec.frame)}
+
+    def observe(self, memory: Tree, frame: torch.Tensor) -> State:
+        return State(frame, {"frame": frame})
+
+    def advance(self, state: State, action: torch.Tensor) -> Tree:
+        moved = [frame.roll(int(by) - 1 + self.drift, -1) for frame, by in zip(state.latent, action, strict=True)]
+        return {"frame": torch.stack(moved)}
+
+    def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
+        return State(memory["frame"], memory)
+
+    def outcome(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(len(state.latent)), torch.ones(len(state.latent))
+
+    def decode(self, state: State) -> torch.Tensor:
+        return state.latent
+
+
+def test_what_knows_left_from_right_dreams_the_mirror_image_of_a_mirrored_past() -> None:
+    names = ["LEFT", "NOOP", "RIGHT"]
+    assert fidelity.mirror_images(names) == [2, 1, 0] and fidelity.mirror_images(["NOOP", "UPLEFT", "LEFT"]) is None
+    model = Shifting(Spec((3, 16, 16), 3, True))
+    batch = segments(model.spec, 4, CONTEXT + 1).rows(torch.arange(3))  # of the fourth most is padding
+    state = fidelity.begin(model, batch)
+    found = fidelity.at_once(model, state, batch, names, 0.0)
+    assert found["mirror_dream_psnr"].max() == 0 < found["left_right_pixels"].min(), "the error, of which dB are made"
+    model.drift = 1
+    assert fidelity.at_once(model, state, batch, names, 0.0)["mirror_dream_psnr"].min() > 0.01
+    assert "mirror_dream_psnr" not in fidelity.at_once(model, state, batch, ["LEFT", "UPLEFT", "RIGHT"], 0.0)
 
 
 def test_tokens_are_compared_as_they_are_and_one_hot_variables_by_their_class() -> None:

@@ -42,6 +42,16 @@ def test_log_prob_is_the_library_s(lead: tuple[int, ...]) -> None:
     assert_close(mixture.log_prob(value), oracle(mixture).log_prob(value))
 
 
+@pytest.mark.parametrize("lead", [(), (2, 3)])
+def test_kl_is_what_draws_estimate(lead: tuple[int, ...]) -> None:
+    one, other = some(*lead), some(*lead, seed=1)
+    value = oracle(one).sample((200_000,))
+    estimate = (oracle(one).log_prob(value) - oracle(other).log_prob(value)).mean(0)
+    kl = one.kl(other)
+    assert kl.shape == (*lead, Z) and one.kl(one).abs().max() == 0
+    assert_close(kl, estimate, rtol=0.05, atol=0.02)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 2.0])
 def test_draws_have_the_library_s_quantiles(temperature: float) -> None:
     mixture, count = some(seed=1), 40_000

@@ -136,16 +136,18 @@ class BlockTransformer(ParallelDynamics):
         out, target, before = out[:, :-1], tokens[:, 1:], tokens[:, :-1]
         logits = self._logits(out, shown[:, :-1])  # (B, T - 1, N, V)
         nats = cross_entropy(logits, target)
-        told = nats * weight
-        if config.focal:
-            told = told * (1 - (-nats.detach()).exp()).pow(config.focal)
+        told = self._focal(nats) * weight
         if self.refiner is not None:
             known = torch.rand(target.shape, device=target.device) < torch.rand(*target.shape[:2], 1, device=out.device)
             again = logits + self._refined(out.flatten(0, 1), target.flatten(0, 1), known.flatten(0, 1)).view_as(logits)
             # Of those that are not known alone, whose share is drawn evenly: as many as the first pass tells.
-            told = told + cross_entropy(again, target) * weight * ~known * 2
+            told = told + self._focal(cross_entropy(again, target)) * weight * ~known * 2
         metrics = judged(logits, target, before, nats)
         return Predictions(F.pad(told, (0, 0, 1, 0)), self.reward(h), self.end(h), metrics)
+
+    def _focal(self, nats: Tensor) -> Tensor:
+        """Less of what it is sure of."""
+        return nats * (1 - (-nats.detach()).exp()).pow(self.config.focal) if self.config.focal else nats
 
     # ---- the two forms ----
     @abstractmethod
@@ -445,8 +447,8 @@ def token_weights(tokens: Tensor, codes: Tensor, config: BlockTransformerConfig)
     1 + motion x how far its code moved (in units of the codes' mean distance, at most 1) + event x by how much more
     than it has so far in this segment + persistence x whether something moved here or beside it just before as well +
     small x its motion as a share of all that moves around it; at most `weight_cap`. The document's bound, in medians,
-    is the same where most tokens stand still. A weight hangs on nothing but its own past, so that padding and other
-    segments change none.
+    is the same where most tokens stand still; with its own scales none is above it. A weight hangs on nothing but its
+    own past, so that padding and other segments change none.
 
     From the "target" is the document's: the motion to the token that is told. What moves is then told too often, since
     weights that depend on what comes shift its probability, and a dream of temperature 1 is full of balls. From the
@@ -460,9 +462,12 @@ def token_weights(tokens: Tensor, codes: Tensor, config: BlockTransformerConfig)
     grid = moved.unflatten(-1, (height, width)).flatten(0, 1)
     around = F.max_pool2d(grid.unsqueeze(1), 3, 1, 1).view_as(moved)
     just_before = F.pad(around[:, :-1], (0, 0, 1, 0))
-    motion = just_before if config.weights_from == "past" else moved
+    motion, before_that = moved, just_before
+    if config.weights_from == "past":
+        motion, before_that = just_before, F.pad(around[:, :-2], (0, 0, 2, 0))[:, : moved.shape[1]]
     so_far = motion.cumsum(1) / torch.arange(1, motion.shape[1] + 1, device=motion.device).unsqueeze(-1)
-    event, persistence = (motion - so_far).clamp(min=0), torch.minimum(motion, just_before)
+    event = (motion - so_far).clamp(min=0)
+    persistence = torch.minimum(motion, before_that)
     weight = 1 + config.motion_scale * motion + config.event_scale * event + config.persistence_scale * persistence
     if config.small_scale:
         grid = motion.unflatten(-1, (height, width)).flatten(0, 1)

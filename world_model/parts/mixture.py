@@ -30,6 +30,14 @@ class Mixture(NamedTuple):
         log_normal = -0.5 * normal.square() - self.log_std - 0.5 * math.log(2 * math.pi)
         return torch.logsumexp(self.log_weights + log_normal, -1)
 
+    def kl(self, other: Mixture, points: int = 32) -> Tensor:
+        """KL (..., Z) in nats to another mixture. It has no closed form: an average over each component's quantiles."""
+        quantile = torch.special.ndtri((torch.arange(points, device=self.mean.device) + 0.5) / points)
+        values = self.mean + self.log_std.exp() * quantile.view(-1, *[1] * self.mean.dim())
+        values = values.movedim(-1, 1)  # (points, K, ..., Z)
+        apart = (self.log_prob(values) - other.log_prob(values)).mean(0)
+        return (self.log_weights.exp() * apart.movedim(0, -1)).sum(-1)
+
     def sample(self, temperature: float | Tensor = 1.0) -> Tensor:
         """One draw (..., Z) from the default generator: log-weights / temperature, variances x temperature.
 
