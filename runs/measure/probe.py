@@ -10,7 +10,8 @@ action         a linear probe that reads the action off the code, beside a netwo
 exchange       how much worse the fourth picture in a row is with codes of other moments (Bruce et al. 2024, "Genie")
 leak           bits by which the code tells where each thing goes, beyond where it was and what was done; an estimate
                from below, and below 0 where few transitions teach it
-transplant     in how many of other moments the code of a move moves the player the same way
+transplant     in how many of other moments the code of a move moves the player the same way; beside it, in how many it
+               would if the code only told where the player stands
 score          how often the pixels that only a reward changes do so in a dream without one
 
 Writes results/probe.json in the run's folder. Shapes: M transitions, N tokens, D width of a code, S dreams.
@@ -53,6 +54,7 @@ HISTORY = 4  # frames before each transition that are kept
 CHAIN = 4  # frames drawn in a row
 DREAMS, STEPS = 32, 200  # of the score
 CHANGED = 0.15  # of the brightness
+SCORE = 0.1  # of the rewards, with which a pixel of the score changes
 DIRECTIONS = 32  # of codes, from which a leak is read
 TEACHING, INVERSE = 3_000, 800  # updates of a probe, and of the inverse model
 DIFFERENCE = 4.0  # by how much more the inverse model sees of what changed
@@ -295,7 +297,8 @@ def leaks(loaded: Loaded, data: Transitions, role: Tensor) -> dict[str, float]:
 def transplanted(loaded: Loaded, suite: Suite, data: Transitions) -> dict[str, float]:
     """The code of a move of the player, drawn on frames of other moments: in how many it moves the same way there.
 
-    Where the player could move that way, judged by where the finder sees him before and after.
+    Where the player has room to move that way, judged by where the finder sees him before and after. `by_place`: the
+    same share of a code that draws him where he stood in the picture that it is from. Codes of a grid may well do so.
     """
     model = loaded.agent.world_model
     assert isinstance(model, TokenWorld)
@@ -313,54 +316,68 @@ def transplanted(loaded: Loaded, suite: Suite, data: Transitions) -> dict[str, f
     rng = torch.Generator().manual_seed(0)
     donors = moves[torch.randint(len(moves), (CONTEXTS,), generator=rng)]
     hosts = still[torch.randint(len(still), (CONTEXTS,), generator=rng)]
-    right = count = 0
+    seen = place[~place.isnan().flatten(1).any(1)][..., axis]
+    there = place[hosts, 0, axis] + way[donors, axis]
+    room = (there >= seen.min()) & (there <= seen.max())
+    donors, hosts = donors[room], hosts[room]
+    right = by_place = count = 0
     for donor, host in zip(donors.split(PART), hosts.split(PART), strict=True):
         picture = model.drawn(
             data.code[donor].to(loaded.agent.device), to_unit(data.before[host].to(loaded.agent.device))
         )
-        for shown, before, step in zip(picture.cpu(), data.before[host, -1], way[donor, axis], strict=True):
+        drawn = zip(picture.cpu(), data.before[host, -1], way[donor, axis], place[donor, 1, axis], strict=True)
+        for shown, before, step, stood in drawn:
             was, now = thing.find(before.numpy()), thing.find((shown * 255).numpy())
             if not was:
                 continue
             count += 1
             right += bool(now) and bool(np.sign(now[0][axis] - was[0][axis]) == np.sign(float(step)))
-    return {"transplant": round(right / max(count, 1), 4), "transplants": count}
+            by_place += bool(np.sign(float(stood) - was[0][axis]) == np.sign(float(step)))
+    if not count:
+        return {}
+    return {
+        "transplant": round(right / count, 4), "transplant_by_place": round(by_place / count, 4), "transplants": count,
+    }  # fmt: skip
 
 
 @torch.inference_mode()
 def score_changes(loaded: Loaded, data: Transitions) -> dict[str, float]:
     """In dreams of random play, steps that change a pixel of the score without a reward, and rewards that change none.
 
-    Of the score are the pixels that change with at least three tenths of the real rewards and with at most two in a
-    thousand of the other steps. Shares of all steps and of all rewards; {} where there are no such pixels.
+    With a reward is in the same step or in the next, in which some games draw the score. Of the score are the pixels
+    that change with at least a tenth of the real rewards and with at most two in a thousand of the other steps. Shares
+    of all steps and of all rewards; {} where there are no such pixels.
     """
     parts = zip(data.frame.split(512), data.before[:, -1].split(512), strict=True)
     steps = [(now.int() - before.int()).abs().amax(1) > 255 * CHANGED for now, before in parts]
     change = torch.cat(steps).float()  # (M, H, W)
-    paid = data.reward != 0
+    paid = (data.reward != 0)[:-1] & (data.episode[1:] == data.episode[:-1])  # whose next step is known
     if int(paid.sum()) < 5:
         return {}
-    mask = (change[paid].mean(0) >= 0.3) & (change[~paid].mean(0) <= 2e-3)
+    other = ~F.pad(data.reward != 0, (1, 0))[:-1] & (data.reward == 0)
+    with_it = torch.maximum(change[:-1][paid], change[1:][paid]).mean(0)
+    mask = (with_it >= SCORE) & (change[other].mean(0) <= 2e-3)
     if not mask.any():
         return {}
     model = loaded.agent.world_model
     count = len(loaded.starts.frame)
     state = loaded.begin(torch.randint(count, (DREAMS,), generator=torch.Generator().manual_seed(0)))
-    picture, counts = model.picture(state), torch.zeros(4)
+    picture, moved, got = model.picture(state), [], []
     with forked_rng(loaded.agent.device):
         torch.manual_seed(0)
         for _ in range(STEPS):
             taken = torch.randint(model.spec.action_size, (DREAMS,), device=loaded.agent.device)
             step = model.step(state, taken, temperature=loaded.temperature(None))
             state, before, picture = step.state, picture, model.picture(step.state)
-            told = model.reward_sign(step.state).abs().cpu()
-            moved = ((picture - before).abs().amax(1) > CHANGED)[:, mask.to(picture.device)].any(1).cpu()
-            got = told > 0.5
-            counts += torch.stack([moved & ~got, got & ~moved, got, torch.ones_like(got)]).float().sum(1)
-    false, silent, got, steps = counts.tolist()
+            got.append(model.reward_sign(step.state).abs().cpu() > 0.5)
+            moved.append(((picture - before).abs().amax(1) > CHANGED)[:, mask.to(picture.device)].any(1).cpu())
+    changed, rewards = torch.stack(moved), torch.stack(got)  # (STEPS, DREAMS)
+    late = F.pad(rewards, (0, 0, 1, 0))[:-1]
+    false, silent = changed & ~rewards & ~late, rewards[:-1] & ~changed[:-1] & ~changed[1:]
     return {
-        "score_pixels": int(mask.sum()), "changed_without_reward": round(false / steps, 5),
-        "rewards": int(got), "rewards_without_change": round(silent / max(got, 1), 4),
+        "score_pixels": int(mask.sum()), "changed_without_reward": round(float(false.float().mean()), 5),
+        "rewards": int(rewards.sum()),
+        "rewards_without_change": round(int(silent.sum()) / max(int(rewards[:-1].sum()), 1), 4),
     }  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def tables(results: Path = RESULTS) -> str:
     )  # fmt: skip
     probes = (
         "codes of frame pairs", "codes used", "the code tells the action", "an inverse model does",
-        "other codes' picture", "a transplanted code moves the player alike",
+        "other codes' picture", "a transplanted code moves the player alike (by its place alone)",
     )  # fmt: skip
     clocks = ("clock in dreams of 1,000 steps", "fast or slow", "stands still", "jumps", "legible", "the real one")
     formats = ("beside float32", "probability that moves", "KL", "same most likely token")
@@ -138,6 +138,7 @@ def _game(entry: dict[str, Any]) -> str:
 
 def _probe(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     moved = f"{entry['transplant']:.1%}" if "transplant" in entry else "-"
+    moved += f" ({entry['transplant_by_place']:.1%})" if "transplant_by_place" in entry else ""
     told = (f"{entry[key]:.1%}" for key in ("linear_probe", "inverse_model"))
     name = f"{entry['env']}, {_recipe(entry)}"
     return [(name, str(entry["codes_used"]), *told, f"{-entry['delta_psnr']:.1f} dB", moved, _link(path))]

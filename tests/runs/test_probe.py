@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from envs.errors import UserError
 from runs.dreams import Loaded, load_parts
@@ -90,6 +91,24 @@ def test_dreams_and_pictures_are_compared_as_far_as_there_is_something(loaded: L
     assert probe.score_changes(loaded, made) == {}, "no reward, no score"
     ahead = probe.open_loop(loaded, own_episodes(loaded))
     assert set(ahead) <= set(probe.AHEAD) and all(0 <= row["accuracy"] <= 1 for row in ahead.values())
+
+
+def test_the_score_may_be_drawn_a_step_after_the_reward(loaded: Loaded) -> None:
+    made = data(
+        loaded, torch.zeros(COUNT, 2, dtype=torch.long), torch.zeros(COUNT, dtype=torch.long), torch.zeros(COUNT, 2)
+    )
+    frame = torch.full_like(made.frame, 100)
+    reward = torch.zeros(COUNT)
+    reward[5::20] = 1
+    for late in range(2):
+        score = 100 + 100 * (F.pad(reward, (late, 0))[:COUNT].cumsum(0) % 2).byte()
+        frame[:, :, 2, 3] = score.unsqueeze(1)
+        before = torch.cat([frame[:1], frame[:-1]]).unsqueeze(1).expand_as(made.before)
+        found = probe.score_changes(loaded, made._replace(frame=frame, before=before, reward=reward))
+        assert found["score_pixels"] == 1 and 0 <= found["changed_without_reward"] <= 1
+    frame[:, :, 2, 3] = 100 + 100 * (torch.arange(COUNT) % 2).byte().unsqueeze(1)  # a clock is none
+    before = torch.cat([frame[:1], frame[:-1]]).unsqueeze(1).expand_as(made.before)
+    assert probe.score_changes(loaded, made._replace(frame=frame, before=before, reward=reward)) == {}
 
 
 def test_other_worlds_have_nothing_to_probe(tmp_path: Path) -> None:
