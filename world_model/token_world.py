@@ -52,7 +52,7 @@ from world_model.parts.heads import SignedReward, mean_where
 from world_model.parts.pair_tokenizer import PairEncoder, PairTokenizer, PairTokenizerConfig
 from world_model.parts.position_gru import PositionGRUConfig
 from world_model.parts.quantizers import CodebooksApart, MovingCodebook, Quantized
-from world_model.parts.token_dynamics import TokenDynamics, cross_entropy, rollout
+from world_model.parts.token_dynamics import REWARDS, TokenDynamics, cross_entropy, rollout
 from world_model.parts.vq_tokenizer import Layout, QuantizerKind, VQTokenizer, VQTokenizerConfig
 from world_model.trees import Tree
 
@@ -265,6 +265,11 @@ class TokenWorldConfig:
         when=BLOCK,
         help="in dreams, copy a token where staying the same is likelier than this; 1: never",
     )
+    outcome_reads: Literal["output", "codes"] = setting(
+        "output",
+        help="what tells reward and ending: the dynamics' output before the next frame, or that and the codes which "
+        "then come, real or dreamed",
+    )
     rollout_steps: int = setting(
         5,
         1,
@@ -446,6 +451,10 @@ class TokenWorld(WorldModel):
         self.other_label = None
         if config.action_codes:
             self.other_label = nn.Sequential(nn.Linear(size - width, 128), nn.ReLU(), nn.Linear(128, spec.action_size))
+        self.arrival: nn.ModuleDict | None = None
+        if config.outcome_reads == "codes":
+            self.arrival = nn.ModuleDict({name: _arrival_head(size + config.width, config.width, classes)
+                                          for name, classes in (("reward", len(REWARDS)), ("end", 2))})  # fmt: skip
         tokens = self.tokenizer.tokens
         self.latent_shape = (tokens,)
         flat = spec.frame[0] * spec.frame[1] * spec.frame[2]
@@ -563,14 +572,23 @@ class TokenWorld(WorldModel):
         h, begun = state.memory["h"], self.transformer.has_action(state.memory)
         if not self.config.labels:  # nobody has ever told it what follows an action
             return torch.zeros_like(h[..., 0]), torch.ones_like(h[..., 0])
-        reward = self.reward.mean(self.transformer.reward(h))
-        cont = self.transformer.end(h).float().softmax(-1)[..., 0]
+        reward, end = self._outcome_logits(state)
+        reward, cont = self.reward.mean(reward), end.float().softmax(-1)[..., 0]
         return reward.masked_fill(~begun, 0.0), cont.masked_fill(~begun, 1.0)
 
     def reward_sign(self, state: State) -> Tensor:
         """What the reward head itself says, whatever a sign is worth."""
-        sign = self.reward.sign(self.transformer.reward(state.memory["h"]))
+        sign = self.reward.sign(self._outcome_logits(state)[0])
         return sign.masked_fill(~self.transformer.has_action(state.memory), 0.0)
+
+    def _outcome_logits(self, state: State) -> tuple[Tensor, Tensor]:
+        """Of reward and ending, (B, 3) and (B, 2)."""
+        h = state.memory["h"]
+        reward, end = self.transformer.reward(h), self.transformer.end(h)
+        if self.arrival is None:
+            return reward, end
+        both = torch.cat([h, self.tokenizer.embedding(state.latent).flatten(-2)], -1)
+        return reward + self.arrival["reward"](both), end + self.arrival["end"](both)
 
     def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
         return self.transformer.prior_kl(_dynamics(memory), _dynamics(other))
@@ -666,8 +684,10 @@ class TokenWorld(WorldModel):
         )  # fmt: skip
         counted = config.context_frames * self.tokenizer.tokens
         unpredicted = 1 if config.dynamics == "gpt" else self.tokenizer.tokens
+        learning = tuple(self.transformer.parameters())
+        learning += () if self.arrival is None else tuple(self.arrival.parameters())
         world_model = Objective(
-            "world_model", tuple(self.transformer.parameters()), self._transformer_loss,
+            "world_model", learning, self._transformer_loss,
             # The mean is over the tokens that are predicted: a segment's first one, or first frame, is not.
             {"tokens": counted / (counted - unpredicted), "reward": 1.0, "end": 1.0},
             Optim(lr=config.lr, clip=config.clip, weight_decay=config.weight_decay, decay=config.decay),
@@ -818,10 +838,16 @@ class TokenWorld(WorldModel):
             frame, tokens = self._own_pictures(to_unit(batch.frame), batch.action, tokens)
             pictures = self._contexts(frame, torch.arange(frame.shape[1], device=frame.device))
         said = self.transformer.predict(tokens, batch.action, self.tokenizer.embedding.weight, pictures)
+        reward, end = said.reward, said.end
+        if self.arrival is not None:
+            codes = self.tokenizer.embedding(tokens[:, 1:]).detach().flatten(-2)
+            both = torch.cat([said.h[:, :-1], codes], -1)  # what follows the last frame is not in the segment
+            more = {name: F.pad(head(both), (0, 0, 0, 1)) for name, head in self.arrival.items()}
+            reward, end = reward + more["reward"], end + more["end"]
         nats = {
             "tokens": said.nats,
-            "reward": cross_entropy(said.reward, self.reward.target(batch.reward)),
-            "end": cross_entropy(said.end, batch.terminated.long()),
+            "reward": cross_entropy(reward, self.reward.target(batch.reward)),
+            "end": cross_entropy(end, batch.terminated.long()),
         }
         if self.config.labels < 1:  # what follows an action is learned where the action is known
             known = self._known(batch.frame) / max(self.config.labels, 1e-9)
@@ -829,6 +855,14 @@ class TokenWorld(WorldModel):
             nats["tokens"] = said.nats * F.pad(known[:, :-1], (1, 0)).unsqueeze(-1)
         terms = {name: Term(each, "valid" if name == "tokens" else "has_action") for name, each in nats.items()}
         return Losses(terms, said.metrics, learned=(batch.reward.flatten(), batch.has_action.flatten()))
+
+
+def _arrival_head(inputs: int, width: int, classes: int) -> nn.Sequential:
+    """What the codes that came add to the logits of an outcome: nothing, at first."""
+    last = nn.Linear(width, classes)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), last)
 
 
 def _up_to(frame: Tensor, times: Tensor, count: int) -> Tensor:

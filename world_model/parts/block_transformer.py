@@ -143,7 +143,7 @@ class BlockTransformer(ParallelDynamics):
             # Of those that are not known alone, whose share is drawn evenly: as many as the first pass tells.
             told = told + self._focal(cross_entropy(again, target)) * weight * ~known * 2
         metrics = judged(logits, target, before, nats)
-        return Predictions(F.pad(told, (0, 0, 1, 0)), self.reward(h), self.end(h), metrics)
+        return Predictions(F.pad(told, (0, 0, 1, 0)), self.reward(h), self.end(h), h, metrics)
 
     def _focal(self, nats: Tensor) -> Tensor:
         """Less of what it is sure of."""

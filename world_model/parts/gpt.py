@@ -64,6 +64,7 @@ class Prediction(NamedTuple):
     token: Tensor  # (B, T, N, V)
     reward: Tensor  # (B, T, 3) of `REWARDS`
     end: Tensor  # (B, T, 2): goes on, ends
+    h: Tensor  # (B, T, D) what those two are told from
 
 
 class GPT(TokenDynamics):
@@ -123,7 +124,7 @@ class GPT(TokenDynamics):
         last = self.config.tokens - 1  # what follows a frame's last token is an action, and nobody predicts those
         ahead = torch.cat([hidden[:, :, :last], hidden[:, :, last + 1 :]], 2)
         at_action = hidden[:, :, -1]
-        return Prediction(self.next_token(ahead), self.reward(at_action), self.end(at_action))
+        return Prediction(self.next_token(ahead), self.reward(at_action), self.end(at_action), at_action)
 
     # ---- what a token world asks for ----
     def predict(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Predictions:
@@ -131,7 +132,7 @@ class GPT(TokenDynamics):
         said = self(tokens, action)
         logits, next_token = said.token.flatten(1, 2)[:, :-1], tokens.flatten(1)[:, 1:]
         nats = F.pad(cross_entropy(logits, next_token), (1, 0)).view_as(tokens)
-        return Predictions(nats, said.reward, said.end, {})
+        return Predictions(nats, said.reward, said.end, said.h, {})
 
     def advance(self, memory: Tree, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
         """A frame is read but for its last token: one pass reads it with the action."""

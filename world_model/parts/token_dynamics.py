@@ -26,6 +26,7 @@ class Predictions(NamedTuple):
     nats: Tensor  # (B, T, N) cross-entropy of each token, 0 where none was predicted
     reward: Tensor  # (B, T, 3) logits of `REWARDS`: the sign of what action[t] brings
     end: Tensor  # (B, T, 2) logits: goes on, ends
+    h: Tensor  # (B, T, D) what those two are told from
     metrics: dict[str, Tensor]  # detached scalars
 
 
@@ -204,7 +205,7 @@ class PlacewiseDynamics(ParallelDynamics):
         logits, target = self.next_tokens(out[:, :-1]).float(), tokens[:, 1:]
         nats = cross_entropy(logits, target)
         metrics = judged(logits, target, tokens[:, :-1], nats)
-        return Predictions(F.pad(nats, (0, 0, 1, 0)), self.reward(h), self.end(h), metrics)
+        return Predictions(F.pad(nats, (0, 0, 1, 0)), self.reward(h), self.end(h), h, metrics)
 
 
 def rollout(segments: Tensor, steps: int, share: float) -> tuple[int, int]:
