@@ -87,7 +87,6 @@ TRANSFORMER_METRICS = {
     "accuracy": Metric("all but gpt: share of the tokens whose most likely value came", shown="right"),
     "accuracy_moved": Metric("all but gpt: the same, of the tokens that changed"),
     "still": Metric("all but gpt: share of the tokens that did not change, which 'nothing moved' would have had right"),
-    "certainty": Metric("all but gpt: probability of what came"),
     "reward": Metric(
         "cross-entropy of the reward's sign, nats a step", shown="reward", panel="reward cross-entropy, nats"
     ),
@@ -854,7 +853,13 @@ class TokenWorld(WorldModel):
             nats = {name: each * known for name, each in nats.items() if name != "tokens"}
             nats["tokens"] = said.nats * F.pad(known[:, :-1], (1, 0)).unsqueeze(-1)
         terms = {name: Term(each, "valid" if name == "tokens" else "has_action") for name, each in nats.items()}
-        return Losses(terms, said.metrics, learned=(batch.reward.flatten(), batch.has_action.flatten()))
+        metrics: dict[str, Tensor] = {}
+        if said.right is not None:
+            real = batch.valid[:, 1:, None].expand_as(said.right).float()
+            right, moved = said.right.float(), (tokens[:, 1:] != tokens[:, :-1]).float()
+            metrics = {"accuracy": mean_where(right, real), "accuracy_moved": mean_where(right, moved * real),
+                       "still": 1 - mean_where(moved, real)}  # fmt: skip
+        return Losses(terms, metrics, learned=(batch.reward.flatten(), batch.has_action.flatten()))
 
 
 def _arrival_head(inputs: int, width: int, classes: int) -> nn.Sequential:

@@ -36,7 +36,6 @@ from world_model.parts.token_dynamics import (
     Predictions,
     begin,
     cross_entropy,
-    judged,
     relu_head,
     rollout,
 )
@@ -133,7 +132,7 @@ class BlockTransformer(ParallelDynamics):
             discount = config.step_discount ** torch.arange(steps, device=tokens.device)
             weight[:rows, -steps:] *= (discount / discount.mean()).unsqueeze(-1)
         out, h = self(shown, action)
-        out, target, before = out[:, :-1], tokens[:, 1:], tokens[:, :-1]
+        out, target = out[:, :-1], tokens[:, 1:]
         logits = self._logits(out, shown[:, :-1])  # (B, T - 1, N, V)
         nats = cross_entropy(logits, target)
         told = self._focal(nats) * weight
@@ -142,8 +141,8 @@ class BlockTransformer(ParallelDynamics):
             again = logits + self._refined(out.flatten(0, 1), target.flatten(0, 1), known.flatten(0, 1)).view_as(logits)
             # Of those that are not known alone, whose share is drawn evenly: as many as the first pass tells.
             told = told + self._focal(cross_entropy(again, target)) * weight * ~known * 2
-        metrics = judged(logits, target, before, nats)
-        return Predictions(F.pad(told, (0, 0, 1, 0)), self.reward(h), self.end(h), h, metrics)
+        right = logits.detach().argmax(-1) == target
+        return Predictions(F.pad(told, (0, 0, 1, 0)), self.reward(h), self.end(h), h, right)
 
     def _focal(self, nats: Tensor) -> Tensor:
         """Less of what it is sure of."""

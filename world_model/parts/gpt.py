@@ -132,7 +132,7 @@ class GPT(TokenDynamics):
         said = self(tokens, action)
         logits, next_token = said.token.flatten(1, 2)[:, :-1], tokens.flatten(1)[:, 1:]
         nats = F.pad(cross_entropy(logits, next_token), (1, 0)).view_as(tokens)
-        return Predictions(nats, said.reward, said.end, said.h, {})
+        return Predictions(nats, said.reward, said.end, said.h, None)
 
     def advance(self, memory: Tree, tokens: Tensor, action: Tensor, pictures: Tensor | None = None) -> Tree:
         """A frame is read but for its last token: one pass reads it with the action."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from world_model.parts.heads import draw_tempered, mean_where
+from world_model.parts.heads import draw_tempered
 from world_model.trees import Tree
 
 REWARDS = (-1, 0, 1)  # the sign of the reward, by class of the reward head
@@ -27,7 +27,7 @@ class Predictions(NamedTuple):
     reward: Tensor  # (B, T, 3) logits of `REWARDS`: the sign of what action[t] brings
     end: Tensor  # (B, T, 2) logits: goes on, ends
     h: Tensor  # (B, T, D) what those two are told from
-    metrics: dict[str, Tensor]  # detached scalars
+    right: Tensor | None  # (B, T - 1, N) bool: the most likely token is the one that came; None where nobody asks
 
 
 class TokenDynamics(nn.Module, ABC):
@@ -203,24 +203,14 @@ class PlacewiseDynamics(ParallelDynamics):
     def predictions(self, out: Tensor, h: Tensor, tokens: Tensor) -> Predictions:
         """Of whole segments, by what awaited each of their frames: out (B, T, N, D), h (B, T, D); tokens (B, T, N)."""
         logits, target = self.next_tokens(out[:, :-1]).float(), tokens[:, 1:]
-        nats = cross_entropy(logits, target)
-        metrics = judged(logits, target, tokens[:, :-1], nats)
-        return Predictions(F.pad(nats, (0, 0, 1, 0)), self.reward(h), self.end(h), h, metrics)
+        nats = F.pad(cross_entropy(logits, target), (0, 0, 1, 0))
+        return Predictions(nats, self.reward(h), self.end(h), h, logits.detach().argmax(-1) == target)
 
 
 def rollout(segments: Tensor, steps: int, share: float) -> tuple[int, int]:
     """Of segments (B, T, ...), how many frames at the end of how many rows are a model's own; no rows for one frame."""
     steps = min(steps, segments.shape[1] - 1)
     return steps, round(share * len(segments)) if steps > 1 else 0
-
-
-def judged(logits: Tensor, target: Tensor, before: Tensor, nats: Tensor) -> dict[str, Tensor]:
-    """How well tokens (B, T, N) are told by logits (B, T, N, V), beside those of the frame before: scalars."""
-    right, moved = (logits.detach().argmax(-1) == target).float(), (target != before).float()
-    return {
-        "accuracy": right.mean(), "accuracy_moved": mean_where(right, moved), "still": 1 - moved.mean(),
-        "certainty": (-nats.detach()).exp().mean(),
-    }  # fmt: skip
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
