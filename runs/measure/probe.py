@@ -346,7 +346,7 @@ def score_changes(loaded: Loaded, data: Transitions) -> dict[str, float]:
 
     With a reward is in the same step or in the next, in which some games draw the score. Of the score are the pixels
     that change with at least a tenth of the real rewards and with at most two in a thousand of the other steps. Shares
-    of all steps and of all rewards; {} where there are no such pixels.
+    of all steps and of all rewards, and of the real game's (`_real`); {} where there are no such pixels.
     """
     parts = zip(data.frame.split(512), data.before[:, -1].split(512), strict=True)
     steps = [(now.int() - before.int()).abs().amax(1) > 255 * CHANGED for now, before in parts]
@@ -376,6 +376,7 @@ def score_changes(loaded: Loaded, data: Transitions) -> dict[str, float]:
     false, silent = changed & ~rewards & ~late, rewards[:-1] & ~changed[:-1] & ~changed[1:]
     return {
         "score_pixels": int(mask.sum()), "changed_without_reward": round(float(false.float().mean()), 5),
+        "changed_without_reward_real": round(float(change[other][:, mask].any(1).float().mean()), 5),
         "rewards": int(rewards.sum()),
         "rewards_without_change": round(int(silent.sum()) / max(int(rewards[:-1].sum()), 1), 4),
     }  # fmt: skip
