@@ -4,7 +4,8 @@ On the frozen episodes of the game (`suite.py`). Of every five of a kind of play
 they were best, and one judges them:
 
 accuracy       tokens right after 1, 2, 3, 5, 10 and 20 dreamed steps under the real actions, on episodes that the run
-               learned from and on the frozen ones, beside "the same tokens again"
+               learned from, on those that it held out (`replay.validation`) and on the frozen ones, beside "the same
+               tokens again"
 action         a linear probe that reads the action off the code, beside a network that reads it off the two frames and
                was taught with every action (an inverse model), and beside the most frequent action
 exchange       how much worse the fourth picture in a row is with codes of other moments (Bruce et al. 2024, "Genie")
@@ -400,10 +401,11 @@ def measure(loaded: Loaded, suite: Suite, steps: int, console: Console) -> dict[
     result |= {"perplexity": round(perplexity(data.code), 2), "codes_used": len(data.code.unique())}
     tell("dreams")
     frozen = open_loop(loaded, [episode for _, episode in played])
-    learned = open_loop(loaded, own_episodes(loaded))
+    judged = {"frozen": frozen, "trained": open_loop(loaded, own_episodes(loaded)),
+              "held_out": open_loop(loaded, own_episodes(loaded, held=True))}  # fmt: skip
     result["ahead"] = [
-        {"steps_ahead": ahead, **{f"frozen_{key}": value for key, value in frozen[ahead].items()},
-         **{f"trained_{key}": value for key, value in learned.get(ahead, {}).items()}}
+        {"steps_ahead": ahead} | {f"{whose}_{key}": value for whose, found in judged.items()
+                                  for key, value in found.get(ahead, {}).items()}
         for ahead in frozen
     ]  # fmt: skip
     tell("reads actions")

@@ -24,14 +24,14 @@ SHOWN, TOLD = 12, 20  # frames of a segment that are only seen, and those whose 
 OWN = 16  # of the run's episodes, evenly over its life
 
 
-def own_episodes(loaded: Loaded) -> list[Episode]:
-    """What the run was trained on, as far as it is still there: at most OWN episodes, none that it held out."""
+def own_episodes(loaded: Loaded, held: bool = False) -> list[Episode]:
+    """What the run was trained on, or what it `held` out, as far as it is still there: at most OWN episodes."""
     paths = loaded.run.episode_paths if loaded.run is not None else []
     share = loaded.config.replay.validation
-    paths = [path for path in paths if path.stem.isdecimal() and not held_out(int(path.stem), share)]
+    paths = [path for path in paths if path.stem.isdecimal() and held_out(int(path.stem), share) == held]
     chosen = np.linspace(0, len(paths) - 1, min(OWN, len(paths))).astype(int)
     found = usable_episodes([paths[i] for i in chosen], loaded.agent.world_model.spec)
-    return [one for one in found if one.piece_of < 0 or not held_out(one.piece_of, share)]
+    return [one for one in found if one.piece_of < 0 or held_out(one.piece_of, share) == held]
 
 
 @torch.inference_mode()

@@ -90,6 +90,8 @@ def test_dreams_and_pictures_are_compared_as_far_as_there_is_something(loaded: L
     assert told["delta_psnr"] == pytest.approx(told["psnr_own"] - told["psnr_other"], abs=0.02)
     assert probe.score_changes(loaded, made) == {}, "no reward, no score"
     ahead = probe.open_loop(loaded, own_episodes(loaded))
+    whole = {episode.seed for held in (False, True) for episode in own_episodes(loaded, held)}
+    assert len(whole) == len(own_episodes(loaded)) + len(own_episodes(loaded, held=True)), "learned from, or held out"
     assert set(ahead) <= set(probe.AHEAD) and all(0 <= row["accuracy"] <= 1 for row in ahead.values())
 
 
