@@ -40,11 +40,11 @@ DOCUMENT = TokenWorldConfig(
 FAST = replace(
     DOCUMENT, channels=16, halvings=4, contrast=True, rate=1.0, chain=4, tokenizer_updates=100, tokenizer_lr=1e-3,
     tokenizer_decay=2_000, context_frames=12, width=256, recurrent=True, place_attention=1, rollout_steps=5,
-    rollout_share=0.5, outcome_reads="codes", updates=300, batch_size=16,
+    rollout_share=0.5, updates=300, batch_size=16,
 )  # fmt: skip
 TOY = replace(
     FAST, codes=16, code_width=8, channels=4, halvings=3, chain=2, tokenizer_updates=20, tokenizer_batch=32,
-    context_frames=6, width=32, rollout_steps=3, updates=20, batch_size=8,
+    context_frames=6, width=32, rollout_steps=3, outcome_reads="codes", updates=20, batch_size=8,
 )  # fmt: skip
 MODELS = {"toy": TOY, "xs": FAST, "s": DOCUMENT, "m": DOCUMENT}
 POLICIES = {
