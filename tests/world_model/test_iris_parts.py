@@ -74,7 +74,7 @@ def small(tmp_path: Path) -> Published:
 
 def assert_logits(published: Published, expected: dict[str, Tensor]) -> None:
     predicted = published.world_model(expected["tokens"], expected["actions"])
-    for ours, theirs in zip(predicted, ("observations", "rewards", "ends"), strict=True):
+    for ours, theirs in zip(predicted[:3], ("observations", "rewards", "ends"), strict=True):
         wanted = expected[f"logits_{theirs}"]
         assert_close(ours.reshape(wanted.shape), wanted, rtol=0, atol=1e-4)
 
