@@ -30,7 +30,6 @@ BEFORE = {
     "model.dreamed_reward": 0.0,
     "train.bursts": 0.0,
     "model.dynamics": "gpt",
-    "model.outcome_reads": "output",
 }
 
 

@@ -38,11 +38,18 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {  # choices of a recipe that c
     ),
     "latent_gru": (
         {},
-        {"view": "frame", "recurrent": False, "place_attention": 0, "residual": True},
+        {"view": "frame", "recurrent": False, "place_attention": 0, "residual": True, "outcome_reads": "codes"},
     ),
     "latent_action": (
         {"recurrent": True},
-        {"pair_encoder": "cvivit", "positions": 2, "codes": 16, "quantizer": "fsq", "levels": (4, 4)},
+        {
+            "pair_encoder": "cvivit",
+            "positions": 2,
+            "codes": 16,
+            "quantizer": "fsq",
+            "levels": (4, 4),
+            "outcome_reads": "codes",
+        },
         {"tokens_of": "frame"},
     ),
 }

@@ -266,8 +266,8 @@ class TokenWorldConfig:
     )
     outcome_reads: Literal["output", "codes"] = setting(
         "output",
-        help="what tells reward and ending: the dynamics' output before the next frame, or that and the codes which "
-        "then come, real or dreamed",
+        help="input of the reward and continuation heads: the dynamics' output before the next frame, or that and the "
+        "next frame's codes, real or dreamed",
     )
     rollout_steps: int = setting(
         5,
@@ -571,23 +571,24 @@ class TokenWorld(WorldModel):
         h, begun = state.memory["h"], self.transformer.has_action(state.memory)
         if not self.config.labels:  # nobody has ever told it what follows an action
             return torch.zeros_like(h[..., 0]), torch.ones_like(h[..., 0])
-        reward, end = self._outcome_logits(state)
-        reward, cont = self.reward.mean(reward), end.float().softmax(-1)[..., 0]
+        reward = self.reward.mean(self._outcome_logits("reward", state))
+        cont = self._outcome_logits("end", state).float().softmax(-1)[..., 0]
         return reward.masked_fill(~begun, 0.0), cont.masked_fill(~begun, 1.0)
 
     def reward_sign(self, state: State) -> Tensor:
         """What the reward head itself says, whatever a sign is worth."""
-        sign = self.reward.sign(self._outcome_logits(state)[0])
+        sign = self.reward.sign(self._outcome_logits("reward", state))
         return sign.masked_fill(~self.transformer.has_action(state.memory), 0.0)
 
-    def _outcome_logits(self, state: State) -> tuple[Tensor, Tensor]:
-        """Of reward and ending, (B, 3) and (B, 2)."""
+    def _outcome_logits(self, head: Literal["reward", "end"], state: State) -> Tensor:
+        """(B, 3) of the reward's sign, (B, 2) of going on or ending."""
         h = state.memory["h"]
-        reward, end = self.transformer.reward(h), self.transformer.end(h)
-        if self.arrival is None:
-            return reward, end
-        both = torch.cat([h, self.tokenizer.embedding(state.latent).flatten(-2)], -1)
-        return reward + self.arrival["reward"](both), end + self.arrival["end"](both)
+        told: Tensor = getattr(self.transformer, head)(h)
+        return told if self.arrival is None else told + self.arrival[head](self._codes_and_output(state.latent, h))
+
+    def _codes_and_output(self, tokens: Tensor, h: Tensor) -> Tensor:
+        """Tokens (..., N) of a frame and the output (..., D) before it -> (..., N E + D)."""
+        return torch.cat([self.tokenizer.embedding(tokens).flatten(-2), h], -1)
 
     def prior_kl(self, memory: Tree, other: Tree) -> Tensor:
         return self.transformer.prior_kl(_dynamics(memory), _dynamics(other))
@@ -595,7 +596,7 @@ class TokenWorld(WorldModel):
     def features(self, state: State) -> Tensor:
         if self.config.view == "frame":
             return state.memory["frame"].flatten(-3)
-        return torch.cat([self.tokenizer.embedding(state.latent).flatten(-2), state.memory["h"]], -1)
+        return self._codes_and_output(state.latent, state.memory["h"])
 
     def start(self, frame: Tensor, action: Tensor | None = None) -> State:
         """As much of the context as stepping through it would still remember, at once."""
@@ -839,8 +840,9 @@ class TokenWorld(WorldModel):
         said = self.transformer.predict(tokens, batch.action, self.tokenizer.embedding.weight, pictures)
         reward, end = said.reward, said.end
         if self.arrival is not None:
-            codes = self.tokenizer.embedding(tokens[:, 1:]).detach().flatten(-2)
-            both = torch.cat([said.h[:, :-1], codes], -1)  # what follows the last frame is not in the segment
+            with torch.no_grad():  # the tokenizer learns nothing from this
+                codes = self.tokenizer.embedding(tokens[:, 1:])
+            both = torch.cat([codes.flatten(-2), said.h[:, :-1]], -1)  # what follows the last is not in the segment
             more = {name: F.pad(head(both), (0, 0, 0, 1)) for name, head in self.arrival.items()}
             reward, end = reward + more["reward"], end + more["end"]
         nats = {

@@ -34,6 +34,7 @@ from runs.measure.rewards import correlation
 from runs.measure.suite import AHEAD, CONTEXT, TIERS, Context, Suite, contexts, episodes, find_suite, game
 from world_model.interface import Batch, State, WorldModel, to_unit
 from world_model.noise import forked_rng
+from world_model.trees import Tree
 
 HORIZONS = (1, 5, 10, AHEAD)  # steps
 PART = 64  # contexts side by side
@@ -42,7 +43,7 @@ MOVED = 0.05  # of the brightness: by how much a channel of a pixel differs that
 SURE = 1e-6  # what a model that is certain of an ending, or of none, is taken to have left open
 OF_A_THING = ("frames", "within_2px", "still", "seen", "vanished", "doubled", "real")
 AT_ONCE = (
-    "left_right_kl", "left_right_kl_a_code", "left_right_pixels", "upright_psnr", "mirror_psnr", "mirror_dream_psnr",
+    "left_right_kl", "left_right_kl_per_code", "left_right_pixels", "upright_psnr", "mirror_psnr", "mirror_dream_psnr",
     "mirror_dream_codes",
 )  # fmt: skip
 TELL = 10.0  # seconds between two lines
@@ -236,7 +237,7 @@ def at_once(model: WorldModel, state: State, batch: Batch, actions: list[str], t
     """What hangs on the action, and on left and right in the picture, (S,) each; no dream needs to go on for it.
 
     `left_right_kl`: nats between what is expected after LEFT and after RIGHT, where it can be computed, and
-    `left_right_kl_a_code` its share of each code; `left_right_pixels`: how far the two pictures are apart on average,
+    `left_right_kl_per_code` its share of each code; `left_right_pixels`: how far the two pictures are apart on average,
     of 255, dreamed with the same random numbers. `mirror_psnr`: error of a mirrored frame that is seen for the first
     time, once it is shown and mirrored back; `upright_psnr`: the same without the mirror. `mirror_dream_psnr`:
     difference between the next picture and the one that is dreamed where all that came before is mirrored and LEFT is
@@ -251,14 +252,12 @@ def at_once(model: WorldModel, state: State, batch: Batch, actions: list[str], t
         if kl is not None:
             found["left_right_kl"] = kl
             variables = codes(model, state.latent)
-            found |= {} if variables is None else {"left_right_kl_a_code": kl / variables.shape[1]}
-        dreamt, seed = [], int(torch.randint(2**31, (1,)))
-        for memory in after:
-            torch.manual_seed(seed)
-            dreamt.append(model.decode(model.imagine(memory, temperature)))
-        if dreamt[0] is not None and dreamt[1] is not None:
-            found["left_right_pixels"] = (dreamt[0] - dreamt[1]).abs().flatten(1).mean(1) * 255
-        found |= _mirrored(model, state, batch, mirror_images(actions), temperature)
+            found |= {} if variables is None else {"left_right_kl_per_code": kl / variables.shape[1]}
+        left, right = _next_pictures(model, after, temperature)
+        if left is not None and right is not None:
+            found["left_right_pixels"] = (left - right).abs().flatten(1).mean(1) * 255
+        if (images := mirror_images(actions)) is not None:
+            found |= _mirrored(model, state, batch, images, temperature)
     two = to_unit(batch.frame[:, CONTEXT - 2 : CONTEXT])  # a pair where one is encoded; else the frame alone
     now, upright, mirrored = two[:, 1:], model.reconstruct(two), model.reconstruct(two.flip(-1))
     if upright is not None and mirrored is not None:
@@ -273,22 +272,27 @@ def mirror_images(actions: list[str]) -> list[int] | None:
     return [actions.index(name) for name in swapped] if set(swapped) <= set(actions) else None
 
 
-def _mirrored(
-    model: WorldModel, state: State, batch: Batch, swap: list[int] | None, temperature: float
-) -> dict[str, Tensor]:
-    """See `at_once`; nothing where an action has no mirror image or there is no picture."""
-    if swap is None:
-        return {}
-    image = torch.tensor(swap, device=batch.action.device)
-    past = batch._replace(frame=batch.frame.flip(-1), action=image[batch.action])
+def _next_pictures(model: WorldModel, memories: list[Tree], temperature: float) -> list[Tensor | None]:
+    """What is dreamed next from each memory, with the same random numbers."""
     pictures, seed = [], int(torch.randint(2**31, (1,)))
-    for begun, action in ((state, batch.action), (begin(model, past), past.action)):
+    for memory in memories:
         torch.manual_seed(seed)
-        pictures.append(model.decode(model.step(begun, action[:, CONTEXT - 1], temperature=temperature).state))
-    upright, back = pictures[0], pictures[1]
-    if upright is None or back is None:
+        pictures.append(model.decode(model.imagine(memory, temperature)))
+    return pictures
+
+
+def _mirrored(
+    model: WorldModel, state: State, batch: Batch, images: list[int], temperature: float
+) -> dict[str, Tensor]:
+    """See `at_once`; images: each action's mirror image. Nothing where there is no picture."""
+    swapped = torch.tensor(images, device=batch.action.device)[batch.action]
+    past = batch._replace(frame=batch.frame.flip(-1), action=swapped)
+    both = ((state, batch.action), (begin(model, past), swapped))
+    after = [model.advance(begun, action[:, CONTEXT - 1]) for begun, action in both]
+    upright, mirrored = _next_pictures(model, after, temperature)
+    if upright is None or mirrored is None:
         return {}
-    back = back.flip(-1)
+    back = mirrored.flip(-1)
     found = {"mirror_dream_psnr": (upright - back).square().flatten(1).mean(1)}
     one, other = (codes(model, model.start(picture.unsqueeze(1)).latent) for picture in (upright, back))
     return found if one is None or other is None else found | {"mirror_dream_codes": (one == other).float().mean(1)}

@@ -44,7 +44,7 @@ FAST = replace(
 )  # fmt: skip
 TOY = replace(
     FAST, codes=16, code_width=8, channels=4, halvings=3, chain=2, tokenizer_updates=20, tokenizer_batch=32,
-    context_frames=6, width=32, rollout_steps=3, outcome_reads="codes", updates=20, batch_size=8,
+    context_frames=6, width=32, rollout_steps=3, updates=20, batch_size=8,
 )  # fmt: skip
 MODELS = {"toy": TOY, "xs": FAST, "s": DOCUMENT, "m": DOCUMENT}
 POLICIES = {

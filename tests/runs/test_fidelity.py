@@ -187,7 +187,7 @@ def test_every_recipe_is_measured(recipe: str, monkeypatch: pytest.MonkeyPatch) 
     row = found["rows"][1]
     assert 0 < row["psnr"] < 40 and row["psnr_moved_still"] < row["psnr_still"] < 40 and row["cont_nats"] > 0
     discrete = not recipe.startswith("world_models")
-    assert ("accuracy" in row) == discrete == ("left_right_kl_a_code" in found) == ("mirror_dream_codes" in found)
+    assert ("accuracy" in row) == discrete == ("left_right_kl_per_code" in found) == ("mirror_dream_codes" in found)
     assert found["left_right_pixels"] >= 0 and 0 < found["mirror_psnr"] < 99 and found["left_right_kl"] >= 0
     assert found["mirror_dream_psnr"] > 0
     told = found["rewards"]["frozen"]
@@ -226,9 +226,6 @@ class Shifting(Small):
 
     def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
         return State(memory["frame"], memory)
-
-    def outcome(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.zeros(len(state.latent)), torch.ones(len(state.latent))
 
     def decode(self, state: State) -> torch.Tensor:
         return state.latent

@@ -439,6 +439,11 @@ def embedded(tokens: Tensor, table: nn.Embedding) -> Tensor:
     return table(tokens + offset).sum(-2)  # type: ignore[no-any-return]
 
 
+def _a_step_later(motion: Tensor) -> Tensor:
+    """Of (B, T, N): each frame has what the one before it had, and the first nothing."""
+    return F.pad(motion[:, :-1], (0, 0, 1, 0))
+
+
 @torch.no_grad()
 def token_weights(tokens: Tensor, codes: Tensor, config: BlockTransformerConfig) -> Tensor:
     """How much each token of frames 1.. of (B, T, N) counts, 1 where nothing moves: (B, T - 1, N); codes (V, C).
@@ -460,13 +465,11 @@ def token_weights(tokens: Tensor, codes: Tensor, config: BlockTransformerConfig)
     moved = ((code[:, 1:] - code[:, :-1]).square().sum(-1).sqrt() / unit).clamp(max=1)  # (B, T - 1, N)
     grid = moved.unflatten(-1, (height, width)).flatten(0, 1)
     around = F.max_pool2d(grid.unsqueeze(1), 3, 1, 1).view_as(moved)
-    just_before = F.pad(around[:, :-1], (0, 0, 1, 0))
-    motion, before_that = moved, just_before
-    if config.weights_from == "past":
-        motion, before_that = just_before, F.pad(around[:, :-2], (0, 0, 2, 0))[:, : moved.shape[1]]
+    just_before, before_that = _a_step_later(around), _a_step_later(_a_step_later(around))
+    motion, earlier = (just_before, before_that) if config.weights_from == "past" else (moved, just_before)
     so_far = motion.cumsum(1) / torch.arange(1, motion.shape[1] + 1, device=motion.device).unsqueeze(-1)
     event = (motion - so_far).clamp(min=0)
-    persistence = torch.minimum(motion, before_that)
+    persistence = torch.minimum(motion, earlier)
     weight = 1 + config.motion_scale * motion + config.event_scale * event + config.persistence_scale * persistence
     if config.small_scale:
         grid = motion.unflatten(-1, (height, width)).flatten(0, 1)
