@@ -1,8 +1,11 @@
-"""The command `long_rollout`: ten minutes of dream without a reset.
+"""The command `long_rollout`: ten minutes of dream without a reset, beside as long a game.
 
-The agent plays; endings are counted and dreamed over. Each minute (900 steps at 15 a second) is described by rewards,
-continuation and pixels, in Pong also by how often a ball is to be seen, beside the same figures of real frames.
-Writes results/long-rollout.json and .png in the run's folder: each minute's first frame above one 8 steps later.
+The agent plays, or random play does; endings are counted and dreamed over. Each minute (900 steps at 15 a second) is
+described by rewards, continuation and pixels, in Pong also by how often a ball is to be seen. The first row is the same
+of the real game, by the same player, which begins anew where it ends. With `dreams=64 steps=256 player=random` it is
+how far short dreams pay a stranger what the game does.
+Writes results/long-rollout.json (-random for random play) and .png in the run's folder: the first frame of each minute
+above one 8 steps later.
 """
 
 from __future__ import annotations
@@ -12,23 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from agent.player import Agent, Player
+from agent.seeds import EVALUATION_SEED, episode_seed
+from envs.errors import UserError
+from envs.make import make_games
 from envs.settings import setting
-from play.dreamer import Dreamer
-from runs.cli.play import parts
+from runs.build import no_policy
 from runs.dreams import Loaded, load_parts
 from runs.folder import files
 from runs.folder.run import keep
 from runs.measure.pong import SIZE, find_ball
+from world_model.dream.batch import DreamBatch
 from world_model.interface import to_pixels, to_unit
 
 MINUTE, LATER, SCALE = 900, 8, 2
+PLAYERS = ("agent", "random")
 SHORT = {  # of the figures, for a narrow terminal
-    "points_won": "won", "points_lost": "lost", "reward": "reward", "cont_mean": "cont", "cont_min": "least",
-    "endings": "ends", "pixel_mean": "mean", "pixel_std": "std", "from_usual": "apart", "moves": "moves",
-    "ball_share": "ball",
+    "won": "won", "lost": "lost", "cont_mean": "cont", "cont_min": "least", "endings": "ends", "pixel_mean": "mean",
+    "pixel_std": "std", "from_usual": "apart", "moves": "moves", "ball_share": "ball",
 }  # fmt: skip
 ENDING = 0.5  # continuation below which the model says that the game is over
 
@@ -38,64 +46,98 @@ class LongRolloutConfig:
     """What `python main.py long_rollout` takes."""
 
     run: str | None = setting(None, help="a run's folder or name; the Pong that ships when not given")
-    steps: int = setting(10 * MINUTE, 1, 10**7, help="of the dream")
-    seed: int = setting(0, 0, 2**31 - 1, help="of the dream")
+    player: str = setting("agent", choices=PLAYERS, help="who plays dream and game")
+    steps: int = setting(10 * MINUTE, 1, 10**7, help="of each dream, and of each game")
+    dreams: int = setting(1, 1, 1024, help="side by side, and as many games; figures are means over them")
+    seed: int = setting(0, 0, 2**31 - 1, help="of the dream and the game")
     temperature: float | None = setting(None, 0, 100, help="of the dream; that of the policy's training when not given")
     device: str = setting("auto", help="auto, cpu or cuda")
 
 
 def measure(loaded: Loaded, asked: LongRolloutConfig) -> tuple[dict[str, Any], np.ndarray]:
-    """The figures and the strip (H, W, 3) uint8."""
-    shared = parts(loaded)
-    warmth = loaded.temperature(asked.temperature)
-    dreamer, ball = Dreamer(shared, asked.seed), _has_ball(loaded)
-    real = to_pixels(to_unit(loaded.starts.frame).flatten(0, 1))
-    usual = np.median(real, axis=0)
+    """The figures and the strip (H, W, 3) uint8.
+
+    Raises:
+        UserError: `player=agent` of a world model that was trained alone.
+    """
+    if asked.player == "agent" and not loaded.config.train.policy:
+        raise UserError("This world model was trained alone, without an agent: player=random plays it.")
+    model = loaded.agent.world_model
+    agent = loaded.agent if asked.player == "agent" else Agent(model, no_policy(model.spec)).to(loaded.agent.device)
+    usual = np.median(to_pixels(to_unit(loaded.starts.frame).flatten(0, 1)), axis=0)
+    warmth, ball = loaded.temperature(asked.temperature), _has_ball(loaded)
     minutes, tops, bottoms = [], [], []
-    with dreamer.rng_scope():
-        side, memory = dreamer.from_start(0), dreamer.policy.initial(1)
+    dreams, policy = DreamBatch(loaded.world(many=asked.dreams > 1), asked.seed), agent.learner.policy
+    with dreams.rng_scope():
+        now = dreams.begin(np.arange(asked.dreams) % len(loaded.starts.frame))
+        memory = policy.initial(asked.dreams)
         for begin in range(0, asked.steps, MINUTE):
             pictures, rewards, conts = [], [], []
             for _ in range(min(MINUTE, asked.steps - begin)):
-                view, _ = dreamer.look(side)
-                action, memory = dreamer.act(view, memory)
-                side = dreamer.dream(side, action, warmth)
-                pictures.append(side.picture)
-                rewards.append(side.reward)
-                conts.append(side.cont)
-            minutes.append(_described(np.stack(pictures), usual, ball) | _told(np.array(rewards), np.array(conts)))
-            tops.append(pictures[0])
-            bottoms.append(pictures[min(LATER, len(pictures) - 1)])
-    found = {"temperature": warmth, "steps": asked.steps, "real_frames": _described(real, usual, ball)}
-    return found | {"minutes": minutes}, _strip(tops, bottoms)
+                action, memory = policy.act(model.features(now.state), memory)
+                now = dreams.step(now.state, action, warmth)
+                pictures.append(now.observation)
+                rewards.append(now.reward)
+                conts.append(now.cont)
+            told = {"endings": _begun(np.array(conts) < ENDING), **_sure(np.array(conts))}
+            minutes.append(_described(np.stack(pictures), usual, ball) | _paid(np.array(rewards)) | told)
+            tops.append(pictures[0][0])
+            bottoms.append(pictures[min(LATER, len(pictures) - 1)][0])
+    found = {"player": asked.player, "temperature": warmth, "steps": asked.steps, "dreams": asked.dreams}
+    return found | {"game": _played(loaded, agent, asked, usual, ball), "minutes": minutes}, _strip(tops, bottoms)
 
 
-def _told(reward: np.ndarray, cont: np.ndarray) -> dict[str, Any]:
-    """What the heads say over one minute."""
-    return {
-        "points_won": int((reward > 0.5).sum()), "points_lost": int((reward < -0.5).sum()),
-        "reward": round(float(reward.sum()), 2), "cont_mean": round(float(cont.mean()), 4),
-        "cont_min": round(float(cont.min()), 3), "endings": _begun(cont < ENDING),
-        "finite": bool(np.isfinite(reward).all() and np.isfinite(cont).all()),
-    }  # fmt: skip
+def _played(loaded: Loaded, agent: Agent, asked: LongRolloutConfig, usual: np.ndarray, ball: bool) -> dict[str, Any]:
+    """The figures of the real game under the same player, as many games for as long; a minute's, of rates."""
+    games, player = make_games(loaded.config.env, loaded.config.game, asked.dreams), Player(agent)
+    begun, ends, pictures, rewards = games.num_envs, 0, [], []
+    try:
+        frames = games.reset([episode_seed(asked.seed + EVALUATION_SEED, number) for number in range(begun)])
+        is_first = np.ones(begun, bool)
+        with torch.random.fork_rng():
+            torch.manual_seed(asked.seed)
+            for _ in range(asked.steps):
+                brought = games.step(player.act(frames, is_first))
+                frames, is_first = brought.frame, brought.done
+                pictures.append(to_pixels(to_unit(torch.from_numpy(frames))))
+                rewards.append(brought.score)
+                if over := np.flatnonzero(is_first).tolist():
+                    seeds = [episode_seed(asked.seed + EVALUATION_SEED, begun + i) for i in range(len(over))]
+                    begun, ends, frames = begun + len(over), ends + len(over), games.reset(seeds, over)
+    finally:
+        games.close()
+    share = min(MINUTE, asked.steps) / asked.steps
+    paid = {name: round(value * share, 2) for name, value in _paid(np.array(rewards)).items()}
+    return _described(np.stack(pictures), usual, ball) | paid | {"endings": round(ends * share / asked.dreams, 2)}
 
 
-def _begun(marks: np.ndarray) -> int:
-    """How often a mark appears after none."""
-    return int(marks[:1].sum() + (marks[1:] & ~marks[:-1]).sum())
+def _paid(reward: np.ndarray) -> dict[str, float]:
+    """Rewards (T, N) in the game's units: what one dream won and lost."""
+    parts = {"won": np.maximum(reward, 0), "lost": np.maximum(-reward, 0)}
+    return {name: round(float(part.sum(0).mean()), 2) for name, part in parts.items()}
+
+
+def _sure(cont: np.ndarray) -> dict[str, float]:
+    return {"cont_mean": round(float(cont.mean()), 4), "cont_min": round(float(cont.min()), 3)}
+
+
+def _begun(marks: np.ndarray) -> float:
+    """How often marks (T, N) appear after none, in one of the N."""
+    return round(float((marks[:1].sum() + (marks[1:] & ~marks[:-1]).sum()) / marks.shape[1]), 2)
 
 
 def _described(pictures: np.ndarray, usual: np.ndarray, ball: bool) -> dict[str, Any]:
-    """Pixels (T, H, W, 3) up to 255: their mean and spread, how far they are from the usual picture, how much moves."""
-    apart = np.abs(pictures.astype(np.float32) - usual)
-    moves = np.abs(np.diff(pictures.astype(np.float32), axis=0)).mean() if len(pictures) > 1 else 0.0
+    """Pixels (T, N, H, W, 3) up to 255: mean and spread, how far they are from the usual picture, how much moves."""
+    apart = np.mean([np.abs(picture.astype(np.float32) - usual).mean() for picture in pictures])
+    pairs = zip(pictures[1:].astype(np.int16), pictures[:-1].astype(np.int16), strict=True)
+    moves = np.mean([np.abs(new - old).mean() for new, old in pairs] or [0.0])
     told: dict[str, Any] = {
         "pixel_mean": round(float(pictures.mean()), 2), "pixel_std": round(float(pictures.std()), 2),
-        "from_usual": round(float(apart.mean()), 3), "moves": round(float(moves), 3),
+        "from_usual": round(float(apart), 3), "moves": round(float(moves), 3),
     }  # fmt: skip
     if ball:
-        places = [find_ball(picture.transpose(2, 0, 1).astype(np.float64)) for picture in pictures]
-        told["ball_share"] = round(float(np.mean([place is not None for place in places])), 3)
+        seen = [find_ball(one.transpose(2, 0, 1).astype(np.float64)) for one in pictures.reshape(-1, SIZE, SIZE, 3)]
+        told["ball_share"] = round(float(np.mean([place is not None for place in seen])), 3)
     return told
 
 
@@ -112,20 +154,20 @@ def command(asked: LongRolloutConfig) -> None:
     """Measures, prints and writes."""
     loaded = load_parts(asked.run, asked.device)
     found, strip = measure(loaded, asked)
-    path = keep(loaded.run, "long-rollout", {"env": loaded.config.env} | found, loaded.config.env)
+    name = "long-rollout" + ("-random" if asked.player == "random" else "")
+    path = keep(loaded.run, name, {"env": loaded.config.env} | found, loaded.config.env)
     files.write_png(path.with_suffix(".png"), strip)
     _show(found, path)
 
 
 def _show(found: dict[str, Any], path: Path) -> None:
-    title = f"a dream of {found['steps']:,} steps at temperature {found['temperature']:g}"
-    lines, names = (
-        Table(title=title, box=None, pad_edge=False, collapse_padding=True),
-        [name for name in SHORT if name in found["minutes"][0]],
-    )
+    many = f"{found['dreams']} dreams" if found["dreams"] > 1 else "a dream"
+    title = f"{many} of {found['steps']:,} steps at temperature {found['temperature']:g}, played by {found['player']}"
+    lines = Table(title=title, box=None, pad_edge=False, collapse_padding=True)
+    names = [name for name in SHORT if name in found["minutes"][0]]
     for name in ("minute", *(SHORT[name] for name in names)):
         lines.add_column(name, justify="right")
-    lines.add_row("real", *(str(found["real_frames"].get(name, "")) for name in names))
+    lines.add_row("game", *(str(found["game"].get(name, "")) for name in names))
     for i, minute in enumerate(found["minutes"]):
         lines.add_row(str(i + 1), *(str(minute[name]) for name in names))
     console = Console(highlight=False)
