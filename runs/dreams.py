@@ -85,7 +85,10 @@ class Loaded(NamedTuple):
         if count < 1:
             raise ValueError(f"starts must be at least 1, not {count}")
         if self.run is None:
-            raise UserError(f"A packed model has the {len(self.starts.frame)} starts it was packed with: name a run.")
+            raise UserError(
+                f"A packed model has the {len(self.starts.frame)} starts it was packed with: name a run, or leave out "
+                "starts (on a command line starts=null)."
+            )
         with forked_rng(self.agent.device), torch.inference_mode():
             size = trees.size_bytes(self.begin(torch.zeros(1, dtype=torch.long))) + self.starts.frame[0].nbytes
         most = max(1, int(STARTS_GIB * 2**30 / size))

@@ -104,6 +104,7 @@ def pages(commands: Mapping[str, Command]) -> tuple[Page, ...]:
         Page("metrics.md", _metrics()),
         Page("results.md", _generated(results + publish.tables())),
         Page("atari100k.md", _generated(atari100k.page(RESULTS))),
+        Page("atari100k.json", atari100k.numbers(RESULTS)),
     )
 
 

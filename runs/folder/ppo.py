@@ -60,6 +60,7 @@ class PpoConfig:
     protocol: str = setting("default", choices=tuple(PROTOCOLS), help="how the literature plays it")
     run: str = setting("", help="a run to compare with, instead of env and protocol: its game, and its hours")
     hours: float | None = setting(None, above=0, high=10_000, help="of processor time, all threads; those of run=")
+    steps: int | None = setting(None, 1, 10**10, help="agent steps of the game to learn from, instead of hours")
     seed: int = setting(0, 0, 2**31 - 1, help="of everything random")
     threads: int = setting(1, 1, 1024, help="of torch")
     episodes: int = setting(100, 1, 10**6, help="whole episodes of the evaluation at the end")
@@ -71,6 +72,8 @@ class PpoConfig:
         """Raises UserError when it is not said what is played, or for how long, or both are said twice."""
         if not (self.env or self.run or self.name):
             raise UserError("ppo needs env=... and hours=..., or run=NAME to compare with, or name=NAME to go on with.")
+        if self.hours is not None and self.steps is not None:
+            raise UserError("hours=... and steps=... both say when PPO stops: leave one out.")
         own = any(getattr(self.game, key) not in (None, {}) for key in SAME)  # 0 says something too
         if self.run and (self.env or self.protocol != "default" or own):
             told = ", ".join(["env", "protocol", *(f"game.{key}" for key in SAME)])
@@ -87,15 +90,15 @@ class PpoConfig:
             other = Run.open(self.run)
             env, protocol = other.config.env, other.config.protocol
             game = {key: getattr(other.config.game, key) for key in SAME}
-            hours = hours or _used(other)
+            hours = hours if hours or self.steps else _used(other)
         else:
             game = {key: getattr(self.game, key) for key in SAME}
             means = PROTOCOLS[protocol]
             game |= {key: means[key] for key in SAME if key in means and game[key] is None}
         if not env:
             raise UserError(f"There is no run {self.name} to go on with: a new one needs env=... and hours=...")
-        if hours is None:
-            raise UserError(f"hours=... is missing: how much processor time PPO may use for {env}.")
+        if hours is None and self.steps is None:
+            raise UserError(f"hours=... is missing: how much processor time PPO may use for {env}; or steps=...")
         if min(self.game.frame_size) < SMALLEST:
             raise UserError(f"game.size must be at least {SMALLEST} pixels for {self.size}, not {self.game.size}.")
         if self.game.num_envs * self.policy.n_steps < 2:

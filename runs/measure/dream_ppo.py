@@ -2,7 +2,7 @@
 
 Stable-Baselines3's PPO sees nothing but the dream of the run, four pictures at a time or the features of its states,
 and is then measured in the real game beside random play, over the same whole episodes. Writes results/dream-ppo.json,
-or dream-ppo-features.json, in the run's folder.
+or dream-ppo-features.json, in the run's folder; of a packed model under runs/out/.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from envs.make import make_games
 from envs.settings import setting
 from runs.dreams import Loaded, load_parts
 from runs.folder.progress import Progress
+from runs.folder.run import keep
 from runs.folder.system import cores, keep_freed_memory
 from world_model.dream.batch import OBSERVATIONS
 from world_model.dream.envs import DreamVectorEnv
@@ -48,12 +49,15 @@ HIDDEN = (256, 256)  # of the networks on features
 class DreamPpoConfig:
     """What `python main.py dream_ppo` takes."""
 
-    run: str = setting("", required=True, help="a run's folder or name")
+    run: str = setting("", required=True, help="a run's folder or name, or a packed model")
     steps: int = setting(200_000, 1, 10**10, help="dreamed")
     dreams: int = setting(64, 1, 4096, help="side by side")
     horizon: int = setting(32, 1, 10**6, help="steps after which a dream begins anew, before it strays from the game")
     starts: int | None = setting(
-        1024, 1, 10**6, help="moments that dreams begin from, of all play of the run; null: the few in its checkpoint"
+        1024,
+        1,
+        10**6,
+        help="moments that dreams begin from, of all play of the run; null: the few kept with its weights",
     )
     obs_type: str = setting("rgb", choices=OBSERVATIONS, help="what it sees: pictures, or the features of the states")
     temperature: float | None = setting(None, 0, 100, help="of the dream; that of the policy's training when not given")
@@ -163,9 +167,6 @@ def learn(dream: DreamVectorEnv, settings: DreamPpoConfig, console: Console) -> 
 def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     """Learns in the dream, plays the real game, writes the result into the run's folder and returns it."""
     parts, console = load_parts(settings.run), Console(highlight=False)
-    run = parts.run
-    if run is None:
-        raise UserError(f"{settings.run} is a packed model: name the folder of a run, where the result can be kept.")
     world = parts.with_starts(settings.starts, settings.seed).world(many=True)
     began = time.monotonic()
     dream = DreamVectorEnv(
@@ -190,7 +191,7 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     result |= {"dreamed_returns": returns, "temperature": dream.temperature, "starts": len(world.starts.frame)}
     if shown:
         result["seen_through_the_model"] = shown[0]
-    path = run.result("dream-ppo-features" if on_features else "dream-ppo", result)
+    path = keep(parts.run, "dream-ppo-features" if on_features else "dream-ppo", result, parts.config.env)
     console.print(f"{parts.config.env}, {settings.episodes} episodes of the real game:")
     told = (("PPO from the dream", found), *(("through the model", one) for one in shown), ("random", chance))
     for name, entry in told:

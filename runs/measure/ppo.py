@@ -6,7 +6,7 @@ Stable-Baselines3's AtariWrapper (84x84 gray, the maximum of two frames, rewards
 life, four frames stacked). Four things differ from there. The stack keeps the frames from before a lost life, as where
 PPO is judged. Nobody presses FIRE for PPO after a lost life, as nobody does so for a world model's agent. The no-ops
 are the protocol's. And the learning rate and clip range fall to 0 with the processor time used and not with the steps,
-whose number nobody knows before.
+whose number nobody knows before (with `steps=` they are known, and count).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from runs.measure.sb3 import GamesVecEnv
 
 SAVE_EVERY = 180.0  # seconds
-ENDLESS = 10**12  # steps: the time ends the learning
+ENDLESS = 10**12  # steps: the watcher ends the learning
 
 
 class Learner:
@@ -48,7 +48,7 @@ class Learner:
 
         from runs.measure.sb3 import FrameStack, GamesVecEnv
 
-        self.run, config = run, run.config
+        self.run, self.steps, config = run, run.step, run.config
         self.rows: GamesVecEnv = GamesVecEnv(games, config.seed)
         falling = {name: self._falling(getattr(config.policy, name)) for name in ("learning_rate", "clip_range")}
         # A continuation must not draw the same numbers again.
@@ -60,15 +60,18 @@ class Learner:
 
     @property
     def left(self) -> float:
-        """The share of the processor time that is left, from 1 to 0."""
-        assert self.run.config.hours is not None
-        return max(0.0, 1 - (self.run.core_hours or 0.0) / self.run.config.hours)
+        """The share of the processor time, or of the steps, that is left, from 1 to 0."""
+        run, config = self.run, self.run.config
+        if config.steps is not None:
+            return max(0.0, 1 - self.steps / config.steps)
+        assert config.hours is not None
+        return max(0.0, 1 - (run.core_hours or 0.0) / config.hours)
 
     def _falling(self, start: float) -> Callable[[float], float]:
         return lambda _: start * self.left  # what it is called with are shares of steps
 
     def learn(self, progress: Progress, asked_to_stop: Callable[[], bool]) -> None:
-        """Learns until the time is used or somebody asks to stop, and saves."""
+        """Learns until time or steps are used or somebody asks to stop, and saves."""
         if not self.run.step:
             self.save()  # what is killed early can be gone on with too
         if self.left:
@@ -105,7 +108,9 @@ class Watcher:
         for game in (info["episode"] for info in local["infos"] if "episode" in info):
             self.returns.append(game["r"])
             self.progress.episode(game["r"], game["l"])
-        used = {"processor hours": f"{run.core_hours or 0.0:.3f} of {run.config.hours:g}"}
+        self.learner.steps = ppo.num_timesteps
+        of = f" of {run.config.hours:g}" if run.config.hours else ""
+        used = {"processor hours": f"{run.core_hours or 0.0:.3f}{of}"}
         self.progress.update(ppo.num_timesteps, **used)  # type: ignore[arg-type]
         if ppo._n_updates > self.logged:
             self._log()
@@ -149,7 +154,8 @@ def work(run: PpoRun, *, resumed: bool) -> None:
     games = make_games(config.env, config.game)
     with Progress() as progress:
         progress.say(f"{config.env}: {games.description}, {games.num_envs} side by side")
-        told = f"{config.hours:g} processor hours on {config.threads} torch thread{'s'[: config.threads > 1]}"
+        long = f"{config.steps:,} steps" if config.steps else f"{config.hours:g} processor hours"
+        told = f"{long} on {config.threads} torch thread{'s'[: config.threads > 1]}"
         progress.say(f"PPO of Stable-Baselines3 for {told}, over which learning rate and clip range fall to 0")
         try:
             state = run.load_checkpoint("cpu", say=progress.say) if resumed else None
@@ -158,7 +164,7 @@ def work(run: PpoRun, *, resumed: bool) -> None:
                 run.rewind(threads=config.threads, device="cpu")
                 learner.load(state)
             progress.say(f"{f'resumed at step {run.step:,} in' if resumed else 'writing'} {run.folder}")
-            progress.start(0, run.step)
+            progress.start(config.steps or 0, run.step)
             progress.phase("PPO")
             with deferred() as asked_to_stop:
                 learner.learn(progress, asked_to_stop)
@@ -176,7 +182,8 @@ def work(run: PpoRun, *, resumed: bool) -> None:
 
 def _evaluate(run: PpoRun, learner: Learner) -> None:
     config = run.config
-    numbers = asdict(config.policy) | {"games": config.game.num_envs, "stack": STACK, "core_hours": config.hours}
+    numbers = asdict(config.policy) | {"games": config.game.num_envs, "stack": STACK}
+    numbers |= {"core_hours": config.hours} if config.hours else {"steps": config.steps}
     games = make_games(config.env, config.game, min(evaluation.ROWS, config.episodes))
     try:
         evaluation.judge(run, games, lambda greedy: Student(learner.ppo, greedy=greedy), {"ppo": numbers})

@@ -126,19 +126,29 @@ def _score(value: float) -> str:
 
 def page(results: Path) -> str:
     """docs/atari100k.md: a table for each recipe that has published results, and the picture where there is one."""
-    entries = load(results.glob(f"*-evaluation-{POLICY}.json"))
+    by_recipe = _published_here(results)
     text = [PAGE]
-    for recipe in dict.fromkeys(entry["recipe"] for entry in entries):
-        own = [entry for entry in entries if entry["recipe"] == recipe]
+    for recipe, own in by_recipe.items():
         told = summary(own)
         heading, *rows = lines(told, f"`{recipe}`", systems())
         commands = sorted({_general(entry["training"]["command"]) for entry in own})
         text.append(f"## {recipe}, {len(told['games'])} of 26 games")
         text.append(markdown(heading, rows))
         text.append("With the settings of " + "; ".join(f"`{command}`" for command in commands) + ".")
-    if entries:
-        text.append("![learning curves](atari100k.png)")
+    if by_recipe:
+        text.append("![learning curves](atari100k.png), and [all figures as JSON](atari100k.json).")
     return "\n\n".join(text)
+
+
+def numbers(results: Path) -> str:
+    """docs/atari100k.json: what the page's tables are made of, by recipe."""
+    return json.dumps({recipe: summary(own) for recipe, own in _published_here(results).items()}, indent=1)
+
+
+def _published_here(results: Path) -> dict[str, list[dict[str, Any]]]:
+    entries = load(results.glob(f"*-evaluation-{POLICY}.json"))
+    recipes = dict.fromkeys(entry["recipe"] for entry in entries)
+    return {recipe: [entry for entry in entries if entry["recipe"] == recipe] for recipe in recipes}
 
 
 def _general(command: str) -> str:

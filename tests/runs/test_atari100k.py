@@ -86,6 +86,7 @@ def test_only_results_of_the_benchmark_count_and_make_table_page_and_picture(tmp
     assert lines[2][1] == "0.0 (2 seeds)" and {len(line) for line in lines} == {7}
     page = report.page(tmp_path)
     assert "## reverie, 2 of 26 games" in page and "With the settings of `python main.py atari100k threads=1`." in page
+    assert json.loads(report.numbers(tmp_path))["reverie"] == told
     report.picture(entries, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 

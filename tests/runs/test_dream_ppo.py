@@ -49,6 +49,21 @@ def test_ppo_learns_in_the_dream_and_is_measured_in_the_game(run_folder: Path, t
         assert len(entry["returns"]) == 2 and all(-10 <= value <= 10 for value in entry["returns"])
 
 
+def test_the_result_of_a_packed_model_lies_beside_the_runs(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = dreams.load_parts(run_folder)._replace(run=None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dream_ppo, "load_parts", lambda run: packed)
+    monkeypatch.setattr(dream_ppo, "NUMBERS", dream_ppo.NUMBERS | {"n_steps": 2, "n_epochs": 1})
+    settings = dream_ppo.DreamPpoConfig(run="pong", steps=4, dreams=2, episodes=1, obs_type="features")
+    with pytest.raises(UserError, match="starts=null"):
+        dream_ppo.measure(settings)
+    dream_ppo.measure(replace(settings, starts=None))
+    told = json.loads(Path("runs/out/Catch-v0-dream-ppo-features.json").read_text())
+    assert told["starts"] == len(packed.starts.frame) and len(told["returns"]) == 1
+
+
 def test_stable_baselines3_sees_the_last_frame_of_a_dream(run_folder: Path) -> None:
     from runs.measure.sb3 import DreamVecEnv
 

@@ -160,6 +160,7 @@ def test_a_protocol_is_what_train_makes_of_it_and_single_keys_come_last() -> Non
     [
         ([], "ppo needs env=... and hours=..."),
         (["env=Catch-v0"], "hours=... is missing"),
+        (["env=Catch-v0", "hours=1", "steps=9"], "leave one out"),
         (["name=nothing"], "There is no run nothing"),
         (["run=x", "env=Catch-v0"], "run=... says which game is played"),
         (["run=x", "game.sticky=0.1"], "run=... says which game is played"),
@@ -217,6 +218,16 @@ def test_a_run_whose_time_is_used_is_only_evaluated_again(run_folder: Path) -> N
     before = PpoRun.open(run_folder).metrics()
     assert main.main(["ppo", f"name={run_folder}"]) == 0
     assert PpoRun.open(run_folder).metrics() == before
+
+
+def test_a_run_of_so_many_steps_takes_as_many_and_falls_with_them() -> None:
+    assert main.main(["ppo", *WORDS, "steps=96", "name=short"]) == 0
+    run = PpoRun.open("runs/out/short")
+    before = run.metrics()
+    assert [round(line["policy/clip_range"], 6) for line in before] == [0.066667, 0.033333]
+    told = json.loads((run.folder / "results/evaluation-sampled.json").read_text())
+    assert told["env_steps"] == told["ppo"]["steps"] == 96 and "core_hours" not in told["ppo"]
+    assert main.main(["ppo", "name=short"]) == 0 and run.metrics() == before, "a run that is over learns no more"
 
 
 def test_a_run_of_ppo_has_no_world_model(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
