@@ -85,7 +85,7 @@ def make_sb3_dream(
     """`num_envs` dreams as a VecEnv of Stable-Baselines3 (`pip install -e ".[sb3]"`): monitored, `stack` deep.
 
     Observations are (H, W, 3 x stack) uint8, for "CnnPolicy", 4 deep when not given, because one frame does not show
-    where a ball flies; with obs_type="features", whose memory tells that, (F x stack,) float32 for "MlpPolicy", 1 deep.
+    where a ball flies; with obs_type="features", whose memory holds that, (F x stack,) float32 for "MlpPolicy", 1 deep.
     The other keys are those of `make_dream`.
     """
     from runs.measure.sb3 import monitored

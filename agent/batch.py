@@ -1,4 +1,4 @@
-"""Segments of episodes, cut out and laid side by side: what the trainer eats.
+"""Segments of episodes, cut out and laid side by side: the trainer's batches.
 
 B segments, T indices each, C H W picture, A action size. Index t means what the timeline in `envs/episode.py` says.
 """

@@ -1,4 +1,4 @@
-"""Whom the loop talks to: the run's folder, the person at the terminal, the policy's settings."""
+"""What the loop is given: the run's folder, the person at the terminal, the policy's settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CUDA graphs: an update of thousands of small kernels, recorded once and launched as one from then on.
+"""CUDA graphs: an update of thousands of small kernels, captured once and then replayed as one.
 
 Launched one by one from Python, the kernels of a small world model take a GPU less time than the launching does.
 """

@@ -41,10 +41,10 @@ PART = 512  # agent steps played, or frames encoded, without asking whether to s
 NO_STARTS = "policy.starts must be at least 1: this recipe draws the states that dreams begin from."
 METRICS = {  # of what the loop itself logs
     "episode/return": Metric("return of the games that ended, in the game's own units"),
-    "updates": Metric("rounds so far; in reverie each has one update of world model and policy"),
-    "real/generations": Metric("generations judged in the real game"),
-    "real/episodes": Metric("games played for fitness alone"),
-    "real/steps": Metric("agent steps of these, which are not among the run's"),
+    "updates": Metric("rounds so far (not gradient updates); in reverie each has one update of world model and policy"),
+    "real/generations": Metric("populations only: generations judged in the real game"),
+    "real/episodes": Metric("populations only: games played for fitness alone"),
+    "real/steps": Metric("populations only: agent steps of these games, which are not among the run's"),
     "memory_gb": Metric("peak resident memory of the process, GiB"),
 }
 

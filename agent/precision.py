@@ -1,4 +1,4 @@
-"""Number formats, chosen once and from outside: what training computes in, and models for playing alone."""
+"""Number formats, chosen once and from outside: what training computes in, and models used only to play."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose episode is which: a run's seed, what is played for what, and a number decide each episode's seed.
+"""An episode's seed comes from the run's seed, its purpose and its number.
 
 Nothing is judged on what was trained on: what is played for another purpose than collecting begins at another seed.
 """

@@ -80,7 +80,7 @@ class TrainConfig:
     cuda_graphs: bool = setting(
         True,
         resumable=True,
-        help="on a GPU, record updates once as CUDA graphs and replay them (docs/gpu.md says which); false, and with "
+        help="on a GPU, capture updates once as CUDA graphs and replay them (docs/gpu.md says which); false, and with "
         "compile=true: launch every kernel from Python",
     )
     log_every: int = setting(

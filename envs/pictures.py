@@ -1,4 +1,4 @@
-"""What of all that games give is a picture, and how it becomes one that an agent or a film can use.
+"""Which game outputs are pictures, and their conversion for agents and films.
 
 Shapes: H W picture.
 """

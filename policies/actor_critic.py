@@ -31,7 +31,7 @@ METRICS = DREAM_METRICS | {
 }
 CRITIC_METRICS = {
     "value": Metric("cross-entropy of the critic against the returns"),
-    "slow": Metric("the same against its slow copy"),
+    "slow": Metric("cross-entropy of the critic against its slow copy"),
 }
 
 
@@ -76,7 +76,7 @@ class ActorCriticConfig:
         1000,
         resumable=True,
         help="passes over an imagined batch (n_epochs): 1 is REINFORCE, several are PPO's clipped "
-        "objective, for dreams that are dear",
+        "objective, for when dreams are expensive",
     )
     clip_ratio: float = setting(0.2, 0, 1, help="PPO's clip range, with several epochs")
     updates: int = setting(1, 0, resumable=True, help="updates a round")
@@ -91,7 +91,7 @@ class ActorCriticConfig:
         0.1,
         above=0,
         help="least value of the 5 to 95 % range of returns that advantages are divided by (DreamerV3: "
-        "1); lower makes more of small rewards",
+        "1); lower amplifies small rewards",
     )
     twohot: Mean = setting(
         "symlog",

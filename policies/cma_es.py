@@ -28,8 +28,8 @@ WHERE = ("dream", "real", "both")
 
 METRICS = {
     "fitness": Metric("mean return of a generation's candidates, less the decay", shown="fitness"),
-    "fitness_best": Metric("that of the best", shown="best"),
-    "fitness_std": Metric("spread among the candidates"),
+    "fitness_best": Metric("fitness of the best candidate", shown="best"),
+    "fitness_std": Metric("standard deviation of the candidates' fitness"),
     "sigma": Metric("step size of CMA-ES"),
     "generation": Metric("generations of this phase"),
 }
@@ -65,7 +65,7 @@ class EvolutionConfig:
     )
     sigma: float = setting(0.1, above=0, high=1e3, help="initial standard deviation of the search distribution")
     decay: float = setting(
-        0.01, 0, 1e6, help="weight of the mean squared parameter that is taken from a candidate's fitness (L2)"
+        0.01, 0, 1e6, help="L2 penalty: weight of the mean squared parameter, subtracted from the fitness"
     )
     diagonal: bool = setting(
         False, help="learn a diagonal covariance; past 2,000 parameters the full matrix is too slow"

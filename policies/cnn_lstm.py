@@ -33,17 +33,17 @@ class CnnLstmConfig:
 
     starts: int = setting(64, 1, 65_536, help="dreams at each update")
     horizon: int = setting(20, 1, 10_000, help="steps of a dream")
-    temperature: float = setting(1.0, 0, 100, help="of the dream's latents")
+    temperature: float = setting(1.0, 0, 100, help="sampling temperature of the dream's latents")
     channels: tuple[int, ...] = setting(
-        (32, 32, 64, 64), 1, 4096, help="of the convolutions, after each of which the picture is halved"
+        (32, 32, 64, 64), 1, 4096, help="channels of the convolutions, after each of which the picture is halved"
     )
     hidden: int = setting(512, 1, 16_384, help="width of the LSTM")
     gamma: float = setting(0.995, 0, 1, help="discount")
     lam: float = setting(0.95, 0, 1, help="lambda of the returns")
-    entropy: float = setting(1e-3, 0, 10, help="scale of the policy's entropy")
+    entropy: float = setting(1e-3, 0, 10, help="entropy bonus")
     updates: int = setting(200, 0, resumable=True, help="updates a round")
     lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate")
-    clip: float = setting(10.0, above=0, help="of the gradient's norm")
+    clip: float = setting(10.0, above=0, help="largest norm of a gradient")
 
     def build(self, features: int, spec: Spec) -> CnnLstm:
         """The learner for a world model whose features are its decoded frames, and a game with discrete actions."""

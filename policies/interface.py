@@ -76,7 +76,7 @@ class Learner(nn.Module, ABC):
     """Improves a policy from rollouts, which may come from the dream or from the real game."""
 
     policy: Policy
-    metrics: Mapping[str, Metric] = {}  # what `improve` tells, by name
+    metrics: Mapping[str, Metric] = {}  # what `improve` logs, by name
     updates_are_graph_safe: bool = False  # as of a world model, of an improvement in the dream
     logs_each_update: bool = False  # an improvement takes seconds, so that each is told and saved
 

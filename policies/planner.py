@@ -33,7 +33,7 @@ class PlannerConfig:
     horizon: int = setting(12, 1, 1000, help="steps of a plan")
     iterations: int = setting(3, 1, 100, when={"method": "cem"}, help="rounds of sampling and fitting")
     repeat: float = setting(
-        0.7, 0, 1, when={"method": "shooting"}, help="probability that a plan goes on with the same action"
+        0.7, 0, 1, when={"method": "shooting"}, help="probability that a plan repeats its last action"
     )
     gamma: float = setting(0.985, 0, 1, help="discount of a step")
 

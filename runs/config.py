@@ -56,7 +56,8 @@ class Config:
         0, 0, 1024, resumable=True, help="torch threads; 0 measures at the start how many are fastest"
     )
     init_replay: str | tuple[str, ...] = setting(
-        "", help="another run or a folder of episodes, or several as in [a,b]: what is known before the first step"
+        "",
+        help="another run or a folder of episodes, or several as in 'init_replay=[a,b]': replay before the first step",
     )
     workers: int = setting(
         0,

@@ -1,8 +1,8 @@
-"""A token world played by its codes: what a transition's code is, is chosen, and not what the player does.
+"""A token world in which the player picks the transition's code instead of an action.
 
-For worlds that tell a whole transition by one of few codes (`latent_action` with `model.positions=1`), whose codes are
-then its actions (Bruce et al. 2024, "Genie"), and those whose first code is the action's own (`model.action_codes`), of
-which the others are dreamed. Shapes: B batch, C H W picture, V codes that are played.
+For worlds that encode a whole transition as one of few codes (`latent_action` with `model.positions=1`), whose codes
+are then its actions (Bruce et al. 2024, "Genie"), and those whose first code is the action's own
+(`model.action_codes`), of which the others are dreamed. Shapes: B batch, C H W picture, V codes that are played.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class CodeWorld(WorldModel):
     def __init__(self, world: TokenWorld, action_of: Tensor) -> None:
         """`action_of` (V,): the game's action that stands for each code, from which reward and ending are told.
 
-        Raises ValueError for a world that tells a transition by more than one code, none of which is the action's own.
+        Raises ValueError for a world with several codes a transition, none of which is the action's own.
         """
         super().__init__()
         if not world.played_codes:
@@ -42,7 +42,7 @@ class CodeWorld(WorldModel):
         return self._with(self.world.advance(self._within(state), self.action_of[action]), action)
 
     def imagine(self, memory: Tree, temperature: float = 1.0) -> State:
-        """The transition that was chosen; only what other codes tell of it is left to chance."""
+        """The transition that was chosen; only its other codes are left to chance."""
         chosen = memory["code"].unsqueeze(1)
         if self.latent_shape != (1,):
             chosen = torch.cat([chosen, self.world.sample_tokens(memory["world"], temperature)[:, 1:]], 1)

@@ -37,7 +37,7 @@ class Step(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Frames as grids of codes, each of which tells of a cell of the picture."""
+    """Frames as grids of codes, each of which describes a cell of the picture."""
 
     code: Tensor  # (B, h, w) int64
     codes: int  # of the codebook

@@ -1,4 +1,4 @@
-"""`reverie`: one categorical token a frame, a recurrent or transformer memory, everything in one pass a frame.
+"""`reverie`: one vector of categorical latents a frame, a recurrent or transformer memory, one pass a frame for all.
 
 The line of DreamerV3 (Hafner et al. 2023) and STORM (Zhang et al. 2023), made fast enough for a laptop: the encoder
 sees one frame and no memory, so that encoding and decoding are batched over time and only a small step is sequential.
@@ -40,7 +40,7 @@ METRICS = {
         shown="pixels",
     ),
     "dyn": Metric("KL(posterior, prior) in nats, at least `free_nats`, from which the prior learns"),
-    "rep": Metric("the same, from which the posterior learns"),
+    "rep": Metric("KL(posterior, prior) in nats, at least `free_nats`, from which the posterior learns"),
     "kl": Metric(
         "KL(posterior, prior) without free bits, nats a frame: what of a frame the prior did not predict",
         shown="kl", panel="KL(posterior, prior), nats a frame",
@@ -109,7 +109,7 @@ class ReverieConfig:
         8,
         0,
         32,
-        help="keypoints, each told by two of the groups, its column and its row; 0: none, else fewer "
+        help="keypoints, each encoded by two of the groups, its column and its row; 0: none, else fewer "
         "than half of the groups",
     )
     distances: bool = setting(

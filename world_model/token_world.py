@@ -9,7 +9,7 @@ network, pixels count more the further they stand from the background (as in `re
 
 `spatial` (Atari world model v2.1): 21 x 16 tokens of few codes, all of the next frame in one pass over the last four;
 learned with rollouts of its own tokens and weights of single ones. What the document leaves out, reward and ending, are
-told by the output at the action, as in `iris`.
+predicted from the output at the action, as in `iris`.
 
 `latent_gru` (Ms. Pac-Man latent GRU) and `latent_action` (neural Atari): the codes are those of what happens from one
 frame to the next, whose picture is drawn on the one before. The timeline: tokens[t] are those of (frame[t - 1],
@@ -68,29 +68,29 @@ TOKENIZER_METRICS = {
     "st_lpips": Metric("distance in the features of ST-LPIPS"),
     "l1": Metric("L1 of the pixels in [-1, 1], whatever the loss", shown="l1"),
     "edges": Metric("squared errors of the differences between neighbouring pixels"),
-    "codebook": Metric("what pulls the codes to the latents"),
-    "commitment": Metric("what pulls the latents to the codes"),
+    "codebook": Metric("codebook loss: pulls the codes to the latents"),
+    "commitment": Metric("commitment loss: pulls the latents to the codes"),
     "codebook_usage": Metric("share of the codes that a batch uses"),
-    "dead_codes": Metric("how many of them it does not"),
-    "code_entropy": Metric("entropy of their use, nats", panel="entropy of the codes' use, nats"),
-    "perplexity": Metric("its exponential"),
-    "uneven": Metric("log of how many there are, less the entropy of their mean use: 0 where all are used alike"),
+    "dead_codes": Metric("codes that a batch does not use"),
+    "code_entropy": Metric("entropy of code usage, nats", panel="entropy of the codes' use, nats"),
+    "perplexity": Metric("exp of code_entropy"),
+    "uneven": Metric("log(codes) minus the entropy of mean usage; 0: uniform"),
     "label": Metric("pairs: cross-entropy of the known actions, read off the codes, nats"),
-    "other_label": Metric("the same off the codes that should not tell them, which work against it, nats"),
-    "chained": Metric("pairs: loss of the picture that was drawn after the most others of its own"),
+    "other_label": Metric("pairs: cross-entropy of the known actions, read off the other codes, which hide them, nats"),
+    "chained": Metric("pairs: loss of the last picture of a chain, drawn from the model's own"),
 }
 TRANSFORMER_METRICS = {
     "tokens": Metric(
-        "surprise at the next token, nats; weighted, where tokens have weights", shown="tokens",
+        "cross-entropy of the next token, nats; weighted, where tokens have weights", shown="tokens",
         panel="surprise at the next token, nats",
     ),
-    "accuracy": Metric("all but gpt: share of the tokens whose most likely value came", shown="right"),
-    "accuracy_moved": Metric("all but gpt: the same, of the tokens that changed"),
-    "still": Metric("all but gpt: share of the tokens that did not change, which 'nothing moved' would have had right"),
+    "accuracy": Metric("all but gpt: share of the tokens whose most likely value is right", shown="right"),
+    "accuracy_moved": Metric("all but gpt: accuracy on the tokens that changed"),
+    "still": Metric("all but gpt: share of the tokens that did not change: the copy baseline's accuracy"),
     "reward": Metric(
         "cross-entropy of the reward's sign, nats a step", shown="reward", panel="reward cross-entropy, nats"
     ),
-    "end": Metric("cross-entropy of the end of an episode, nats a step"),
+    "end": Metric("cross-entropy of the continuation head, nats a step"),
 }  # fmt: skip
 
 
@@ -118,7 +118,7 @@ class TokenWorldConfig:
     )
     pair_layers: int = setting(4, 1, 100, when=CVIVIT, help="layers of temporal cross-attention")
     positions: int = setting(
-        0, 0, 64, when=PAIRS, help="codes of a whole transition; 0: one for each place of the grid"
+        0, 0, 64, when=PAIRS, help="codes of a whole transition; 0: one for each position of the grid"
     )
     action_codes: int = setting(
         0,
@@ -148,7 +148,7 @@ class TokenWorldConfig:
         help="frames in a row that the decoder is trained to draw, each from its own last one (scheduled sampling)",
     )
     layout: Layout = setting(
-        "vqgan", when=FRAMES, help="of the tokenizer's networks: IRIS's, or that of the Atari world model v2.1"
+        "vqgan", when=FRAMES, help="layout of the tokenizer's networks: IRIS's, or that of the Atari world model v2.1"
     )
     codes: int = setting(512, 2, 65_536, help="size of the tokenizer's codebook")
     code_width: int = setting(512, 1, 16_384, help="dimensions of a code")
@@ -327,9 +327,7 @@ class TokenWorldConfig:
         1.0, 0, 100, when=BLOCK, help="weight c of places where something moved in the step before"
     )
     small_scale: float = setting(0.0, 0, 100, when=BLOCK, help="weight d of motion where little else around moves")
-    weight_cap: float = setting(
-        6.0, 1, 1e4, when=BLOCK, help="largest weight of a token, where one that stands still has 1"
-    )
+    weight_cap: float = setting(6.0, 1, 1e4, when=BLOCK, help="largest weight of a token, where a static one has 1")
     focal: float = setting(
         0.0,
         0,
@@ -345,9 +343,9 @@ class TokenWorldConfig:
     )
     dropout: float = setting(0.1, 0, 0.99, when={"dynamics": ("gpt", "block")}, help="dropout of the sequence model")
     updates: int = setting(200, 0, resumable=True, help="updates of the sequence model a round")
-    batch_size: int = setting(64, 1, 65_536, help="segments of `context_frames`")
+    batch_size: int = setting(64, 1, 65_536, help="segments of `context_frames` in a batch")
     lr: float = setting(1e-4, above=0, high=1, resumable=True, help="learning rate of the dynamics")
-    weight_decay: float = setting(0.01, 0, 1, help="of the linear layers' weights")
+    weight_decay: float = setting(0.01, 0, 1, help="weight decay of the linear layers")
     decay: int = setting(
         0,
         0,

@@ -1,6 +1,6 @@
 """`world_models`: a variational autoencoder that sees, and an LSTM with mixtures of Gaussians that remembers.
 
-Ha & Schmidhuber 2018, "World Models", and their published program where the two differ. Here the memory also tells
+Ha & Schmidhuber 2018, "World Models", and their published program where the two differ. Here the memory also predicts
 reward and continuation, so that a controller can be trained in the dream of any game; theirs did so for Doom alone.
 Shapes: B batch, T time, Z latent dimensions, K mixture components, H LSTM width.
 """
@@ -45,15 +45,15 @@ MIN_REWARD_SQUARE = 1e-3  # rewards that are hardly there are not blown up beyon
 
 VISION_METRICS = {
     "pixels": Metric("squared error of a frame, summed over its pixels in [0, 1]", shown="frames"),
-    "kl": Metric("KL of the code from a unit Gaussian in nats, not pressed below 0.5 a dimension"),
-    "kl_nats": Metric("what that KL is"),
-    "likeness": Metric("VAE-GAN: error in the discriminator's features"),
-    "fooling": Metric("VAE-GAN: the generator's loss"),
+    "kl": Metric("KL from a unit Gaussian, nats, clipped below at 0.5 x z (free nats)"),
+    "kl_nats": Metric("KL from a unit Gaussian, nats, not clipped"),
+    "likeness": Metric("VAE-GAN: feature loss of the discriminator"),
+    "fooling": Metric("VAE-GAN: adversarial loss of the generator"),
 }
 JUDGE_METRICS = {
     "real": Metric("VAE-GAN: cross-entropy of the discriminator on real frames"),
-    "reconstructed": Metric("VAE-GAN: the same on reconstructions"),
-    "invented": Metric("VAE-GAN: the same on frames of latents drawn from the prior"),
+    "reconstructed": Metric("VAE-GAN: cross-entropy of the discriminator on reconstructions"),
+    "invented": Metric("VAE-GAN: cross-entropy of the discriminator on frames of latents drawn from the prior"),
     "learns": Metric("share of the updates in which the discriminator had not won already, and learned"),
 }
 MEMORY_METRICS = {
@@ -63,7 +63,7 @@ MEMORY_METRICS = {
         panel="NLL of the next latent, nats a dimension",
     ),
     "reward": Metric("squared error of the reward"),
-    "cont": Metric("cross-entropy of going on, nats a step"),
+    "cont": Metric("cross-entropy of the continuation head, nats a step"),
     "reward_unexplained": Metric(
         "share of the rewards' mean square that is not predicted", panel="share of the reward not predicted"
     ),
@@ -79,9 +79,9 @@ class WorldModelsConfig:
         choices=("vae", "vae_gan"),
         help="what makes the latents; vae_gan: frames must also fool a discriminator",
     )
-    z: int = setting(32, 1, 4096, help="numbers of a latent")
-    channels: int = setting(32, 1, 1024, help="of the first convolution")
-    hidden: int = setting(256, 1, 16_384, help="of the LSTM")
+    z: int = setting(32, 1, 4096, help="dimensions of a latent")
+    channels: int = setting(32, 1, 1024, help="channels of the first convolution")
+    hidden: int = setting(256, 1, 16_384, help="width of the LSTM")
     mixtures: int = setting(5, 1, 100, help="Gaussians of each latent dimension")
     heads: int = setting(128, 1, 16_384, help="width of the reward and continuation heads")
     features: str = setting(
@@ -93,17 +93,17 @@ class WorldModelsConfig:
         0.5,
         0,
         1e3,
-        help="of each latent dimension: their sum is what the KL is not pressed below",
+        help="free nats of each latent dimension: their sum is the lower bound of the KL loss",
     )
     vision_updates: int = setting(3000, 0, resumable=True, help="updates a round")
-    vision_batch: int = setting(100, 1, 65_536, help="frames")
+    vision_batch: int = setting(100, 1, 65_536, help="frames of a batch")
     vision_lr: float = setting(1e-4, above=0, high=1, help="learning rate of the vision")
     gan_weight: float = setting(
         30.0,
         0,
         1e6,
         when={"vision": "vae_gan"},
-        help="of fooling the discriminator, against likeness; 1 / gamma of Larsen et al.",
+        help="weight of the adversarial loss, against the feature loss; 1 / gamma of Larsen et al.",
     )
     memory_updates: int = setting(
         3000,
@@ -111,7 +111,7 @@ class WorldModelsConfig:
         resumable=True,
         help="updates a round; 0 leaves the memory as it was initialised (a published control)",
     )
-    memory_batch: int = setting(64, 1, 65_536, help="segments")
+    memory_batch: int = setting(64, 1, 65_536, help="segments of a batch")
     memory_length: int = setting(64, 2, 10_000, help="frames of a segment")
     memory_lr: float = setting(1e-3, above=0, high=1, help="learning rate of the memory")
 

@@ -1,7 +1,7 @@
-"""The command `atari100k`: the 26 games of the benchmark as one sweep that can be stopped and gone on with.
+"""The command `atari100k`: the 26 games of the benchmark as one sweep that can be stopped and resumed.
 
 Each game and seed is a run of its own in a folder of its own. One that is finished is skipped, one that was stopped
-goes on where it was. Several at once: jobs=N on one machine, or Hydra's launchers, of which hydra/launcher=ray plays
+is resumed. Several at once: jobs=N on one machine, or Hydra's launchers, of which hydra/launcher=ray plays
 as many as the cluster has places.
 """
 
@@ -38,12 +38,12 @@ class Atari100kConfig:
     """What `python main.py atari100k` takes beside the keys of train."""
 
     games: tuple[str, ...] = setting((), help="some of the 26, as in games=Pong,Boxing; all when not given")
-    seeds: tuple[int, ...] = setting((0,), 0, 2**31 - 1, help="of each game, as in seeds=0,1,2")
+    seeds: tuple[int, ...] = setting((0,), 0, 2**31 - 1, help="seeds of each game, as in seeds=0,1,2")
     out: str = setting("", help="folder of the runs; runs/out/atari100k-RECIPE when not given")
     jobs: int = setting(
         1, 1, 1024, help="runs at once on this machine, each a process with a log in `out`; threads=1 unless given"
     )
-    only_run: bool = setting(False, help="runs what is missing and leaves the table alone: one of several on one `out`")
+    only_run: bool = setting(False, help="runs what is missing, without the table: for several processes on one `out`")
     only_table: bool = setting(False, help="writes table and picture of what is finished, and runs nothing")
 
 
@@ -153,7 +153,7 @@ def _job(failed: list[int], composed: object) -> None:
 
 
 def _go_on(config: Config, folder: Path) -> None:
-    """Begins a run, goes on with it, or does nothing where it is finished."""
+    """Begins a run, resumes it, or does nothing where it is finished."""
     if not (folder / "config.json").exists():
         words = HydraConfig.get().overrides.task
         commands.train(config, folder, command=shlex.join(["python", "main.py", *words]))

@@ -39,7 +39,7 @@ class ResumeConfig:
     """What `python main.py resume` takes beside the keys that a resumed run may change."""
 
     run: str = setting("", required=True, help="a run's folder or name")
-    only: str = setting("", help="one part of a round once more, instead of going on: collect, a stage, dream, real")
+    only: str = setting("", help="one part of a round once more, instead of continuing: collect, a stage, dream, real")
 
 
 @dataclass(frozen=True)

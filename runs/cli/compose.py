@@ -1,7 +1,7 @@
 """The command line's `key=value` words: Hydra's syntax and composition, checked as a whole before anything is built.
 
-Groups `recipe` and `size` pick one complete configuration (`preset/<recipe>-<size>`), `protocol` changes what the
-literature's word means, and single keys come last: `recipe=reverie size=s protocol=atari100k game.sticky=0.25`.
+Groups `recipe` and `size` pick one complete configuration (`preset/<recipe>-<size>`), `protocol` sets the keys of
+a published protocol, and single keys come last: `recipe=reverie size=s protocol=atari100k game.sticky=0.25`.
 """
 
 from __future__ import annotations

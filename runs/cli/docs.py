@@ -1,4 +1,4 @@
-"""What is said of every key and every metric, from their declarations: `COMMAND --help` and the pages of docs/."""
+"""The help of every key and every metric, from their declarations: `COMMAND --help` and the pages of docs/."""
 
 from __future__ import annotations
 
@@ -98,7 +98,11 @@ def write(asked: DocsConfig, commands: Mapping[str, Command]) -> None:
 
 def pages(commands: Mapping[str, Command]) -> tuple[Page, ...]:
     """Every generated page of docs/."""
-    results = "# Results\n\nOne file in `runs/results/` a row, with the command and the commit that made it.\n\n"
+    results = (
+        "# Results\n\nOne file in `runs/results/` a row, with the command and the commit that made it. Steps and hours "
+        "are the run's: not those of PPO that learned in its dream, and without the hours of runs whose episodes were "
+        "reused. Copy: the last frame repeated, as a baseline.\n\n"
+    )
     return (
         Page("commands.md", _commands(commands)),
         Page("metrics.md", _metrics()),
@@ -123,6 +127,8 @@ def _commands(commands: Mapping[str, Command]) -> str:
         else:
             listed = _of_a_run(name) if row.reads == RUN else rows(load(row.reads)())
             text.append(publish.markdown(HEADING, list(listed)))
+        if name == "resume":
+            text.append("Of these keys a run has those of its recipe.")
         if row.passes_on:
             text.append("And the keys of [train](#train).")
     return _generated("\n\n".join(text))

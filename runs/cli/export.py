@@ -84,10 +84,12 @@ class ExportConfig:
     beside: tuple[str, ...] = setting((), help="further runs, whose dreams the page offers beside the first")
     out: str = setting("", help="the folder that is written; exported/ within the run's when not given")
     weights: str = setting(
-        "float16", choices=("float32", "float16", "int8"), help="in which the page keeps the model's large matrices"
+        "float16",
+        choices=("float32", "float16", "int8"),
+        help="number format of the model's large matrices in the page",
     )
     starts: int = setting(8, 1, 32, help="real contexts that a dream can begin from")
-    single: bool = setting(False, help="one HTML file that opens from the disk, instead of a folder for a web server")
+    single: bool = setting(False, help="one HTML file that opens from disk, instead of a folder for a web server")
     runtime: str = setting("", help=f"onnxruntime-web-{VERSION}.tgz, for machines that do not reach npm's registry")
 
 
@@ -95,7 +97,7 @@ def command(asked: ExportConfig) -> Path:
     """Writes the page and says how to open it; returns its folder, or the file.
 
     Raises:
-        UserError: no such run, a system that is no graph, packages or the runtime missing, a folder that is no export.
+        UserError: no such run, a system that has no graph, packages or the runtime missing, a folder that is no export.
     """
     console = Console(highlight=False)
     torch.set_num_threads(1)

@@ -50,8 +50,8 @@ ACTOR_CRITIC_NAMES = {
 class ImportConfig:
     """What `python main.py import` takes."""
 
-    format: str = setting("", required=True, help="of the checkpoint: iris")
-    path: str = setting("", required=True, help="of the checkpoint")
+    format: str = setting("", required=True, help="format of the checkpoint: iris")
+    path: str = setting("", required=True, help="the checkpoint's file")
     env: str = setting("", required=True, help="the game that it was trained on")
     run: str = setting("", help="the new run's name under runs/out/; made of format and env when not given")
 

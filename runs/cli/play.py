@@ -40,22 +40,22 @@ class PlayConfig:
     player: str | None = setting(
         None, choices=PLAYERS, help="who plays; human when not given, on film the agent (random without a policy)"
     )
-    seed: int = setting(0, 0, 2**31 - 1, help="of the dream and the real game")
+    seed: int = setting(0, 0, 2**31 - 1, help="seed of the dream and the real game")
     start: int | None = setting(
         None, 0, 2**31 - 1, help="which of the starts the first dream begins from; drawn when not given"
     )
     temperature: float | None = setting(
-        None, 0, HOTTEST, help="of the dream; that of the policy's training when not given"
+        None, 0, HOTTEST, help="temperature of the dream; that of the policy's training when not given"
     )
     fps: float = setting(15.0, 1, MOST_FPS, help="frames a second")
     host: str = setting("127.0.0.1", help="address that the page is served at")
-    port: int = setting(8000, 0, 65_535, help="of the page; 0: any that is free")
-    open: bool = setting(True, help="the page in a browser")
+    port: int = setting(8000, 0, 65_535, help="port of the page; 0: any that is free")
+    open: bool = setting(True, help="open the page in a browser")
     window: bool = setting(False, help="a window instead of the page")
     record: str | None = setting(None, help="a video file, made without any display")
-    steps: int = setting(600, 1, 10**7, help="of that video")
+    steps: int = setting(600, 1, 10**7, help="frames of the video")
     device: str = setting("auto", help="auto, cpu or cuda")
-    threads: int = setting(0, 0, 1024, help="of torch; 0: one, as the browser wants a core too")
+    threads: int = setting(0, 0, 1024, help="torch threads; 0: one, as the browser needs a core too")
 
     def check(self) -> None:
         """Raises UserError for what does not go together."""

@@ -22,15 +22,19 @@ SMALLEST = 36  # pixels of a picture, of which the three convolutions leave one
 # Of GameConfig: what makes it the same game as another run's.
 SAME = ("sticky", "noops", "action_repeat", "max_steps", "kwargs")
 METRICS = {key: loop.METRICS[key] for key in ("episode/return", "memory_gb")} | {
-    "updates": Metric("rollouts that it has learned from so far"),
-    "policy/learning_rate": Metric("falls to 0 over the processor hours", panel="learning rate"),
-    "policy/clip_range": Metric("how far the probability ratio may go from 1; falls to 0 likewise"),
+    "updates": Metric("rollouts learned from so far"),
+    "policy/learning_rate": Metric(
+        "learning rate; falls to 0 over the processor hours (or steps)", panel="learning rate"
+    ),
+    "policy/clip_range": Metric(
+        "how far the probability ratio may go from 1; falls to 0 over the processor hours (or steps)"
+    ),
     "policy/entropy_loss": Metric("negative entropy of the policy, nats", panel="negative entropy"),
-    "policy/policy_gradient_loss": Metric("clipped surrogate"),
+    "policy/policy_gradient_loss": Metric("clipped surrogate loss"),
     "policy/value_loss": Metric("squared error of the value against the lambda return", panel="value loss"),
-    "policy/approx_kl": Metric("between the policy before and after an update, nats"),
+    "policy/approx_kl": Metric("KL between the policy before and after an update, nats"),
     "policy/clip_fraction": Metric("share of samples whose ratio was clipped"),
-    "policy/explained_variance": Metric("of the returns, by the value", panel="explained variance"),
+    "policy/explained_variance": Metric("explained variance of the returns by the value", panel="explained variance"),
 }
 
 
@@ -38,33 +42,37 @@ METRICS = {key: loop.METRICS[key] for key in ("episode/return", "memory_gb")} | 
 class PpoNumbers:
     """Those that rl-baselines3-zoo tuned for Atari (hyperparams/ppo.yml); the last three are PPO's defaults."""
 
-    n_steps: int = setting(128, 1, 10**6, help="of each game between two updates")
-    n_epochs: int = setting(4, 1, 1000, help="passes over them")
+    n_steps: int = setting(128, 1, 10**6, help="steps of each game between two updates")
+    n_epochs: int = setting(4, 1, 1000, help="passes over these steps")
     batch_size: int = setting(256, 2, 10**6, help="samples of a minibatch")
-    learning_rate: float = setting(2.5e-4, above=0, high=1, help="at the start; falls linearly to 0 with the time used")
-    clip_range: float = setting(0.1, above=0, high=1, help="at the start; falls likewise")
-    vf_coef: float = setting(0.5, 0, 100, help="weight of the value's loss")
-    ent_coef: float = setting(0.01, 0, 100, help="weight of the entropy")
+    learning_rate: float = setting(
+        2.5e-4, above=0, high=1, help="learning rate at the start; falls linearly to 0 with the time (or steps) used"
+    )
+    clip_range: float = setting(0.1, above=0, high=1, help="clip range at the start; falls likewise")
+    vf_coef: float = setting(0.5, 0, 100, help="weight of the value loss")
+    ent_coef: float = setting(0.01, 0, 100, help="weight of the entropy bonus")
     gamma: float = setting(0.99, 0, 1, help="discount")
-    gae_lambda: float = setting(0.95, 0, 1, help="of the advantages")
-    max_grad_norm: float = setting(0.5, above=0, high=1000, help="to which gradients are clipped")
+    gae_lambda: float = setting(0.95, 0, 1, help="lambda of the advantages")
+    max_grad_norm: float = setting(0.5, above=0, high=1000, help="largest norm of a gradient")
 
 
 @dataclass(frozen=True)
 class PpoConfig:
     """What `python main.py ppo` takes, and what config.json then holds."""
 
-    recipe: str = setting(PPO, choices=(PPO,), help="as tables call it")
+    recipe: str = setting(PPO, choices=(PPO,), help="its name in tables")
     size: str = setting("NatureCNN", choices=("NatureCNN",), help="the network, of Mnih et al. 2015")
     env: str = setting("", help="any gymnasium id with pictures")
     protocol: str = setting("default", choices=tuple(PROTOCOLS), help="how the literature plays it")
     run: str = setting("", help="a run to compare with, instead of env and protocol: its game, and its hours")
-    hours: float | None = setting(None, above=0, high=10_000, help="of processor time, all threads; those of run=")
+    hours: float | None = setting(
+        None, above=0, high=10_000, help="processor hours, all threads; those of run= when not given"
+    )
     steps: int | None = setting(None, 1, 10**10, help="agent steps of the game to learn from, instead of hours")
-    seed: int = setting(0, 0, 2**31 - 1, help="of everything random")
-    threads: int = setting(1, 1, 1024, help="of torch")
+    seed: int = setting(0, 0, 2**31 - 1, help="random seed")
+    threads: int = setting(1, 1, 1024, help="torch threads")
     episodes: int = setting(100, 1, 10**6, help="whole episodes of the evaluation at the end")
-    name: str = setting("", help="the new run's folder or name; one that is there is gone on with")
+    name: str = setting("", help="the new run's folder or name; an existing one is resumed")
     policy: PpoNumbers = field(default_factory=PpoNumbers)
     game: GameConfig = field(default_factory=lambda: GameConfig(size=84, gray=True, clip_rewards=True))
 

@@ -58,8 +58,10 @@ class ClockConfig:
     """What `python main.py clock` takes."""
 
     run: str | None = setting(None, required=True, help="a run's folder or name")
-    steps: int = setting(1_000, 30, 10**6, help="of each dream")
-    temperature: float | None = setting(None, 0, 100, help="of the dream; that of the policy's training when not given")
+    steps: int = setting(1_000, 30, 10**6, help="steps of each dream")
+    temperature: float | None = setting(
+        None, 0, 100, help="temperature of the dream; that of the policy's training when not given"
+    )
     device: str = setting("auto", help="auto, cpu or cuda")
 
 

@@ -50,9 +50,9 @@ class DreamPpoConfig:
     """What `python main.py dream_ppo` takes."""
 
     run: str = setting("", required=True, help="a run's folder or name, or a packed model")
-    steps: int = setting(200_000, 1, 10**10, help="dreamed")
-    dreams: int = setting(64, 1, 4096, help="side by side")
-    horizon: int = setting(32, 1, 10**6, help="steps after which a dream begins anew, before it strays from the game")
+    steps: int = setting(200_000, 1, 10**10, help="dreamed steps")
+    dreams: int = setting(64, 1, 4096, help="dreams side by side")
+    horizon: int = setting(32, 1, 10**6, help="steps after which a dream restarts, before it strays from the game")
     starts: int | None = setting(
         1024,
         1,
@@ -60,10 +60,12 @@ class DreamPpoConfig:
         help="moments that dreams begin from, of all play of the run; null: the few kept with its weights",
     )
     obs_type: str = setting("rgb", choices=OBSERVATIONS, help="what it sees: pictures, or the features of the states")
-    temperature: float | None = setting(None, 0, 100, help="of the dream; that of the policy's training when not given")
-    episodes: int = setting(30, 1, 10**6, help="whole ones, of the real game")
-    seed: int = setting(0, 0, 2**31 - 1, help="of everything random")
-    threads: int = setting(0, 0, 1024, help="of torch; 0: all cores")
+    temperature: float | None = setting(
+        None, 0, 100, help="temperature of the dream; that of the policy's training when not given"
+    )
+    episodes: int = setting(30, 1, 10**6, help="evaluation episodes, of the real game")
+    seed: int = setting(0, 0, 2**31 - 1, help="random seed")
+    threads: int = setting(0, 0, 1024, help="torch threads; 0: all cores")
 
 
 class FeatureStudent:

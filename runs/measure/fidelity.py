@@ -1,8 +1,8 @@
 """The command `fidelity`: how far ahead a world model sees, on the frozen episodes of its game (`suite.py`).
 
-From every context of a tier the model dreams on under the real actions. After 1, 5, 10 and 50 steps what it shows and
-tells is compared with what really came, beside "nothing moved": the last frame that was seen. Every recipe is judged
-by pictures, rewards, endings and, where the emulator's memory tells places, by the things in the pictures; recipes of
+From every context of a tier the model dreams on under the real actions. After 1, 5, 10 and 50 steps its pictures and
+predictions are compared with the real ones, beside the copy baseline: the last frame repeated. Every recipe is judged
+by pictures, rewards, endings and, where the emulator's memory has positions, by the things in the pictures; recipes of
 discrete latents by their codes as well. Writes results/fidelity.json in the run's folder.
 
 Shapes: S contexts, C H W picture, N tokens or variables of a frame.
@@ -57,7 +57,7 @@ class FidelityConfig:
         None, help="a run's folder or name, or a packed model; the Pong that ships when not given"
     )
     tier: str = setting("canary", choices=tuple(TIERS), help="how many contexts: 500, 6,000 or all")
-    temperature: float = setting(0.0, 0, 100, help="of the dream; 0 takes the most likely latents")
+    temperature: float = setting(0.0, 0, 100, help="temperature of the dream; 0 takes the most likely latents")
     device: str = setting("auto", help="auto, cpu or cuda")
 
 

@@ -47,10 +47,12 @@ class LongRolloutConfig:
 
     run: str | None = setting(None, help="a run's folder or name; the Pong that ships when not given")
     player: str = setting("agent", choices=PLAYERS, help="who plays dream and game")
-    steps: int = setting(10 * MINUTE, 1, 10**7, help="of each dream, and of each game")
-    dreams: int = setting(1, 1, 1024, help="side by side, and as many games; figures are means over them")
-    seed: int = setting(0, 0, 2**31 - 1, help="of the dream and the game")
-    temperature: float | None = setting(None, 0, 100, help="of the dream; that of the policy's training when not given")
+    steps: int = setting(10 * MINUTE, 1, 10**7, help="steps of each dream, and of each game")
+    dreams: int = setting(1, 1, 1024, help="dreams side by side, and as many games; figures are means over them")
+    seed: int = setting(0, 0, 2**31 - 1, help="seed of the dream and the game")
+    temperature: float | None = setting(
+        None, 0, 100, help="temperature of the dream; that of the policy's training when not given"
+    )
     device: str = setting("auto", help="auto, cpu or cuda")
 
 

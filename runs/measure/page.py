@@ -88,16 +88,18 @@ class PageConfig:
     run: str | None = setting(None, help="a run's folder or name; the Pong that ships when not given")
     what: str = setting(
         "speed", choices=("speed", "stress", "access", "static"),
-        help="how fast the page is, what its server endures, what keeps people from it, or how an exported one does",
+        help="speed of the page, stress test of its server, accessibility, or speed of an exported page",
     )  # fmt: skip
-    folder: str = setting("docs/play", help="of an exported page, for what=static; run names what it was made of")
-    weights: str = setting("int8", choices=("float32", "float16", "int8"), help="in which that page keeps its model")
-    episodes: int = setting(0, 0, 10_000, help="of the real game, played by the agent with those weights")
+    folder: str = setting(
+        "docs/play", help="folder of an exported page, for what=static; run names what it was made of"
+    )
+    weights: str = setting("int8", choices=("float32", "float16", "int8"), help="number format of its model")
+    episodes: int = setting(0, 0, 10_000, help="episodes of the real game, played by the agent with those weights")
     axe: str = setting("", help="axe.min.js of npm's axe-core, for what=access")
-    seconds: float = setting(20.0, 1, 3600, help="of each case; of the guest that does not read")
-    fps: float = setting(120.0, 1, 240, help="limit, more than a screen shows")
+    seconds: float = setting(20.0, 1, 3600, help="seconds of each case; of the client that does not read")
+    fps: float = setting(120.0, 1, 240, help="limit of the frame rate, more than a screen shows")
     patience: float = setting(120.0, above=0, high=3600, help="seconds to wait for the server under stress")
-    threads: int = setting(0, 0, 1024, help="of torch, as play takes it")
+    threads: int = setting(0, 0, 1024, help="torch threads, as in play")
     device: str = setting("auto", help="auto, cpu or cuda")
 
 

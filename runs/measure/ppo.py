@@ -1,4 +1,4 @@
-"""The command `ppo`: the yardstick. What model-free PPO learns of the real game in so much processor time.
+"""The command `ppo`: the model-free baseline. What PPO learns in the real game in so much processor time.
 
 Stable-Baselines3's PPO with the numbers that rl-baselines3-zoo tuned for Atari, in the very game that a run plays: the
 same frame skip, sticky actions and no-ops, played by the same emulator, with the pictures, rewards and endings of

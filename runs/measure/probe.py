@@ -1,18 +1,18 @@
-"""The command `probe`: what the codes of frame pairs tell (`latent_gru`, `latent_action`).
+"""The command `probe`: what the codes of frame pairs hold (`latent_gru`, `latent_action`).
 
-On the frozen episodes of the game (`suite.py`). Of every five of a kind of play three teach the probes, one says when
-they were best, and one judges them:
+On the frozen episodes of the game (`suite.py`), of which those of each kind of play are split 3:1:1 into train,
+validation and test:
 
 accuracy       tokens right after 1, 2, 3, 5, 10 and 20 dreamed steps under the real actions, on episodes that the run
-               learned from, on those that it held out (`replay.validation`) and on the frozen ones, beside "the same
-               tokens again"
+               learned from, on those that it held out (`replay.validation`) and on the frozen ones, beside the copy
+               baseline
 action         a linear probe that reads the action off the code, beside a network that reads it off the two frames and
-               was taught with every action (an inverse model), and beside the most frequent action
+               was trained on every action (an inverse model), and beside the most frequent action
 exchange       how much worse the fourth picture in a row is with codes of other moments (Bruce et al. 2024, "Genie")
-leak           bits by which the code tells where each thing goes, beyond where it was and what was done; an estimate
+leak           bits by which the code predicts where each thing goes, beyond where it was and what was done; an estimate
                from below, and below 0 where few transitions teach it
 transplant     in how many of other moments the code of a move moves the player the same way; beside it, in how many it
-               would if the code only told where the player stands
+               would if the code only stored the player's position
 score          how often the pixels that only a reward changes do so in a dream without one
 
 Writes results/probe.json in the run's folder. Shapes: M transitions, N tokens, D width of a code, S dreams.

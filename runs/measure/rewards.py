@@ -1,7 +1,7 @@
-"""How well a world model tells rewards one step ahead: of the frozen games, and of those that its run has kept.
+"""How well a world model predicts rewards one step ahead: of the frozen games, and of those that its run has kept.
 
-The first are held out, on the second it was trained. Where it tells the second far better its rewards are overfitted,
-and whoever begins to learn in its dream is paid for nothing in particular.
+The first are held out, on the second it was trained. If it predicts the second far better its rewards are overfitted,
+and whoever begins to learn in its dream gets rewards almost unrelated to the game's.
 """
 
 from __future__ import annotations

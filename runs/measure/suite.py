@@ -1,8 +1,8 @@
 """The command `suite` and what it makes: frozen episodes of a game, on which every world model is judged.
 
 An episode is a pure function of its seed and its actions, so a suite is a small file of these and the same for every
-model, whatever the size of its frames. A third of the steps is played at random, a third by a trained policy that a
-coin replaces by a random action every other step, and a third by that policy as it is, its actions drawn. The middle
+model, whatever the size of its frames. A third of the steps is played at random, a third by a trained policy, each
+action replaced by a random one with probability 1/2, and a third by that policy as it is, its actions drawn. The middle
 third stands for an early policy (runs keep no early checkpoints): it gets where random play does not, and makes its
 mistakes there.
 
@@ -54,10 +54,12 @@ class SuiteConfig:
     run: str | None = setting(None, help="who plays: a run's folder or name, or a packed model (.safetensors)")
     env: str | None = setting(None, help="a game that nobody plays yet, instead of a run: random play alone")
     protocol: str | None = setting(
-        None, choices=tuple(PROTOCOLS), help="how it is played; as the run does when not given"
+        None, choices=tuple(PROTOCOLS), help="protocol of the play; the run's when not given"
     )
-    action_repeat: int | None = setting(None, 1, 100, help="frames of the game a step; as the run or the id has it")
-    steps: int = setting(STEPS, 100, 10**6, help="of each kind of play")
+    action_repeat: int | None = setting(
+        None, 1, 100, help="frames of the game a step; those of the run or id when not given"
+    )
+    steps: int = setting(STEPS, 100, 10**6, help="steps of each kind of play")
     out: str = setting("", help="folder of the file; where fidelity looks for it when not given")
 
 

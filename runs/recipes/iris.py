@@ -20,8 +20,8 @@ updates a round          300, 1,600, 60             200 of each
 agent steps              120,000                    100,000
 
 At xs the tokenizer has learned nearly all it will before the first round. While it moves, the transformer learns a
-language that changes, and its dreams lose the ball; so its rate falls as it goes on, and the transformer gets most of a
-round. It must not stand still either: a policy that learns to return the ball comes to places that random play has not
+language that changes, and its dreams lose the ball; so its rate falls over time, and the transformer gets most of a
+round. It must not be frozen either: a policy that learns to return the ball reaches states that random play has not
 shown. Few dimensions of many levels keep the ball sooner than many of few.
 
 `iris_ac` puts the actor-critic of `reverie` in the policy's place. It sees the codes of a frame's tokens and the

@@ -8,15 +8,15 @@ quantiser                moving means, 0.99; rare   a VQ-VAE's
                          codes must be nearer
 dynamics                 GRU of 2 x 256 over the    GRU of 2 x 512 over the places, embeddings of 64
                          places, embeddings of 64,
-                         which goes on from frame
+                         carried from frame
                          to frame; one block of
                          attention over the places
 its training             16 segments of 12, of      batch 32, Adam 1e-3; a tenth of it every 30 epochs and
                          which half end with 5      single transitions there, the same rate throughout and
-                         frames told from its own   segments of 3 at s, m
+                         frames dreamed by itself   segments of 3 at s, m
 
 The document's grid is written 5x7 there; frames are taller than wide, so that it has 7 rows. It has no rewards, endings
-or policy, and no latent says where things stand: the picture is drawn on the last one, real or dreamed. Heads as in
+or policy, and no latent says where things stand: the picture is drawn from the last one, real or dreamed. Heads as in
 `iris`, the actor-critic of `reverie` on the codes and the GRU's output.
 """
 

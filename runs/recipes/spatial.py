@@ -23,7 +23,7 @@ weights of tokens        1 + 2 motion + 2 events    1 + 2 motion + 2 events     
 its batch, rate          16 x 9, 1e-3               8, AdamW 5e-4, clip 1
 
 The document has no rewards, endings or policy: heads as in `iris`, and the actor-critic of `reverie` on the codes and
-the output at the action. A frame of 336 tokens is dear to dream, and the policy passes over each dream four times.
+the output at the action. A frame of 336 tokens is expensive to dream, so the policy passes over each dream four times.
 """
 
 from __future__ import annotations

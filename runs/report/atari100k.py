@@ -23,21 +23,20 @@ COLUMNS = 5
 PAGE = """\
 # Atari 100k
 
-100,000 agent steps of each game (400,000 frames), no sticky actions, up to 30 no-ops at the start, a lost life an
-ending for learning; then 100 whole games with the sampled policy. `python main.py atari100k` makes such a table: it
-runs what is missing, goes on with what was stopped and skips what is finished. Human-normalised: 0 is random play, 1
-a person (Kaiser et al. 2020). IQM is the mean without the lowest and the highest quarter, of fewer than four games
-the mean (Agarwal et al. 2021); intervals are of 95 %, by a bootstrap over the seeds of each game, or of one seed over
-its episodes: then they do not tell how differently seeds turn out. Core-hours are processor time, beside a GPU that of
-the host; see [On a GPU](gpu.md). The other systems' columns are means over five
-seeds, trained on GPUs, and aggregated over the same games from these means. Over all 26 games and single runs their
-IQM is 0.501 (IRIS), 0.49 to 0.52 (DreamerV3) and 0.561 (STORM)."""
+100,000 agent steps of each game (400,000 frames), no sticky actions, up to 30 no-ops at the start, life loss terminal
+in training; then 100 whole games with the sampled policy. `python main.py atari100k` makes such a table: it runs what
+is missing, resumes what was stopped and skips what is finished. Human-normalised: 0 is random play, 1 a person (Kaiser
+et al. 2020). IQM: the mean of the middle half (plain mean below four games; Agarwal et al. 2021); intervals are of
+95 %, by a bootstrap over the seeds of each game, or with one seed, over its episodes, which says nothing about variance
+between seeds. Core-hours are processor time; with a GPU, the host's: see [On a GPU](gpu.md). The other systems' columns
+are means over five seeds, trained on GPUs, and aggregated over the same games from these means. Over all 26 games and
+single runs their IQM is 0.501 (IRIS), 0.49 to 0.52 (DreamerV3) and 0.561 (STORM)."""
 
 
 def load(files: Iterable[Path], steps: int | None = STEPS) -> list[dict[str, Any]]:
     """The results among `files` that count: sampled, of this protocol and `steps`, of one of the 26 games.
 
-    None loads the yardstick instead, PPO's, which is given time and not steps.
+    None loads the baseline instead, PPO's, which is given time and not steps.
     Each with its file's name under "file" and its learning curve, where one lies beside it, under "points".
     """
     found = []

@@ -19,8 +19,8 @@ from envs.settings import setting
 from runs.folder.run import RESULTS
 
 HEADING = (
-    "game", "steps ahead", "recipe", "PSNR (nothing moved)", "of what moved", "codes right (nothing moved)",
-    "of those that changed", "reward: r", "ends: nats (base rate)", "within 2 px (nothing moved); vanished, doubled",
+    "game", "steps ahead", "recipe", "PSNR (copy)", "of what moved", "codes right (copy)",
+    "of those that changed", "reward: r", "ends: nats (base rate)", "within 2 px (copy); vanished, doubled",
     "LEFT or RIGHT: KL, pixels", "tier",
 )  # fmt: skip
 WIDE = 160  # characters of the table
@@ -99,7 +99,7 @@ def command(asked: LeaderboardConfig) -> None:
             if cells[0] == env:
                 table.add_row(*(_short(cell) for cell in cells[1:]))
         console.print(table)
-    console.print("Things: within 2 px; vanished, doubled. What nothing moving would reach: docs/results.md.")
+    console.print("Things: within 2 px; vanished, doubled. The copy baseline: docs/results.md.")
 
 
 def _short(cell: str) -> str:

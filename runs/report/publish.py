@@ -81,10 +81,12 @@ def tables(results: Path = RESULTS) -> str:
         kind = [(path, entry) for path, entry in entries if ("score" if "mean" in entry else entry.get("what")) == what]
         return [row for path, entry in kind for row in make(path, entry)]
 
-    scores = ("game", "recipe", "policy", "mean", "std", "median", "episodes", "steps", "hours", "on")
+    scores = (
+        "game", "recipe", "policy", "mean", "std", "median", "episodes", "steps of the run", "hours of the run", "on",
+    )  # fmt: skip
     balls = ("Pong's ball", "within 2 px", "within 1 px", "frames")
     ahead = (
-        "on its own agent's games (before the suite)", "steps ahead", "codes right", "if nothing changed",
+        "on its own agent's games (before the suite)", "steps ahead", "codes right", "copy",
         "of those that changed", "ball within 2 px", "contexts",
     )  # fmt: skip
     pages = ("browser", "limit", "frames/s", "key to picture, median", "95 %", "model", "threads", "load")
@@ -94,8 +96,8 @@ def tables(results: Path = RESULTS) -> str:
         "of the matmul limit", "threads", "load",
     )  # fmt: skip
     probes = (
-        "codes of frame pairs", "codes used", "the code tells the action", "an inverse model does",
-        "other codes' picture", "a transplanted code moves the player alike (by its place alone)",
+        "codes of frame pairs", "codes used", "action by a linear probe on the code", "by an inverse model",
+        "other codes' picture", "a transplanted code moves the player alike (by position alone)",
     )  # fmt: skip
     clocks = ("clock in dreams of 1,000 steps", "fast or slow", "stands still", "jumps", "legible", "the real one")
     formats = ("beside float32", "probability that moves", "KL", "same most likely token")
@@ -247,7 +249,7 @@ class PublishConfig:
     """What `python main.py publish` takes."""
 
     run: str = setting("", required=True, help="a run's folder or name")
-    variant: str = setting("", help="a name of its own beside the recipe's, for a run with other numbers")
+    variant: str = setting("", help="a name of its own beside the recipe's, for a run with other settings")
     overwrite: bool = setting(False, help="replace published results of another run that have the same names")
 
 

@@ -290,9 +290,9 @@ def test_the_leaderboard_has_a_row_for_each_model_and_horizon_the_best_first(tmp
     lines = leaderboard.rows(leaderboard.entries(tmp_path))
     assert [path.name[:3] for path, _ in lines] == ["two", "one"]
     cells = dict(zip(leaderboard.HEADING, lines[0][1], strict=True))
-    assert cells["PSNR (nothing moved)"] == "30.0 (20.0)" and cells["codes right (nothing moved)"] == "80.0% (70.0%)"
-    assert cells["within 2 px (nothing moved); vanished, doubled"] == "ball 90.0% (10.0%); 5.0%, 0.0%"
-    assert dict(zip(leaderboard.HEADING, lines[1][1], strict=True))["codes right (nothing moved)"] == "-"
+    assert cells["PSNR (copy)"] == "30.0 (20.0)" and cells["codes right (copy)"] == "80.0% (70.0%)"
+    assert cells["within 2 px (copy); vanished, doubled"] == "ball 90.0% (10.0%); 5.0%, 0.0%"
+    assert dict(zip(leaderboard.HEADING, lines[1][1], strict=True))["codes right (copy)"] == "-"
     assert "| 30.0 (20.0) |" in publish.tables(tmp_path) and "before the suite" not in publish.tables(tmp_path)
 
 

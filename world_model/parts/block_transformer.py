@@ -1,19 +1,19 @@
-"""A transformer that tells all tokens of the next frame in one pass, from the last few frames and the action.
+"""A transformer that predicts all tokens of the next frame in one pass, from the last few frames and the action.
 
 The dynamics of the Atari world model v2.1 (`spatial`): the action is a token of its own, a learned bias of every place,
-and a modulation of what is asked (FiLM); places know their row and column, frames their age. In two forms:
+and a FiLM modulation of the queries; places know their row and column, frames their age. In two forms:
 
     whole    [frame t-3] [t-2] [t-1] [t] [action] [queries]   everything sees everything, anew at every step: the
-                                                              document's own; queries stand where the answers are told
+                                                              document's own; queries stand where the answers are read
     cached   ... [frame t-1, action] [frame t, action]        a frame sees itself and the ones before, whose keys and
-                                                              values are kept; its own places tell the next frame's
+                                                              values are kept; the next one is read off its places
 
-One pass tells each token as if the others were known to be drawn anyhow, and a ball may be drawn twice or not at all:
-`refine` further passes of one block each settle the tokens in the order of their certainty, in groups of equal entropy,
-knowing those before (after MaskGIT, Chang et al. 2022).
+One pass samples tokens independently, so a ball may be drawn twice or not at all: `refine` further passes of one block
+each settle the tokens in the order of their certainty, in groups of equal entropy, knowing those before (after MaskGIT,
+Chang et al. 2022).
 
 Shapes: B batch, T time, N tokens a frame, P places of them (merge x merge tokens each), W frames of history, V codes,
-D width, M tokens of a frame in the transformer (P + 1, with the action), R = B heads, d = D / heads.
+D width, M tokens of a frame in the transformer (P + 1, with the action), R = B x heads, d = D / heads.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from world_model.trees import Tree
 
 Attention = Literal["whole", "cached"]
 WeightsFrom = Literal["target", "past"]
-NEAR = 4  # numbers of a query or key that tell where it stands
+NEAR = 4  # numbers of a query or key that encode its position
 SLOPES = (0.5, 0.5, 0.125, 0.0)  # of heads in turn, nats for the square of a place's distance
 FILM = 0.2  # of what an action changes in what is asked
 
@@ -56,7 +56,7 @@ class BlockTransformerConfig:
     grid: tuple[int, int] = (21, 16)  # tokens of a frame, rows x columns
     attention: Attention = "whole"
     history: int = 4  # frames that it sees
-    merge: int = 1  # tokens, both ways, that are read and told at one place
+    merge: int = 1  # tokens, both ways, that are read and predicted at one place
     refine: int = 0  # further passes that settle the tokens of a frame
     stay: float = 0.0  # head start, in logits, of the token that stands there already; learned from there
     copy_above: float = 1.0  # a token likelier than this to stay stays; 1: none
@@ -117,7 +117,7 @@ class BlockTransformer(ParallelDynamics):
         return self._drawn(memory["out"], memory["tokens"], temperature), memory
 
     def logits(self, memory: Tree) -> Tensor:
-        """As the first pass tells them."""
+        """As the first pass predicts them."""
         return self._logits(memory["out"], memory["tokens"])
 
     def predict(self, tokens: Tensor, action: Tensor, codes: Tensor, pictures: Tensor | None = None) -> Predictions:
@@ -139,7 +139,7 @@ class BlockTransformer(ParallelDynamics):
         if self.refiner is not None:
             known = torch.rand(target.shape, device=target.device) < torch.rand(*target.shape[:2], 1, device=out.device)
             again = logits + self._refined(out.flatten(0, 1), target.flatten(0, 1), known.flatten(0, 1)).view_as(logits)
-            # Of those that are not known alone, whose share is drawn evenly: as many as the first pass tells.
+            # Of those that are not known alone, whose share is drawn evenly: as many as the first pass predicts.
             told = told + self._focal(cross_entropy(again, target)) * weight * ~known * 2
         right = logits.detach().argmax(-1) == target
         return Predictions(F.pad(told, (0, 0, 1, 0)), self.reward(h), self.end(h), h, right)
@@ -168,7 +168,7 @@ class BlockTransformer(ParallelDynamics):
         return self.action(action) * self.action_scale
 
     def _modulated(self, places: Tensor, action: Tensor) -> Tensor:
-        """What an action makes of the places that will tell what follows it: (B, P, D), (B,)."""
+        """What an action makes of the places that predict what follows it: (B, P, D), (B,)."""
         film = 1 + FILM * self._acting(action).tanh()
         return places * film.unsqueeze(1) + self.action_bias[action]
 
@@ -182,7 +182,7 @@ class BlockTransformer(ParallelDynamics):
         return rearrange(grid, "b (h y) (w x) -> b (h w) (y x)", y=merge, x=merge)
 
     def _apart(self, told: Tensor) -> Tensor:
-        """What is told of each token, by place: (..., P, merge^2 V) -> (..., N, V)."""
+        """The logits of each token, by place: (..., P, merge^2 V) -> (..., N, V)."""
         merge, lead = self.config.merge, told.shape[:-2]
         grid = rearrange(
             told.reshape(-1, *told.shape[-2:]), "b (h w) (y x v) -> b (h y) (w x) v",
@@ -323,7 +323,7 @@ class CachedHistory(BlockTransformer):
         return out[:, :, :-1], out[:, :, -1]
 
     def _placed(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys (R, M, d) with what tells how near they are, and values."""
+        """Queries and keys (R, M, d) with what encodes how near they are, and values."""
         q, k, v = qkv
         scale = (q.shape[-1] + NEAR) ** 0.5  # by which `attend` divides
         asking = (scale * self.asking).to(q.dtype).repeat(len(q) // self.config.heads, 1, 1)

@@ -1,6 +1,6 @@
 """The blocks of IRIS's transformer: their parameters, and what they compute with these in any number format.
 
-Shapes: B rows, M tokens in a row, S places looked at, D width, d of it for each head, R = B heads.
+Shapes: B rows, M tokens in a row, S places looked at, D width, d of it for each head, R = B x heads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What remembers: a GRU, or a causal transformer with a rolling key-value cache. Both in a step and a parallel form.
+"""Sequence models: a GRU, or a causal transformer with a rolling key-value cache. Both in a step and a parallel form.
 
 Shapes: B batch, T time, I input, D width, L layers, N heads, S slots of the cache.
 `memory` after inputs x[0..t-1] is what `step` returns; `scan` gives the memories before each input, x[t] excluded.

@@ -1,8 +1,8 @@
 """What an action makes of the last frames, as codes: neural Atari's action-to-latent model, the dynamics of
 `latent_action`.
 
-A few convolutions read the last `context` frames, the action joins them at every place, and each place tells its code.
-With no context the action alone tells them. Its author's wish for memory is `recurrent`: a GRU over the frames' means
+A few convolutions read the last `context` frames, the action joins them at every place, and each place predicts its
+code. With no context the action alone does. Its author's wish for memory is `recurrent`: a GRU over the frames' means
 and the actions, beside the code.
 Shapes: B batch, T time, C H W picture, N tokens a frame, P places, V codes, D width.
 """
@@ -26,7 +26,7 @@ class FrameDynamicsConfig:
 
     frame: tuple[int, int, int] = (3, 112, 80)
     codes: int = 256
-    tokens: int = 35  # as many as there are places, or any number that all of them tell together
+    tokens: int = 35  # as many as there are places, or any number that all of them predict together
     context: int = 2  # frames that it reads; 0: the action alone
     halvings: int = 4
     width: int = 128
@@ -59,7 +59,7 @@ class FrameDynamics(PlacewiseDynamics):
         self.blocks = nn.ModuleList(_Residual(width) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(width)
         self.pool = nn.Linear(count * width, width)
-        # Where places and tokens are not the same, all places together tell each token.
+        # Where places and tokens are not the same, all places together predict each token.
         self.spread = nn.Linear(width, config.tokens * width) if config.tokens != count else None
         self.next_tokens = nn.Linear(width, config.codes)
         self.reward, self.end = relu_head(width, len(REWARDS)), relu_head(width, 2)

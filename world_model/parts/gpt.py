@@ -1,12 +1,11 @@
 """IRIS's transformer: it reads frames token by token, each frame followed by its action (Micheli et al. 2023, A.2).
 
     position   0  1  ...  N-1   N     N+1 ...        one step = N tokens of frame[t], then action[t]
-    token      z0 z1 ... zN-1  a[t]   z0 of t+1      the output at a position tells the observation token that follows;
-    tells      z1 z2 ...  -    z0'    z1'            at the action also reward[t] and whether the episode ends there
+    token      z0 z1 ... zN-1  a[t]   z0 of t+1      the output at a position predicts the token that follows;
+    predicts   z1 z2 ...  -    z0'    z1'            at the action also reward[t] and whether the episode ends there
 
 Shapes: B batch, T steps, N tokens a frame, M tokens in a row, S = context_frames (N + 1) positions, V codes, D width,
-d of it
-for each head.
+d of it for each head.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Prediction(NamedTuple):
     token: Tensor  # (B, T, N, V)
     reward: Tensor  # (B, T, 3) of `REWARDS`
     end: Tensor  # (B, T, 2): goes on, ends
-    h: Tensor  # (B, T, D) what those two are told from
+    h: Tensor  # (B, T, D) what those two are predicted from
 
 
 class GPT(TokenDynamics):
@@ -286,7 +285,7 @@ class GPT(TokenDynamics):
         return {**memory, "h": h}, torch.stack(drawn, 1)
 
     def next_token_logits(self, h: Tensor) -> Tensor:
-        """What an output (B, D) tells of the token that follows, as the cached form computes it: (B, V)."""
+        """What an output (B, D) predicts of the token that follows, as the cached form computes it: (B, V)."""
         weights = self._weights()
         with _without_autocast(h):
             return mlp(h, *weights.head)

@@ -1,6 +1,6 @@
 """A tokenizer of frame pairs: the encoder sees two frames in a row, the decoder the first of them and the codes.
 
-So the codes tell what happened in between and not where everything stands: what neural Atari calls latent actions, and
+So the codes hold what happened in between and not where everything stands: what neural Atari calls latent actions, and
 the codes of the Ms. Pac-Man latent GRU. With `positions` the whole transition becomes a few codes, and with one of few
 codes an action (Bruce et al. 2024, "Genie"; Ye et al. 2024, "LAPA").
 Shapes: B batch, C H W picture, N tokens a pair (row by row of the grid h x w), D width of a code, V codes.
@@ -112,7 +112,7 @@ class PairTokenizer(nn.Module):
         """One pass of the decoder; of a flow, where it ends that is under way (..., C, H, W) at a time (...) in [0, 1).
 
         Flow matching between the last frame and the next (Lipman et al. 2023; Albergo & Vanden-Eijnden 2023), the
-        network telling the end instead of the velocity (end - under way) / (1 - time).
+        network predicting the end instead of the velocity (end - under way) / (1 - time).
         """
         lead = codes.shape[:-2]
         told = self.from_codes(codes.reshape(-1, self.tokens * self.width) if self.config.positions else

@@ -1,6 +1,6 @@
 """Places of things as categorical variables: heat maps read as a column and a row each, and stamps drawn there.
 
-A small moving thing costs a flat code thousands of combinations, each to be learned by itself; told as "which column"
+A small moving thing costs a flat code thousands of combinations, each learned by itself; encoded as "which column"
 and "which row" it is two variables, what is seen or drawn in one place is known in all, and the dynamics of the two are
 apart. Keypoints (Jakab et al. 2018; Kulkarni et al. 2019), here discrete, as part of a categorical latent.
 
@@ -23,7 +23,7 @@ RANK = 4  # terms of a stamp: a bar or a ball is one
 
 
 class PointEncoder(nn.Module):
-    """(..., C, H, W) -> logits (..., 2 M K + rest): each point's columns and rows, then what a FrameEncoder tells."""
+    """(..., C, H, W) -> logits (..., 2 M K + rest): each point's columns and rows, then what a FrameEncoder gives."""
 
     def __init__(self, frame: tuple[int, int, int], channels: int, points: int, cells: int, rest: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class PointDecoder(nn.Module):
 class Distances(nn.Module):
     """How far apart every two points are, across and down, in soft bins: one-hot places (..., 2 M, K) -> (..., size).
 
-    Told as one column of K and another, whether two things touch is K x K cases to be memorised; told as a
+    Encoded as one column of K and another, whether two things touch is K x K cases to be memorised; as a
     distance it is one, and what was learned of it in one place holds in all. Carries no gradient to the places.
     """
 

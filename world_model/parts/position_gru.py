@@ -1,9 +1,9 @@
-"""A GRU over the places of a frame tells the code each of them has next: the dynamics of the Ms. Pac-Man latent GRU.
+"""A GRU over the places of a frame predicts the code each of them has next: the dynamics of the Ms. Pac-Man latent GRU.
 
 A place's code and the action are embedded and added; two layers run over the places, row by row, and an output layer
-tells each place's next code by itself. What its author wished for besides: memory over time, where the same GRU goes on
-from one frame to the next; attention over the places, without which one knows nothing of those after it; and training
-on the model's own codes.
+predicts each place's next code by itself. What its author wished for besides: memory over time, where the same GRU is
+carried from one frame to the next; attention over the places, without which one knows nothing of those after it; and
+training on the model's own codes.
 Shapes: B batch, T time, N tokens a frame, V codes, D width of the GRU, E of an embedding, L layers.
 """
 
@@ -29,10 +29,10 @@ class PositionGRUConfig:
     embedding: int = 64
     width: int = 512
     layers: int = 2
-    recurrent: bool = False  # it goes on from frame to frame
+    recurrent: bool = False  # carried from frame to frame
     attention: int = 0  # blocks over the places, after the GRU
     heads: int = 4
-    rollout_steps: int = 0  # frames in a row that are told from the model's own
+    rollout_steps: int = 0  # frames in a row that are predicted from the model's own
     rollout_share: float = 0.5
     teacher_forcing: float = 0.0
 

@@ -1,6 +1,6 @@
-"""What a token world needs of its dynamics: what becomes of the tokens of a frame, and what an action brings.
+"""Interface of a token world's dynamics.
 
-Four are there: IRIS's transformer, token by token (`gpt.py`), one that tells all tokens of a frame in one pass
+Four are there: IRIS's transformer, token by token (`gpt.py`), one that predicts all tokens of a frame in one pass
 (`block_transformer.py`), a GRU over the places (`position_gru.py`), and convolutions that read the last frames
 themselves (`frame_dynamics.py`). Shapes: B batch, T time, N tokens a frame, V codes, C H W picture, D width of h.
 """
@@ -26,7 +26,7 @@ class Predictions(NamedTuple):
     nats: Tensor  # (B, T, N) cross-entropy of each token, 0 where none was predicted
     reward: Tensor  # (B, T, 3) logits of `REWARDS`: the sign of what action[t] brings
     end: Tensor  # (B, T, 2) logits: goes on, ends
-    h: Tensor  # (B, T, D) what those two are told from
+    h: Tensor  # (B, T, D) what those two are predicted from
     right: Tensor | None  # (B, T - 1, N) bool: the most likely token is the one that came; None where nobody asks
 
 
@@ -120,7 +120,7 @@ class TokenDynamics(nn.Module, ABC):
 
     @torch.no_grad()
     def rolled_out(self, tokens: Tensor, action: Tensor, steps: int, teacher_forcing: float) -> Tensor:
-        """Segments (B, T, N) whose last frames are its own, the most likely, so that `steps` in a row are told from
+        """Segments (B, T, N) whose last frames are its own, the most likely, so that `steps` in a row are read off
         them; frames of whole rows are real again with a probability of `teacher_forcing`.
 
         No gradient flows through a choice of tokens, so that one pass over what came of it learns the same as going
@@ -138,9 +138,9 @@ class TokenDynamics(nn.Module, ABC):
 
 
 class ParallelDynamics(TokenDynamics):
-    """All tokens of the awaited frame are told at once, from an output that is kept: the frame itself is read with the
-    action that follows it. Memory of one that awaits a frame: out (B, ...) that tells its tokens, h (B, D), and count
-    (B,), above 0 once a frame has been read.
+    """All tokens of the awaited frame are predicted at once, from an output that is kept: the frame itself is read with
+    the action that follows it. Memory of one that awaits a frame: out (B, ...) that predicts its tokens, h (B, D), and
+    count (B,), above 0 once a frame has been read.
     """
 
     @abstractmethod
@@ -173,8 +173,8 @@ class ParallelDynamics(TokenDynamics):
 
 
 class PlacewiseDynamics(ParallelDynamics):
-    """Each token is told by one output of its own, out (B, N, D), through the same linear layer. Memory also, where it
-    remembers more than it reads: gru (B, ..., D)."""
+    """Each token is predicted from an output of its own, out (B, N, D), through the same linear layer. Memory also,
+    where it remembers more than it reads: gru (B, ..., D)."""
 
     tokens: int
     next_tokens: nn.Linear
@@ -219,7 +219,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def relu_head(width: int, classes: int) -> nn.Sequential:
-    """What tells logits (..., classes) from an output (..., D)."""
+    """What computes logits (..., classes) from an output (..., D)."""
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes))
 
 

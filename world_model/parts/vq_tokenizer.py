@@ -39,7 +39,7 @@ class VQTokenizerConfig:
     attention: tuple[int, ...] = (2, 3)  # levels with self-attention after each block: at 16 x 16 and 8 x 8
     patch: int = 1  # pixels, both ways, that become the channels of one place before anything else
     contrast: bool = False  # the networks see and show sigmas from the background, which know no bounds
-    local: bool = False  # what becomes one token is encoded as a picture of its own, so that it tells of nothing else
+    local: bool = False  # what becomes one token is encoded as a picture of its own, so that it holds nothing else
     quantizer: QuantizerKind = "gradient"
     levels: tuple[int, ...] = (8, 8, 8)  # fsq only: of each dimension of a code; `width` is then of the networks alone
     follow_every: int = 1  # ema only, as the next: updates between two of the codebook
