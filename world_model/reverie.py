@@ -39,10 +39,7 @@ METRICS = {
         "error of the reconstruction: half the squared error in units of `pixel_sigma`, weighted, summed over a frame",
         shown="pixels",
     ),
-    "dyn": Metric(
-        "KL(posterior, prior) in nats, at least `free_nats`, from which the prior learns; with `posterior=mode` its "
-        "cross-entropy"
-    ),
+    "dyn": Metric("KL(posterior, prior) in nats, at least `free_nats`, from which the prior learns"),
     "rep": Metric("KL(posterior, prior) in nats, at least `free_nats`, from which the posterior learns"),
     "kl": Metric(
         "KL(posterior, prior) without free bits, nats a frame: what of a frame the prior did not predict",
@@ -117,12 +114,6 @@ class ReverieConfig:
     )
     distances: bool = setting(
         False, help="give sequence model, heads and policy also the distances between all pairs of points"
-    )
-    posterior: str = setting(
-        "sample",
-        choices=("sample", "mode"),
-        help="latents of a batch: sample draws them from the posterior (DreamerV3), mode takes its likeliest classes, "
-        "as a player does, with straight-through gradients; the prior then learns those classes",
     )
     cont_from: str = setting(
         "memory",
@@ -310,8 +301,7 @@ class Reverie(WorldModel):
         """Pixels + reward + continuation + balanced KL with free bits (DreamerV3, eq. 5), unreduced (B, T)."""
         target = self._target(batch.frame)
         posterior = self.latents.log_probs(self.encoder(target))  # (B, T, G, K)
-        certain = self.config.posterior == "mode"
-        latent = self.latents.mode(posterior) if certain else self.latents.sample(posterior)
+        latent = self.latents.sample(posterior)
         memory = self.dynamics.scan(self._input(latent, batch.action))
         state = State(latent, memory)
         prior = self._prior(self.dynamics.output(memory))
@@ -319,9 +309,7 @@ class Reverie(WorldModel):
         reward = F.pad(batch.reward[:, :-1], (1, 0))
         cont = F.pad(1.0 - batch.terminated[:, :-1].float(), (1, 0), value=1.0)
         picture = self.decoder(latent.flatten(-2))
-        # A prior that learned the whole posterior would dream its doubts, which a player never sees.
-        shown = latent.detach()
-        dyn = self.latents.cross_entropy(shown, prior) if certain else self.latents.kl(posterior.detach(), prior)
+        dyn = self.latents.kl(posterior.detach(), prior)
         rep = self.latents.kl(posterior, prior.detach())
         goes_on = self._goes_on(state)
         told = self.twohot.loss(self.reward(self.features(state)), reward)
@@ -341,7 +329,7 @@ class Reverie(WorldModel):
             "cont": Term(F.binary_cross_entropy_with_logits(goes_on, cont, reduction="none"), "arrived"),
             "posterior_entropy": Term(self.latents.entropy(posterior), "valid"),
         }
-        states = State(shown, map(Tensor.detach, memory))
+        states = State(latent.detach(), map(Tensor.detach, memory))
         return Losses(terms, {"kl": dyn.detach().mean()}, states, learned=reward.flatten())
 
     # ---- parts ----

@@ -158,8 +158,8 @@ class Categoricals:
         return mixed_log_probs(raw.float().unflatten(-1, (self.groups, self.classes)), self.unimix)
 
     def mode(self, log_probs: Tensor) -> Tensor:
-        """The most likely class of each variable, one-hot; gradients pass straight through to the probabilities."""
-        return self._through(log_probs.argmax(-1), log_probs)
+        """The most likely class of each variable, one-hot."""
+        return one_hot(log_probs.argmax(-1), self.classes, log_probs.dtype)
 
     def sample(self, log_probs: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """One draw, one-hot (..., G, K); gradients pass straight through to the probabilities."""
@@ -167,19 +167,11 @@ class Categoricals:
             return self.mode(log_probs)
         at = log_probs.detach()
         at = at if is_one(temperature) else (at / temperature).log_softmax(-1)
-        return self._through(draw(at), log_probs)
-
-    def _through(self, chosen: Tensor, log_probs: Tensor) -> Tensor:
-        """The classes (..., G) as one-hot vectors, with the gradient of the probabilities where they have one."""
-        picked = one_hot(chosen, self.classes, log_probs.dtype)
+        drawn = one_hot(draw(at), self.classes, log_probs.dtype)
         if not log_probs.requires_grad:
-            return picked
+            return drawn
         probabilities = log_probs.exp()
-        return picked + (probabilities - probabilities.detach())
-
-    def cross_entropy(self, latent: Tensor, log_probs: Tensor) -> Tensor:
-        """-log p of a one-hot latent in nats, summed over the variables: (..., G, K) each -> (...)."""
-        return -(latent * log_probs).sum((-2, -1))
+        return drawn + (probabilities - probabilities.detach())
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
         """KL(p || q) in nats, summed over the variables: (..., G, K) log-probabilities each -> (...)."""
