@@ -31,6 +31,7 @@ from runs.folder.run import keep
 from runs.measure.pong import SIZE, find_ball
 from world_model.dream.batch import DreamBatch
 from world_model.interface import to_pixels, to_unit
+from world_model.noise import forked_rng
 
 MINUTE, LATER, SCALE = 900, 8, 2
 PLAYERS = ("agent", "random")
@@ -81,8 +82,7 @@ def measure(loaded: Loaded, asked: LongRolloutConfig) -> tuple[dict[str, Any], n
                 pictures.append(now.observation)
                 rewards.append(now.reward)
                 conts.append(now.cont)
-            told = {"endings": _begun(np.array(conts) < ENDING), **_sure(np.array(conts))}
-            minutes.append(_described(np.stack(pictures), usual, ball) | _paid(np.array(rewards)) | told)
+            minutes.append(_described(np.stack(pictures), usual, ball) | _told(np.array(rewards), np.array(conts)))
             tops.append(pictures[0][0])
             bottoms.append(pictures[min(LATER, len(pictures) - 1)][0])
     found = {"player": asked.player, "temperature": warmth, "steps": asked.steps, "dreams": asked.dreams}
@@ -96,7 +96,7 @@ def _played(loaded: Loaded, agent: Agent, asked: LongRolloutConfig, usual: np.nd
     try:
         frames = games.reset([episode_seed(asked.seed + EVALUATION_SEED, number) for number in range(begun)])
         is_first = np.ones(begun, bool)
-        with torch.random.fork_rng():
+        with forked_rng(loaded.agent.device):
             torch.manual_seed(asked.seed)
             for _ in range(asked.steps):
                 brought = games.step(player.act(frames, is_first))
@@ -119,8 +119,12 @@ def _paid(reward: np.ndarray) -> dict[str, float]:
     return {name: round(float(part.sum(0).mean()), 2) for name, part in parts.items()}
 
 
-def _sure(cont: np.ndarray) -> dict[str, float]:
-    return {"cont_mean": round(float(cont.mean()), 4), "cont_min": round(float(cont.min()), 3)}
+def _told(reward: np.ndarray, cont: np.ndarray) -> dict[str, Any]:
+    """What the heads predict over one minute, (T, N) each."""
+    return _paid(reward) | {
+        "cont_mean": round(float(cont.mean()), 4), "cont_min": round(float(cont.min()), 3),
+        "endings": _begun(cont < ENDING), "finite": bool(np.isfinite(reward).all() and np.isfinite(cont).all()),
+    }  # fmt: skip
 
 
 def _begun(marks: np.ndarray) -> float:
