@@ -3,7 +3,8 @@
 From every context of a tier the model dreams on under the real actions. After 1, 5, 10 and 50 steps its pictures and
 predictions are compared with the real ones, beside the copy baseline: the last frame repeated. Every recipe is judged
 by pictures, rewards, endings and, where the emulator's memory has positions, by the things in the pictures; recipes of
-discrete latents by their codes as well. Writes results/fidelity.json in the run's folder.
+discrete latents by their codes as well. Writes results/fidelity.json in the run's folder, with the tier in its name for
+`fast` and `gold`.
 
 Shapes: S contexts, C H W picture, N tokens or variables of a frame.
 """
@@ -57,6 +58,9 @@ class FidelityConfig:
         None, help="a run's folder or name, or a packed model; the Pong that ships when not given"
     )
     tier: str = setting("canary", choices=tuple(TIERS), help="how many contexts: 500, 6,000 or all")
+    horizon: int = setting(
+        AHEAD, 1, AHEAD, help="steps to dream; it is judged after 1, 5, 10 and 50 of them, and fewer take less time"
+    )
     temperature: float = setting(0.0, 0, 100, help="temperature of the dream; 0 takes the most likely latents")
     device: str = setting("auto", help="auto, cpu or cuda")
 
@@ -69,13 +73,17 @@ class Part(NamedTuple):
 
 
 def measure(
-    loaded: Loaded, tier: str, temperature: float, suite: Suite | None = None, console: Console | None = None
-) -> dict[str, Any]:
-    """The result of one model. Raises UserError when there is no suite of its game."""
+    loaded: Loaded, tier: str, temperature: float, suite: Suite | None = None, console: Console | None = None,
+    horizon: int = AHEAD,
+) -> dict[str, Any]:  # fmt: skip
+    """The result of one model, after those of HORIZONS that are within `horizon` steps.
+
+    Raises UserError when there is no suite of its game.
+    """
     suite = find_suite(loaded.config.env, loaded.config.game) if suite is None else suite
     model, chosen, began, told = loaded.agent.world_model, contexts(suite, tier), time.monotonic(), time.monotonic()
     named = things(suite.env, model.spec.frame[0])
-    found: dict[int, list[dict[str, Tensor]]] = {ahead: [] for ahead in HORIZONS}
+    found: dict[int, list[dict[str, Tensor]]] = {ahead: [] for ahead in HORIZONS if ahead <= horizon}
     alone: list[dict[str, Tensor]] = []
     done = 0
     device = loaded.agent.device
@@ -87,7 +95,7 @@ def measure(
         for part in parts(suite, loaded, chosen, named, played):
             part = part._replace(batch=part.batch.to(loaded.agent.device))
             state = begin(model, part.batch)
-            for ahead, values in judge(model, state, part, temperature, named).items():
+            for ahead, values in judge(model, state, part, temperature, named, max(found)).items():
                 found[ahead].append(values)
             alone.append(at_once(model, state, part.batch, suite.about["actions"], temperature))
             done += len(part.batch.frame)
@@ -141,9 +149,9 @@ def begin(model: WorldModel, batch: Batch) -> State:
 
 @torch.inference_mode()
 def judge(
-    model: WorldModel, state: State, part: Part, temperature: float, named: dict[str, Thing]
+    model: WorldModel, state: State, part: Part, temperature: float, named: dict[str, Thing], steps: int = AHEAD
 ) -> dict[int, dict[str, Tensor]]:
-    """After each horizon, what is known of the contexts whose episode goes on so far: tensors (S, ...).
+    """After each horizon within `steps`, what is known of the contexts whose episode goes on so far: tensors (S, ...).
 
     `sums` are of all contexts, up to their episode's end: what is told of the end would be missing otherwise.
     """
@@ -152,7 +160,7 @@ def judge(
     seen, sums = codes(model, state.latent), torch.zeros(len(frame), 7, device=last.device)
     shown = {name: [thing.find(one) for one in _pixels(last)] for name, thing in named.items()}
     found = {}
-    for ahead in range(1, AHEAD + 1):
+    for ahead in range(1, steps + 1):
         now = CONTEXT - 1 + ahead
         step, real = model.step(state, action[:, now - 1], temperature=temperature), to_unit(frame[:, now])
         state, followed = step.state, model.step(followed, action[:, now - 1], real).state
@@ -371,8 +379,9 @@ def command(asked: FidelityConfig) -> dict[str, Any]:
     about = {} if loaded.run is not None else {
         key: getattr(loaded.config, key) for key in ("recipe", "env", "protocol", "size", "seed")
     } | {"env_steps": loaded.step, "packed": True}  # fmt: skip
-    found = measure(loaded, asked.tier, asked.temperature, suite, console)
-    path = keep(loaded.run, "fidelity", about | found, loaded.config.env)
+    found = measure(loaded, asked.tier, asked.temperature, suite, console, asked.horizon)
+    name = "fidelity" if asked.tier == FidelityConfig.tier else f"fidelity-{asked.tier}"
+    path = keep(loaded.run, name, about | found | {"what": "fidelity"}, loaded.config.env)
     title = f"{loaded.config.recipe} on {loaded.config.env}, step {loaded.step:,}, {found['contexts']:,} contexts"
     table = Table(title=title)
     table.add_column("steps ahead")

@@ -103,6 +103,8 @@ def test_who_knows_the_game_foresees_it_and_who_expects_no_change_is_as_good_as_
             row["ball_within_2px"] == (1 if knows else row["ball_still"]) and row["ball_seen"] == row["ball_real"] == 1
         )
     assert fidelity._row(50, found[50], ["ball"])["ball_still"] == 0
+    short = fidelity.judge(model, fidelity.begin(model, part.batch), part, 0.0, named, 5)
+    assert list(short) == [1, 5] and all(short[ahead]["sums"].equal(found[ahead]["sums"]) for ahead in short)
 
 
 class Teller(Counter):

@@ -27,6 +27,7 @@ def test_random_and_human_play_become_a_judged_world_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(suite.TIERS, "canary", 8)
+    monkeypatch.setitem(suite.TIERS, "fast", 8)
     monkeypatch.setattr(fidelity, "HORIZONS", (1, 5))
     monkeypatch.setattr(fidelity, "AHEAD", 5)
     monkeypatch.setattr(rewards, "SEGMENTS", 8)
@@ -58,6 +59,10 @@ def test_random_and_human_play_become_a_judged_world_model(
     assert told["training"]["init_replay"] == {"episodes": games + 1, "steps": 79 * games + 40}
     assert not list((alone / "results").glob("evaluation*")) and run.load_checkpoint()["collector"]["begun"] == 0
     assert main(["play", f"run={alone}", f"record={tmp_path / 'film.mp4'}", "steps=3"]) == 0
+
+    assert main(["fidelity", f"run={alone}", "tier=fast", "horizon=1"]) == 0
+    short = json.loads((alone / "results" / "fidelity-fast.json").read_text())
+    assert short["what"] == "fidelity" and short["rows"] == told["rows"][:1] and len(told["rows"]) == 2
 
     monkeypatch.setattr(fidelity, "find_suite", lambda env, config: suite.find_suite(env, config, tmp_path))
     capsys.readouterr()
