@@ -76,7 +76,7 @@ def measure(
     loaded: Loaded, tier: str, temperature: float, suite: Suite | None = None, console: Console | None = None,
     horizon: int = AHEAD,
 ) -> dict[str, Any]:  # fmt: skip
-    """The result of one model, after those of HORIZONS that are within `horizon` steps.
+    """The result of one model after each of HORIZONS up to `horizon`.
 
     Raises UserError when there is no suite of its game.
     """
@@ -149,9 +149,9 @@ def begin(model: WorldModel, batch: Batch) -> State:
 
 @torch.inference_mode()
 def judge(
-    model: WorldModel, state: State, part: Part, temperature: float, named: dict[str, Thing], steps: int = AHEAD
+    model: WorldModel, state: State, part: Part, temperature: float, named: dict[str, Thing], horizon: int = AHEAD
 ) -> dict[int, dict[str, Tensor]]:
-    """After each horizon within `steps`, what is known of the contexts whose episode goes on so far: tensors (S, ...).
+    """After each of HORIZONS up to `horizon`, what is known of the contexts whose episode goes on: tensors (S, ...).
 
     `sums` are of all contexts, up to their episode's end: what is told of the end would be missing otherwise.
     """
@@ -160,7 +160,7 @@ def judge(
     seen, sums = codes(model, state.latent), torch.zeros(len(frame), 7, device=last.device)
     shown = {name: [thing.find(one) for one in _pixels(last)] for name, thing in named.items()}
     found = {}
-    for ahead in range(1, steps + 1):
+    for ahead in range(1, horizon + 1):
         now = CONTEXT - 1 + ahead
         step, real = model.step(state, action[:, now - 1], temperature=temperature), to_unit(frame[:, now])
         state, followed = step.state, model.step(followed, action[:, now - 1], real).state
