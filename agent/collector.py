@@ -15,7 +15,7 @@ from envs.games import GameFailed, Games
 
 BURST = 32  # steps of random play in the mean, when it takes over
 ROUNDING = 2  # levels by which a pixel of a frame that was played again may differ
-HOLDS = (1, 2, 4, 8, 16)  # steps for which random play holds a continuous action in the mean, row by row
+HOLDS = (1, 2, 4, 8, 16)  # steps for which random play holds an action in the mean, row by row
 
 
 class Collector:
@@ -31,7 +31,7 @@ class Collector:
         self.begun = 0
         self.frames: np.ndarray | None = None
         self.is_first = np.ones(games.num_envs, dtype=bool)
-        self.held = torch.zeros(games.num_envs, games.spec.action_size)  # the last random continuous actions
+        self.held = self._draw()  # the last random actions
 
     def collect(self, steps: int, *, at_random: bool = False) -> list[Episode]:
         """Plays at least `steps` agent steps (a multiple of N); returns the episodes that ended."""
@@ -92,15 +92,21 @@ class Collector:
         return actions
 
     def _random(self) -> np.ndarray:
-        spec = self.games.spec
-        if spec.discrete:
-            return torch.randint(spec.action_size, (self.games.num_envs,)).numpy()
-        # Held for a while: a car whose wheel and pedals tremble does not leave its place. But a memory that has never
-        # seen them tremble dreams that it does, and a policy finds that out.
-        holds = torch.tensor(HOLDS)[torch.arange(self.games.num_envs) % len(HOLDS)].unsqueeze(1)
-        is_first = torch.rand(self.games.num_envs, spec.action_size) < 1 / holds
-        self.held = torch.where(is_first, torch.rand_like(self.held) * 2 - 1, self.held)
+        """Any action, held for a while (as in temporally extended exploration, Dabney et al. 2021).
+
+        Where the action changes at every step, nobody crosses a road or leaves a corridor, and a car whose wheel and
+        pedals tremble does not leave its place. But a memory that has never seen them tremble dreams that it does, and
+        a policy finds that out: so some rows hold theirs and others do not.
+        """
+        rows = torch.arange(self.games.num_envs).view(-1, *[1] * (self.held.ndim - 1))
+        holds = torch.tensor(HOLDS)[rows % len(HOLDS)]
+        changes = torch.rand(self.held.shape) < 1 / holds
+        self.held = torch.where(changes, self._draw(), self.held)
         return self.held.numpy()
+
+    def _draw(self) -> torch.Tensor:
+        rows, spec = self.games.num_envs, self.games.spec
+        return torch.randint(spec.action_size, (rows,)) if spec.discrete else torch.rand(rows, spec.action_size) * 2 - 1
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and the player's memory; the frames are rebuilt by the games."""
@@ -111,7 +117,8 @@ class Collector:
         """Goes back to a `state_dict`: the games are played again from their seeds up to where they stood."""
         self.begun, self.is_first = state["begun"], state["fresh"].cpu().numpy().copy()
         self.player.load_state_dict(state["player"])
-        self.held = state.get("held", self.held).cpu()  # runs from before it was held have none
+        held = state.get("held", self.held).cpu()
+        self.held = held if held.shape == self.held.shape else self.held  # runs from before it was held have none
         self.burst = state.get("burst", self.burst).cpu()
         going = sorted(replay_state["open"], key=lambda entry: entry["row"])
         if not going:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.collector import BURST, Collector
+from agent.collector import BURST, HOLDS, Collector
 from agent.replay import Replay
 from agent.replay_config import ReplayConfig
 from envs.games import GameConfig
@@ -76,3 +76,16 @@ def test_a_share_of_the_steps_is_random_for_a_while_each_time() -> None:
 def test_without_bursts_the_player_plays() -> None:
     assert not played(0.0, steps=200).any()
     assert played(0.9, steps=200).any(0).all()
+
+
+@pytest.mark.parametrize("env", ["Catch-v0", "CatchContinuous-v0"])
+def test_random_play_holds_its_actions_in_some_rows_and_not_in_others(env: str) -> None:
+    register()
+    games = opened(make_games(env, GameConfig(size=16), len(HOLDS) + 1))
+    replay = Replay(None, games.spec, ReplayConfig(), seed=0)
+    collector = Collector(games, replay, Left(), seed=0)  # type: ignore[arg-type]
+    taken = np.array([collector._random().copy() for _ in range(4_000)])
+    taken = taken.reshape(4_000, len(HOLDS) + 1, -1)[..., 0]
+    kinds = games.spec.action_size if games.spec.discrete else np.inf  # by chance a new one may be the old one
+    changes = (taken[1:] != taken[:-1]).mean(0) / (1 - 1 / kinds)
+    assert changes == pytest.approx([1 / hold for hold in (*HOLDS, HOLDS[0])], abs=0.03)
