@@ -38,9 +38,12 @@ class Acting(Protocol):
 
 def evaluate_policy(
     player: Acting, games: Games, episodes: int, *, seed: int, film: bool = False,
-    tell: Callable[[int, float | None], None] = lambda done, mean: None,
+    tell: Callable[[int, float | None, int], None] = lambda done, mean, longest: None,
 ) -> Evaluation:  # fmt: skip
-    """Plays exactly `episodes` episodes, numbered 0.. and begun in that order; rows without work play on unrecorded."""
+    """Plays exactly `episodes` episodes, numbered 0.. and begun in that order; rows without work play on unrecorded.
+
+    After every step `tell` hears how many have ended, their mean, and how many steps the longest one still played has.
+    """
     returns, lengths = [0.0] * episodes, [0] * episodes
     row_episode = list(range(games.num_envs))  # the episode each row plays; past the last one it does not count
     begun, pictures, finished = games.num_envs, list[np.ndarray](), list[float]()
@@ -58,7 +61,8 @@ def evaluate_policy(
             lengths[number] += 1
             if brought.done[row]:
                 finished.append(returns[number])
-        tell(len(finished), sum(finished) / len(finished) if finished else None)
+        going = [lengths[number] for row, number in enumerate(row_episode) if number < episodes and not is_first[row]]
+        tell(len(finished), sum(finished) / len(finished) if finished else None, max(going, default=0))
         done = np.flatnonzero(brought.done).tolist()
         if done:
             for row in done:

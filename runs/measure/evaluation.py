@@ -86,20 +86,20 @@ def _play(player: Acting, games: Games, run: Run, mode: str, console: Console) -
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task(f"evaluating, {mode}", total=run.config.episodes)
-        said, steps = time.monotonic(), 0
+        said = time.monotonic()
 
-        def tell(done: int, mean: float | None) -> None:
-            nonlocal said, steps
+        def tell(done: int, mean: float | None, longest: int) -> None:
+            nonlocal said
             text = f"evaluating, {mode}" + ("" if mean is None else f": mean {mean:.1f}")
-            bar.update(task, completed=done, description=text)
-            steps += 1
-            if steps == LONG and not done:
+            going = f", longest under way {longest:,} steps" if longest else ""
+            bar.update(task, completed=done, description=text + going)
+            if longest == LONG and not done:
                 console.print(
                     f"No episode has ended after {LONG:,} steps, a film of which is kept to there: if the game has no "
                     "end, stop (Ctrl-C) and evaluate with game.max_steps=N.", soft_wrap=True
                 )  # fmt: skip
             if not console.is_terminal and time.monotonic() - said > HEARTBEAT:
-                console.print(f"{time.strftime('%H:%M:%S')}  {text}, {done} of {run.config.episodes} episodes")
+                console.print(f"{time.strftime('%H:%M:%S')}  {text}, {done} of {run.config.episodes} episodes{going}")
                 said = time.monotonic()
 
         return evaluate_policy(
