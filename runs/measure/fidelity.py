@@ -102,6 +102,8 @@ def measure(
             if console is not None and time.monotonic() - told > TELL:
                 told = time.monotonic()
                 console.print(f"{done:,} of {len(chosen):,} contexts, {told - began:.0f} s")
+        if console is not None:
+            console.print(f"all contexts, {time.monotonic() - began:.0f} s; next, rewards one step ahead")
         known = {
             "frozen": rewards.correlations(loaded, list(played.values())),
             "own": rewards.correlations(loaded, rewards.own_episodes(loaded)),
