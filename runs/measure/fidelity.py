@@ -3,8 +3,8 @@
 From every context of a tier the model dreams on under the real actions. After 1, 5, 10 and 50 steps its pictures and
 predictions are compared with the real ones, beside the copy baseline: the last frame repeated. Every recipe is judged
 by pictures, rewards, endings and, where the emulator's memory has positions, by the things in the pictures; recipes of
-discrete latents by their codes as well. Writes results/fidelity.json in the run's folder, with the tier in its name for
-`fast` and `gold`.
+discrete latents by their codes as well. Writes results/fidelity.json in the run's folder, with another tier, horizon
+or temperature than the usual in its name.
 
 Shapes: S contexts, C H W picture, N tokens or variables of a frame.
 """
@@ -370,6 +370,14 @@ def perplexity(codes: Tensor) -> float:
     return float((-(share * share.log()).sum()).exp()) if codes.numel() else 1.0
 
 
+def _name(asked: FidelityConfig) -> str:
+    """Of the result, with what differs from the defaults: "fidelity", "fidelity-gold-horizon1-temperature0.5"."""
+    usual = FidelityConfig()
+    others = (f"{key}{getattr(asked, key):g}" for key in ("horizon", "temperature")
+              if getattr(asked, key) != getattr(usual, key))  # fmt: skip
+    return "-".join(["fidelity", *[asked.tier] * (asked.tier != usual.tier), *others])
+
+
 def command(asked: FidelityConfig) -> dict[str, Any]:
     """Measures a run, prints what was found and returns it."""
     loaded, console = load_parts(asked.run, asked.device), Console(highlight=False)
@@ -382,8 +390,7 @@ def command(asked: FidelityConfig) -> dict[str, Any]:
         key: getattr(loaded.config, key) for key in ("recipe", "env", "protocol", "size", "seed")
     } | {"env_steps": loaded.step, "packed": True}  # fmt: skip
     found = measure(loaded, asked.tier, asked.temperature, suite, console, asked.horizon)
-    name = "fidelity" if asked.tier == FidelityConfig.tier else f"fidelity-{asked.tier}"
-    path = keep(loaded.run, name, about | found | {"what": "fidelity"}, loaded.config.env)
+    path = keep(loaded.run, _name(asked), about | found | {"what": "fidelity"}, loaded.config.env)
     title = f"{loaded.config.recipe} on {loaded.config.env}, step {loaded.step:,}, {found['contexts']:,} contexts"
     table = Table(title=title)
     table.add_column("steps ahead")

@@ -61,7 +61,7 @@ def test_random_and_human_play_become_a_judged_world_model(
     assert main(["play", f"run={alone}", f"record={tmp_path / 'film.mp4'}", "steps=3"]) == 0
 
     assert main(["fidelity", f"run={alone}", "tier=fast", "horizon=1"]) == 0
-    short = json.loads((alone / "results" / "fidelity-fast.json").read_text())
+    short = json.loads((alone / "results" / "fidelity-fast-horizon1.json").read_text())
     assert short["what"] == "fidelity" and short["rows"] == told["rows"][:1] and len(told["rows"]) == 2
 
     monkeypatch.setattr(fidelity, "find_suite", lambda env, config: suite.find_suite(env, config, tmp_path))
