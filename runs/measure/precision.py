@@ -76,7 +76,7 @@ def predicted(gpt: GPT, past: Tensor, now: Tensor, count: int) -> Tensor:
         for token in next_ones[:, :-1].split(1, dim=1):
             memory, _ = gpt.append(memory, token)
             hidden.append(memory["h"])
-        told.append(torch.stack([gpt.next_token_logits(h).float().log_softmax(-1) for h in hidden], 1))
+        told.append(torch.stack([gpt.next_token_logits(h).double().log_softmax(-1) for h in hidden], 1))
     return torch.cat(told)
 
 
