@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from envs.errors import UserError
 from world_model.parts.blocks import to_int8
 from world_model.parts.gpt import GPT
 
@@ -22,6 +23,21 @@ def mixed_precision(device: torch.device, precision: str = "auto") -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def lstm_in_bf16() -> bool:
+    """Whether torch's LSTM runs in bfloat16 on this CPU: only where oneDNN's does, which needs AVX-512."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def check_trainable(model: nn.Module, device: torch.device, precision: str) -> None:
+    """Raises UserError where torch cannot train the model in this number format on this device."""
+    lstm = any(isinstance(module, nn.LSTM) for module in model.modules())
+    if lstm and device.type == "cpu" and mixed_precision(device, precision) and not lstm_in_bf16():
+        raise UserError(
+            "train.precision=bf16 needs a CPU with AVX-512 for a recipe with an LSTM: choose auto or fp32, which are "
+            "the same here."
+        )
 
 
 def inference_format(model: nn.Module, device: torch.device, *, many: bool, precision: str = "auto") -> Format:

@@ -10,6 +10,7 @@ import torch
 from agent.loop import NO_STARTS, Loop, declared_metrics
 from agent.player import Agent
 from agent.population import FixedLearner
+from agent.precision import check_trainable
 from agent.ray_pool import Cluster
 from agent.real_game import RealGame
 from agent.replay import Replay
@@ -55,9 +56,10 @@ def loop(
     """Everything that trains; `folder` receives the episodes.
 
     In a team each process has random numbers of its own, and the model that the configuration's seed makes.
-    Raises UserError for a population in a team.
+    Raises UserError for a population in a team, and for a number format that this machine cannot train in.
     """
     made, team = agent(config, games.spec, device), team or Team()
+    check_trainable(made, made.device, config.train.precision)
     if team.size > 1 and isinstance(made.learner, Evolution):
         raise UserError(
             "torchrun is for policies that learn by gradients; a population is judged by workers=N or cluster=ADDRESS."

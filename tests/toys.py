@@ -53,8 +53,6 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {  # choices of a recipe that c
         {"tokens_of": "frame"},
     ),
 }
-# torch's LSTM runs in bfloat16 on a CPU only where oneDNN's does, which needs AVX-512.
-LSTM_IN_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 DISCRETE_ONLY = ("iris", "iris_ac", "latent_action", "latent_gru", "spatial")
 
 

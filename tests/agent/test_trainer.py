@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from agent.precision import for_inference, mixed_precision
+from agent.precision import for_inference, lstm_in_bf16, mixed_precision
 from agent.trainer import NonFiniteLoss, Trainer, masked, reduce
-from tests.toys import LSTM_IN_BFLOAT16
 from world_model.interface import Batch, Losses, Objective, Optim, Term
 
 CPU = torch.device("cpu")
@@ -274,7 +273,7 @@ def test_updates_inside_an_outer_autocast_see_the_new_weights() -> None:
     assert_close(inside.weights(), alone.weights(), rtol=0, atol=0)
 
 
-@pytest.mark.skipif(not LSTM_IN_BFLOAT16, reason="this processor has no LSTM in bfloat16")
+@pytest.mark.skipif(not lstm_in_bf16(), reason="this processor has no LSTM in bfloat16")
 def test_lowered_layers_say_what_autocast_would() -> None:
     torch.manual_seed(0)
     conv, lstm, linear = nn.Conv2d(3, 4, 3), nn.LSTM(5, 6), nn.Linear(7, 8)

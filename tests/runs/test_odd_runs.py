@@ -17,6 +17,7 @@ import pytest
 from gymnasium import spaces
 
 import main
+from agent import precision
 from envs.errors import UserError
 from runs.folder.run import Run
 from runs.recipes import preset
@@ -66,6 +67,16 @@ def moody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def train(*words: str) -> int:
     return main.main(["env=Moody-v0", *TOY, "hydra.run.dir=run", *words])
+
+
+def test_a_number_format_that_this_cpu_lacks_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(precision, "lstm_in_bf16", lambda: False)
+    world_models = ("recipe=world_models", "train.precision=bf16", "game.size=64")
+    assert train(*world_models) == 2
+    said = capfd.readouterr().err
+    assert "train.precision=bf16 needs a CPU with AVX-512" in said and said.count("\n") == 1
 
 
 def test_a_game_that_fails_loses_nothing(capfd: pytest.CaptureFixture[str]) -> None:

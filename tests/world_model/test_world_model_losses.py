@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from agent.precision import lstm_in_bf16
 from agent.trainer import reduce
 from envs import settings
-from tests.toys import LSTM_IN_BFLOAT16, VARIANTS, Lost, Variant, follow, like, lost, mix, rows, segments
+from tests.toys import VARIANTS, Lost, Variant, follow, like, lost, mix, rows, segments
 from world_model import trees
 from world_model.interface import Batch, Objective, State, WorldModel
 
@@ -198,7 +199,7 @@ def test_a_dream_can_go_on_from_the_states_of_a_loss(variant: Variant) -> None:
 
 def test_bfloat16_stays_close(variant: Variant) -> None:
     model = variant.agent().world_model
-    if not LSTM_IN_BFLOAT16 and any(isinstance(part, nn.LSTM) for part in model.modules()):
+    if not lstm_in_bf16() and any(isinstance(part, nn.LSTM) for part in model.modules()):
         pytest.skip("this processor has no LSTM in bfloat16")
     for objective, batch in objectives(model):
         exact = lose(objective, batch).terms
