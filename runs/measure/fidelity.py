@@ -28,6 +28,7 @@ from envs.episode import Episode
 from envs.errors import UserError
 from envs.settings import setting
 from runs.dreams import Loaded, load_parts
+from runs.folder.progress import duration
 from runs.folder.run import keep
 from runs.measure import rewards
 from runs.measure.atari import HEIGHT, WIDTH, Thing, places, things
@@ -101,9 +102,11 @@ def measure(
             done += len(part.batch.frame)
             if console is not None and time.monotonic() - told > TELL:
                 told = time.monotonic()
-                console.print(f"{done:,} of {len(chosen):,} contexts, {told - began:.0f} s")
+                left = (told - began) / done * (len(chosen) - done)
+                gone = f"{done:,} of {len(chosen):,} contexts, {duration(told - began)} gone"
+                console.print(f"{gone}, {duration(left)} left of them" if left else gone)
         if console is not None:
-            console.print(f"all contexts, {time.monotonic() - began:.0f} s; next, rewards one step ahead")
+            console.print(f"all contexts, {duration(time.monotonic() - began)} gone; next, rewards one step ahead")
         known = {
             "frozen": rewards.correlations(loaded, list(played.values())),
             "own": rewards.correlations(loaded, rewards.own_episodes(loaded)),
