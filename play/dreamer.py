@@ -14,7 +14,7 @@ from torch import Tensor
 from envs.controls import Action
 from envs.games import Transition
 from play.snapshot import Estimate, Packed, Parts, Snapshot, View
-from policies.planner import Planner, PlannerConfig
+from policies.planner import Planner
 from world_model.dream.batch import Dream, DreamBatch
 from world_model.interface import State, to_unit
 from world_model.trees import Tree
@@ -63,7 +63,7 @@ class Dreamer(DreamBatch):
     def plan(self, state: State, temperature: float) -> Action:
         """A planner's choice."""
         value = self.parts.learner.value
-        return self._plain(Planner(self.model, value, PlannerConfig(), temperature).act(state))
+        return self._plain(Planner(self.model, value, self.parts.planner, temperature).act(state))
 
     def at_random(self) -> Action:
         """Any action."""

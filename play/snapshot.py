@@ -15,6 +15,7 @@ from envs.controls import Action
 from envs.games import Games
 from play.real_game import ReplayPosition
 from policies.interface import Learner
+from policies.planner import PlannerConfig
 from world_model.dream.batch import World
 from world_model.interface import State
 from world_model.trees import Tree
@@ -35,6 +36,7 @@ class Parts:
     human_weight: float = 5.0  # of episodes that a person played
     players: tuple[str, ...] = PLAYERS  # who can be put at the controls
     aspect: float | None = None  # width by height at which the dream is shown; None: that of its pixels
+    planner: PlannerConfig = PlannerConfig()
 
 
 class Packed(NamedTuple):

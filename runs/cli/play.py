@@ -20,6 +20,7 @@ from envs.make import make_games
 from envs.settings import setting
 from play.session import HOTTEST, MOST_FPS, GameSession
 from play.snapshot import MODES, PLAYERS, WITHOUT_AGENT, Parts
+from policies.planner import PlannerConfig
 from runs.dreams import Loaded, by_codes, load_parts
 from runs.folder.run import OUT
 from runs.folder.system import cores, keep_freed_memory
@@ -54,6 +55,7 @@ class PlayConfig:
     window: bool = setting(False, help="a window instead of the page")
     record: str | None = setting(None, help="a video file, made without any display")
     steps: int = setting(600, 1, 10**7, help="frames of the video")
+    planner: PlannerConfig = PlannerConfig()
     device: str = setting("auto", help="auto, cpu or cuda")
     threads: int = setting(0, 0, 1024, help="torch threads; 0: one, as the browser needs a core too")
 
@@ -98,12 +100,15 @@ def threads_for(loaded: Loaded, asked: int) -> int:
     return asked or (min(2, cores()) if loaded.format() == "int8" else 1)
 
 
-def parts(loaded: Loaded) -> Parts:
+def parts(loaded: Loaded, planner: PlannerConfig | None = None) -> Parts:
     """What the tables need of a loaded model."""
     config, world = loaded.config, loaded.world()
     for_inference(loaded.agent.world_model, loaded.agent.learner, format=loaded.format())
     game, weight = partial(_game, loaded), config.replay.human_weight
-    return Parts(config.env, world, loaded.agent.learner, game, weight, players(loaded), loaded.aspect)
+    return Parts(
+        config.env, world, loaded.agent.learner, game, weight, players(loaded), loaded.aspect,
+        planner or PlannerConfig(),
+    )  # fmt: skip
 
 
 def players(loaded: Loaded) -> tuple[str, ...]:
@@ -120,7 +125,7 @@ def session(asked: PlayConfig, loaded: Loaded, shared: Parts | None = None) -> G
     if asked.player is not None and asked.player not in able:
         raise UserError(f"{asked.run} has no policy that could play: player is {' or '.join(able)}.")
     warmth = loaded.temperature(asked.temperature)
-    made = GameSession(shared or parts(loaded), seed=asked.seed, temperature=warmth, fps=asked.fps)
+    made = GameSession(shared or parts(loaded, asked.planner), seed=asked.seed, temperature=warmth, fps=asked.fps)
     made.set_player(asked.player or (able[1] if asked.record else "human"))
     if asked.start is not None:
         made.reset(asked.start, asked.seed)
@@ -156,7 +161,7 @@ def _serve(asked: PlayConfig, loaded: Loaded, threads: int) -> None:
     from play import server
     from play.connection import ServerState
 
-    shared = parts(loaded)
+    shared = parts(loaded, asked.planner)
     seat = partial(session, asked, loaded, shared)
     seat().close()  # what is wrong with the request is said here and not on the page
     at = server.listen(asked.host, asked.port)

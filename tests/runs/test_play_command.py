@@ -93,12 +93,15 @@ def test_film(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_what_the_command_line_says_is_at_the_table(run: str) -> None:
-    words = ["mode=both", "player=random", "seed=4", "temperature=0.3", "fps=30"]
+    words = ["mode=both", "player=random", "seed=4", "temperature=0.3", "fps=30", "planner.horizon=3"]
     asked = compose.changed(play.PlayConfig(), words)
     made = play.session(asked, load_parts(run))
     told = made.to_dict()
     assert (told["mode"], told["player"], told["seed"]) == ("both", "random", 4)
     assert (told["temperature"], told["fps"]) == (0.3, 30)
+    assert made.parts.planner.horizon == 3
+    made.set_player("planner")
+    made.step()
     made.close()
     asked = replace(asked, mode="dream", start=2, temperature=None)
     told = play.session(asked, load_parts(run)).to_dict()
