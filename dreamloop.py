@@ -8,7 +8,9 @@
     observation, info = player.dream.reset()        # a gymnasium environment
     action = player.act(observation)
     many = dreamloop.make_dream(folder, num_envs=16, horizon=256)
-    PPO("CnnPolicy", dreamloop.make_sb3_dream(folder)).learn(200_000)   # of Stable-Baselines3
+    dream = dreamloop.make_sb3_dream(folder, num_envs=64, horizon=32, obs_type="features", starts=1024)
+    agent = PPO("MlpPolicy", dream, n_steps=128, batch_size=256).learn(1_000_000)  # of Stable-Baselines3
+    game = dreamloop.make_game(folder, obs_type="features")             # the real game, to see what it has learned
 
 Importing it makes "Dream-v0" known to gymnasium: `gymnasium.make("Dream-v0", run=...)` and
 `gymnasium.make_vec("Dream-v0", num_envs=16, run=...)` are what `make_dream` returns.
@@ -34,10 +36,10 @@ if TYPE_CHECKING:
     from gymnasium.vector import AutoresetMode
     from stable_baselines3.common.vec_env import VecEnv
 
-    from runs.dreams import DreamPlayer
+    from runs.dreams import DreamPlayer, GameEnv
     from world_model.dream.envs import DreamEnv, DreamVectorEnv
 
-__all__ = ["UserError", "evaluate", "load", "main", "make_dream", "make_sb3_dream", "train"]
+__all__ = ["UserError", "evaluate", "load", "main", "make_dream", "make_game", "make_sb3_dream", "train"]
 
 
 def load(run: str | Path | None = None, *, greedy: bool = False) -> DreamPlayer:
@@ -76,6 +78,24 @@ def make_dream(
     if num_envs is None:
         return dreams.make_env(run, **how)
     return dreams.make_vector(num_envs, run, autoreset_mode=autoreset_mode, **how)
+
+
+def make_game(
+    run: str | Path | None = None, *, obs_type: str = "rgb", render_mode: str | None = None
+) -> GameEnv:  # fmt: skip
+    """The real game of a run as a gymnasium environment, exactly as the run plays it, with the spaces of its dream.
+
+    What an agent that learned in the dream is measured in. Rewards are in the game's units and an episode is a whole
+    game, whatever the run clips or ends at a lost life. With obs_type="features" the run's world model follows the
+    game, and observations are what it makes of the frames, (F,) float32.
+
+    Raises:
+        UserError: no such run, or the game is not installed.
+        ValueError: an obs_type or render_mode that there is not.
+    """
+    from runs import dreams
+
+    return dreams.make_game(run, obs_type=obs_type, render_mode=render_mode)
 
 
 def make_sb3_dream(

@@ -15,8 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 import torch
+from gymnasium import error, spaces
 from gymnasium.vector import AutoresetMode
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
@@ -39,7 +41,8 @@ from runs.folder.system import choose_device
 from runs.recipes import from_recorded
 from world_model import trees
 from world_model.code_world import CodeWorld, meanings
-from world_model.dream.envs import DreamEnv, DreamVectorEnv, Starts, World
+from world_model.dream.batch import OBSERVATIONS
+from world_model.dream.envs import FPS, DreamEnv, DreamVectorEnv, Starts, World
 from world_model.interface import State, to_unit
 from world_model.noise import forked_rng
 from world_model.token_world import TokenWorld
@@ -181,9 +184,78 @@ class DreamPlayer:
         return np.ascontiguousarray(picture)[None]
 
 
+class GameEnv(gymnasium.Env[np.ndarray, Any]):
+    """The real game of a run as that run plays it, with the spaces of its dream: frame skip, sticky actions, no-ops.
+
+    For whoever learned in the dream. Rewards are in the game's units, neither clipped nor cut at a lost life: an
+    episode is a whole game. Observations are pictures (H, W, 3) uint8 as the model sees them, or with
+    `obs_type="features"` (F,) float32, what the world model makes of them (`DreamPlayer.follow`).
+
+    Raises:
+        UserError: the game is not installed, or cannot be made.
+        ValueError: an obs_type or render_mode that there is not.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": FPS}
+
+    def __init__(self, parts: Loaded, *, obs_type: str = "rgb", render_mode: str | None = None) -> None:
+        if obs_type not in OBSERVATIONS:
+            raise ValueError(f'obs_type is "rgb" or "features", not "{obs_type}"')
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f'render_mode is "rgb_array" or None, not "{render_mode}"')
+        self.obs_type, self.render_mode, self._world = obs_type, render_mode, parts.world()
+        self.games = make_games(parts.config.env, parts.config.game, 1)
+        self._player = DreamPlayer(parts) if obs_type == "features" else None
+        self.action_space = self._world.action_space
+        model = parts.agent.world_model
+        if obs_type == "rgb":
+            self.observation_space = spaces.Box(0, 255, (*model.spec.frame[1:], 3), np.uint8)
+        else:
+            self.observation_space = spaces.Box(-np.inf, np.inf, (model.feature_size,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begins a game. A seed determines it and all that follow without a seed of their own."""
+        super().reset(seed=seed)
+        frames = self.games.reset([int(self.np_random.integers(2**31))])
+        return self._seen(frames[0], None), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One action further. Raises ValueError for what is no action, ResetNeeded when the game is over."""
+        taken = self._world.action(np.asarray(action)[None], 1).numpy()
+        if self.games.done[0]:
+            raise error.ResetNeeded("the game is over or has not begun: reset it first")
+        brought = self.games.step(taken)
+        truncated = bool(brought.truncated[0])
+        over = bool(brought.done[0]) and not truncated
+        return self._seen(brought.frame[0], action), float(brought.score[0]), over, truncated, {}
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The game's own picture, (H, W, 3) uint8, with render_mode="rgb_array"."""
+        return self.games.render(0) if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        """Ends the game's own code."""
+        self.games.close()
+
+    def _seen(self, frame: np.ndarray, action: Any) -> np.ndarray:
+        """A frame (C, H, W) as it is shown, the caller's own; action: the one that led there, None at the start."""
+        if self._player is not None:
+            return self._player.follow(frame, action)
+        return np.repeat(frame.transpose(1, 2, 0), 3 // len(frame), axis=2)
+
+
 def load(run: str | Path | None = None, *, greedy: bool = False) -> DreamPlayer:
     """The agent of a run and its dream; the model that ships without a run. Raises UserError as `load_parts` does."""
     return DreamPlayer(load_parts(run), greedy=greedy)
+
+
+def make_game(
+    run: str | Path | None = None, *, obs_type: str = "rgb", render_mode: str | None = None
+) -> GameEnv:  # fmt: skip
+    """The real game of a run; see `dreamloop.make_game`."""
+    return GameEnv(load_parts(run), obs_type=obs_type, render_mode=render_mode)
 
 
 def make_env(

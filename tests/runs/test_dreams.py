@@ -14,6 +14,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import error
+from gymnasium.utils.env_checker import check_env
 
 import dreamloop
 from agent import loop as agent_loop
@@ -190,6 +192,29 @@ def test_a_player_remembers_until_it_is_reset(run_folder: Path) -> None:
     for t, frame in enumerate(frames):
         assert mine.act(frame) == own.act(frame[None], np.array([t == 0]))[0]
     assert torch.equal(mine._player.state.memory["h"], own.state.memory["h"])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("obs_type", ["rgb", "features"])
+def test_the_real_game_has_the_spaces_of_the_dream(run_folder: Path, obs_type: str) -> None:
+    dream = dreamloop.make_dream(run_folder, obs_type=obs_type)
+    game = dreamloop.make_game(run_folder, obs_type=obs_type)
+    assert (game.observation_space, game.action_space) == (dream.observation_space, dream.action_space)
+    check_env(game, skip_render_check=True)
+    first, _ = game.reset(seed=7)
+    played = [game.step(0)]
+    while not (played[-1][2] or played[-1][3]):
+        played.append(game.step(0))
+    with pytest.raises(error.ResetNeeded):
+        game.step(0)
+    again, _ = game.reset(seed=7)
+    assert np.array_equal(first, again) and np.array_equal(played[0][0], game.step(0)[0])
+    assert not np.array_equal(first, game.reset()[0])  # another game
+    if obs_type == "features":
+        player = dreamloop.load(run_folder)
+        frame, _ = dreamloop.make_game(run_folder).reset(seed=7)
+        assert np.array_equal(player.follow(frame), first)
+    with pytest.raises(ValueError, match="no action here"):
+        game.step(99)
 
 
 def test_registered(run_folder: Path) -> None:
