@@ -41,7 +41,7 @@ PART = 512  # agent steps played, or frames encoded, without asking whether to s
 NO_STARTS = "policy.starts must be at least 1: this recipe draws the states that dreams begin from."
 METRICS = {  # of what the loop itself logs
     "episode/return": Metric("return of the games that ended, in the game's own units"),
-    "updates": Metric("rounds so far (not gradient updates); in reverie each has one update of world model and policy"),
+    "rounds": Metric("rounds so far: play, then updates; in reverie one update of world model and policy each"),
     "real/generations": Metric("populations only: generations judged in the real game"),
     "real/episodes": Metric("populations only: games played for fitness alone"),
     "real/steps": Metric("populations only: agent steps of these games, which are not among the run's"),
@@ -104,7 +104,7 @@ class Loop:
         )  # fmt: skip
         self.metrics = declared_metrics(self.stages, agent.learner)
         self.returns: list[float] = []  # of episodes since the last log
-        self.updates = 0  # rounds that are behind us
+        self.rounds = 0  # rounds that are behind us
         self.ahead = 0  # agent steps that were played before they were due
         self.waiting = 0  # recorded agent steps that no round has taken yet; see `take`
         self.others = 0  # agent steps that the other processes of a team have played
@@ -188,7 +188,7 @@ class Loop:
     # ---- a round ----
     def due(self, steps: int) -> bool:
         """Whether a run of so many agent steps has something left to do."""
-        return bool(self.done or not self.updates or self.step < steps or self.only)
+        return bool(self.done or not self.rounds or self.step < steps or self.only)
 
     def choose(self, only: str) -> None:
         """The one part that `train` is to do once more, if any.
@@ -216,16 +216,16 @@ class Loop:
     def _round(self, steps: int, context: Context) -> None:
         """One round, or what is left of one; returns early when asked to stop in the middle of a long part."""
         screen = context.screen
-        screen.update(self.step, updates=self.updates)
+        screen.update(self.step, rounds=self.rounds)
         if not self.done:  # one rate for a round, also for one that was stopped and goes on
             self.trainer.cool(self._cooled(steps))
         # The first round learns from the prefill.
         each = self.team.part(self.config.steps_per_round)
-        parts = -(-each // PART) if self.updates or self.only else 0
+        parts = -(-each // PART) if self.rounds or self.only else 0
         # What the player remembers is told by weights that many updates have left behind: after the pretraining, and
         # after every round of a system that learns in long ones. `reverie` takes one small step a round, and a
         # burn-in would cost four times as much as the acting.
-        if parts and self.config.policy and not self.done and (self.long_rounds or self.updates == 1):
+        if parts and self.config.policy and not self.done and (self.long_rounds or self.rounds == 1):
             self.collector.burn_in(self.config.burn_in)
 
         def play() -> None:  # never more than the run was asked for, whatever a round takes
@@ -259,7 +259,7 @@ class Loop:
 
             if not self._repeat(where, count, improve, context):
                 return
-        self.updates += not self.only
+        self.rounds += not self.only
         self.done, self.only, self.posterior = {}, "", None
         self.team.share(self.trainer.shared)
         self._tell(context)
@@ -270,7 +270,7 @@ class Loop:
         All of it in the first round, which may be the only one, and for a part that is done once more.
         """
         last = self.config.cooldown * steps
-        return min(1.0, max(0.0, steps - self.step) / last) if last and self.updates and not self.only else 1.0
+        return min(1.0, max(0.0, steps - self.step) / last) if last and self.rounds and not self.only else 1.0
 
     def _repeat(self, part: str, count: int, work: Callable[[], None], context: Context) -> bool:
         """Works until this part of the round has been done `count` times; False when asked to stop before."""
@@ -489,9 +489,9 @@ class Loop:
     # ---- telling ----
     def _tell(self, context: Context) -> None:
         """After a round: numbers, pictures and a checkpoint, each when it is due."""
-        if self.long_rounds or self.updates % self.config.log_every == 0:
+        if self.long_rounds or self.rounds % self.config.log_every == 0:
             self._log(context)
-        if self.updates % self.config.show_every == 0:
+        if self.rounds % self.config.show_every == 0:
             context.screen.phase("pictures")
             show_dream(self.agent.world_model, self.replay, context.run, self.diagnostics, step=self.step)
             self.reconstruct(context.run)
@@ -517,7 +517,7 @@ class Loop:
         if self.returns:
             scalars["episode/return"] = sum(self.returns) / len(self.returns)
             self.returns = []
-        scalars["updates"] = self.updates
+        scalars["rounds"] = self.rounds
         if self.real:
             scalars |= {f"real/{name}": count for name, count in self.real.state_dict().items()}
         context.run.log(self.step, scalars)
@@ -538,7 +538,7 @@ class Loop:
             "trainer": self.trainer.state_dict(),
             "replay": self.replay.state_dict(),
             "collector": self.collector.state_dict(),
-            "updates": self.updates,
+            "rounds": self.rounds,
             "done": dict(self.done),
             "posterior": None if self.posterior is None else tuple(self.posterior),
             "ahead": self.ahead,
@@ -573,7 +573,8 @@ class Loop:
             self.replay.steps = state["replay"]["steps"]
             torch.manual_seed(episode_seed(self.seed, self.collector.begun))  # numbers that nobody has had either
             self.replay.rng = np.random.default_rng(episode_seed(self.seed, self.collector.begun))
-        self.updates, self.returns = int(state["updates"]), list(state["returns"])
+        self.rounds = int(state["rounds" if "rounds" in state else "updates"])  # as older runs call them
+        self.returns = list(state["returns"])
         self.done, self.only = dict(state.get("done", {})), state.get("only", "")  # older runs have none
         posterior = state.get("posterior") if known is None else None  # those of a team are the first process's
         self.posterior = posterior and State(*trees.to(posterior, self.agent.device))

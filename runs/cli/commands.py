@@ -204,7 +204,7 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
                 if crew.size == 1 and (taken := loop.take(run.human_folder, human=True)):
                     progress.say(f"{taken} episodes that a person played join the replay")
                 over = "" if loop.due(config.steps) else "; all its steps are done, and steps=N asks for more"
-                progress.say(f"resumed at step {run.step:,}, update {loop.updates:,}{over}")
+                progress.say(f"resumed at step {run.step:,}, round {loop.rounds:,}{over}")
             for sentence in loop.replay.skipped:
                 progress.say(sentence)
             progress.start(config.steps, loop.step)

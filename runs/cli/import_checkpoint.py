@@ -123,7 +123,7 @@ def _write(asked: ImportConfig, config: Config, games: Games, fill: Callable[[Ag
         assert isinstance(loop.agent.world_model, TokenWorld)
         for episode in loop.replay.memory().values():  # the checkpoint knows the signs of rewards alone
             loop.agent.world_model.reward.note(torch.from_numpy(episode.reward))
-        loop.updates = 1  # the round of those who trained it: the next one begins by playing
+        loop.rounds = 1  # the round of those who trained it: the next one begins by playing
         loop.save(run)
         run.close()
         os.rename(run.folder, asked.folder)

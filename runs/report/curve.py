@@ -108,7 +108,7 @@ def _draw_returns(figure: Any, lines: list[dict[str, Any]], config: Config, metr
             axis.plot([line[hours] for line in told], [line[key] for line in told], "o-", markersize=3)
             axis.set(xlabel="processor hours" if hours == "core_hours" else "hours", ylim=(0, None))
         else:
-            rounds = [line for line in lines if "updates" in line]  # without the pretraining
+            rounds = [line for line in lines if "rounds" in line or "updates" in line]  # without the pretraining
             axis.plot(*_series(rounds, key), linewidth=0.8)
             axis.xaxis.set_major_formatter("{x:,.0f}")
             axis.locator_params(axis="x", nbins=3)

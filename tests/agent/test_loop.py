@@ -79,7 +79,7 @@ def test_a_resumed_run_is_bit_identical_to_one_never_stopped(env: str, tmp_path:
     assert any("policy/return" in line for line in timeless[0])
     # Five games play at once, and an update is due after twelve steps: what is played ahead is not played again. Of the
     # last round only so much is played as the run was asked for, and none is due for what was played ahead.
-    assert config.train.steps_per_round == 12 and loop.updates == 1 + 17 + 18
+    assert config.train.steps_per_round == 12 and loop.rounds == 1 + 17 + 18
     assert 620 <= loop.replay.steps < 620 + 5 and 0 <= loop.ahead < 5
 
 
@@ -125,7 +125,7 @@ def test_ctrl_c_ends_the_update_saves_a_checkpoint_and_goes_on_up(sign: signal.S
         loop.train(10_000, run, Impatient())
     saved = run.load_checkpoint()
     assert 300 <= saved["replay"]["steps"] == loop.replay.steps < 350
-    assert saved["updates"] == loop.trainer.updates["actor"] // config.policy.minibatches > 0
+    assert saved["rounds"] == loop.trainer.updates["actor"] // config.policy.minibatches > 0
 
 
 def test_episode_seeds_differ_between_runs_and_episodes() -> None:

@@ -115,7 +115,7 @@ def loaded(run: Run) -> Loop:
 @pytest.mark.parametrize("part", ["vision", "memory", "dream", "real"])
 def test_a_round_stopped_in_any_part_goes_on_bit_by_bit(part: str, whole: Whole, tmp_path: Path) -> None:
     config = quick()
-    assert whole.session.updates == 2  # the first learns from the prefill alone
+    assert whole.session.rounds == 2  # the first learns from the prefill alone
     assert len(list((whole.folder / "videos").glob("dream-*.mp4"))) == 2
 
     stopped = Run.create(config, tmp_path / "stopped")
@@ -226,7 +226,7 @@ def test_the_player_burns_in_after_every_long_round_and_after_pretraining(
 ) -> None:
     rounds: list[int] = []
     session: Loop
-    monkeypatch.setattr(Collector, "burn_in", lambda collector, length: rounds.append(session.updates))
+    monkeypatch.setattr(Collector, "burn_in", lambda collector, length: rounds.append(session.rounds))
     config = quick("dream")
     config = replace(config, steps=400)
     session = begin(config, run := Run.create(config, tmp_path / "long"))
@@ -236,7 +236,7 @@ def test_the_player_burns_in_after_every_long_round_and_after_pretraining(
     short = test_loop.quick("Catch-v0")
     session = begin(short, run := Run.create(short, tmp_path / "short"))
     session.train(300, run, Progress())
-    assert rounds == [1] and session.updates > 3, "small steps leave the memory what it is"
+    assert rounds == [1] and session.rounds > 3, "small steps leave the memory what it is"
 
 
 def test_every_generation_is_logged_and_saved(whole: Whole) -> None:
@@ -254,7 +254,7 @@ def test_a_dream_learner_never_plays_the_real_game_for_fitness(dreamed: Whole) -
 def test_one_part_can_be_done_alone_and_stopped(copied: Path) -> None:
     config = quick("dream")
     session = loaded(run := Run.open(copied))
-    before, rounds = session.replay.steps, session.updates
+    before, rounds = session.replay.steps, session.rounds
     frames, generations = session.trainer.updates["vision"], 3
     with pytest.raises(KeyboardInterrupt):
         session.train(config.steps, run, Stopping("real", "1"), "real")
@@ -266,7 +266,7 @@ def test_one_part_can_be_done_alone_and_stopped(copied: Path) -> None:
     resumed = loaded(again)
     resumed.train(config.steps, again, Progress())  # finishes the part
     assert resumed.real is not None and resumed.real.generations == 2
-    assert (resumed.replay.steps, resumed.updates, resumed.only, resumed.done) == (before, rounds, "", {})
+    assert (resumed.replay.steps, resumed.rounds, resumed.only, resumed.done) == (before, rounds, "", {})
     resumed.train(config.steps, again, Progress(), "vision")
     assert resumed.trainer.updates["vision"] == frames + 6 and resumed.real.generations == 2
     resumed.train(config.steps, again, Progress(), "collect")

@@ -61,9 +61,9 @@ def test_rounds_without_a_policy(config: Config, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(loop.collector.player, "act", None)  # nobody follows the game: play is random
     loop.train(config.steps, run, Progress())
     stages = [stage.name for stage in loop.stages]
-    assert loop.parts == ("collect", *stages) and loop.updates == -(-100 // config.train.steps_per_round) + 1
+    assert loop.parts == ("collect", *stages) and loop.rounds == -(-100 // config.train.steps_per_round) + 1
     assert set(loop.trainer.updates) == set(stages)
-    assert all(loop.trainer.updates[name] >= loop.updates for name in stages)
+    assert all(loop.trainer.updates[name] >= loop.rounds for name in stages)
     assert not [key for line in run.metrics() for key in line if key.startswith("policy/")]
     assert not [key for key in build.metrics(config) if key.startswith("policy/")]
     with pytest.raises(UserError, match=f"choose one of collect, {', '.join(stages)}"):
@@ -77,9 +77,9 @@ def test_recorded_steps_are_rounds_without_a_step_of_the_game(config: Config, re
     play_no_step(loop)
     assert loop.take(recorded) == 4 and loop.step == config.train.prefill
     loop.train(config.steps, run, Progress())
-    assert loop.updates == -(-100 // config.train.steps_per_round) + 1, "as many as playing would have brought"
+    assert loop.rounds == -(-100 // config.train.steps_per_round) + 1, "as many as playing would have brought"
     assert config.steps <= loop.step == run.step < loop.replay.steps == 316
-    steps = [line["step"] for line in run.metrics() if "updates" in line]
+    steps = [line["step"] for line in run.metrics() if "rounds" in line]
     assert steps == sorted(steps) and steps[-1] > config.train.prefill, "metrics have places in the run"
 
 
@@ -137,8 +137,8 @@ def test_what_a_person_plays_later_waits_too(recorded: Path, tmp_path: Path) -> 
     run = Run.create(config, tmp_path / "run")
     loop = begin(config, run)
     loop.train(config.steps, run, Progress())
-    step, updates = loop.step, loop.updates
+    step, updates = loop.step, loop.rounds
     assert loop.take(recorded, human=True) == 4 and loop.step == step and loop.waiting == 316
     play_no_step(loop)
     loop.train(step + 24, run, Progress())
-    assert loop.updates == updates + 2 and loop.waiting == 316 - 24
+    assert loop.rounds == updates + 2 and loop.waiting == 316 - 24

@@ -213,7 +213,7 @@ def test_a_system_from_elsewhere_is_two_files(
     done = subprocess.run(program, cwd=tmp_path, env=told, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["updates"] >= 10 and "mean/mean" in lines[-1] and "policy/return" in lines[-1]
+    assert lines[-1]["rounds"] >= 10 and "mean/mean" in lines[-1] and "policy/return" in lines[-1]
     assert json.loads((tmp_path / "run/config.json").read_text())["recipe"] == "mean_recipe:mean"
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))  # as PYTHONPATH, without waiting for torch again

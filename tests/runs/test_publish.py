@@ -19,7 +19,7 @@ from runs.report import curve, publish
 def run(tmp_path: Path) -> Run:
     made = Run.create(replace(reverie("toy"), env="Catch-v0"), tmp_path / "run", threads=1)
     for step, value in ((1600, -8.0), (3200, 9.0)):
-        made.log(step, {"episode/return": value, "policy/return": value / 10, "updates": step / 16})
+        made.log(step, {"episode/return": value, "policy/return": value / 10, "rounds": step / 16})
     values = {"policy": "sampled", "mean": 8.25, "std": 1.5, "median": 9.0, "episodes": 4, "returns": [9, 9, 6, 9]}
     made.result("evaluation-sampled", values)
     return made

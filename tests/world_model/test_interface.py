@@ -367,7 +367,7 @@ def test_other_kinds_of_systems_play_and_train_in_the_loop(name: str) -> None:
             agent, games, Replay(None, games.spec, ReplayConfig(), seed=0), config=schedule, dreams=policy, seed=0
         )
         loop.train(200, Nowhere(), Phases(lambda: None))
-    assert loop.updates >= 10 and loop.replay.steps >= 200
+    assert loop.rounds >= 10 and loop.replay.steps >= 200
     changed = [not torch.equal(value, before[key]) for key, value in agent.state_dict().items() if "slow" not in key]
     assert sum(changed) > 0.8 * len(changed)
 
