@@ -43,7 +43,8 @@ __all__ = ["UserError", "evaluate", "load", "main", "make_dream", "make_game", "
 
 
 def load(run: str | Path | None = None, *, greedy: bool = False) -> DreamPlayer:
-    """The agent of a run (a folder, or its name under runs/out/) and its dream; the Pong that ships without a run.
+    """The agent of a run and its dream: a folder, a name under runs/out/, or "pong" (the default) or "kungfumaster",
+    which ship.
 
     Raises:
         UserError: no such run, or none with a checkpoint that can be read.

@@ -133,7 +133,11 @@ def page(results: Path) -> str:
         commands = sorted({_general(entry["training"]["command"]) for entry in own})
         text.append(f"## {recipe}, {len(told['games'])} of 26 games")
         text.append(markdown(heading, rows))
-        text.append("With the settings of " + "; ".join(f"`{command}`" for command in commands) + ".")
+        commits = ", ".join(sorted({entry["training"]["commit"][:7] for entry in own}))
+        text.append(
+            "With the settings of " + "; ".join(f"`{command}`" for command in commands)
+            + f",\nat the commits {commits}: each game's file names its own, and a newer one may learn otherwise."
+        )  # fmt: skip
     if by_recipe:
         text.append("![learning curves](atari100k.png), and [all figures as JSON](atari100k.json).")
     return "\n\n".join(text)

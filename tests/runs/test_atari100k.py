@@ -56,7 +56,7 @@ def entry(game: str, seed: int, mean: float, **more: Any) -> dict[str, Any]:
         "env": f"ALE/{game}-v5", "recipe": "reverie", "protocol": "atari100k", "policy": "sampled", "seed": seed,
         "mean": mean, "returns": [mean - 1, mean + 1], "episodes": 2, "hours": 2.0, "core_hours": 1.0,
         "env_steps": 100_000,
-        "training": {"command": f"python main.py threads=1 env=ALE/{game}-v5 seed={seed}"},
+        "training": {"command": f"python main.py threads=1 env=ALE/{game}-v5 seed={seed}", "commit": f"{seed}abcdef0"},
     } | more  # fmt: skip
 
 
@@ -85,7 +85,10 @@ def test_only_results_of_the_benchmark_count_and_make_table_page_and_picture(tmp
     assert lines[0][-1] == "IRIS" and [line[0] for line in lines[1:3]] == ["Boxing", "Pong"]
     assert lines[2][1] == "0.0 (2 seeds)" and {len(line) for line in lines} == {7}
     page = report.page(tmp_path)
-    assert "## reverie, 2 of 26 games" in page and "With the settings of `python main.py atari100k threads=1`." in page
+    assert (
+        "## reverie, 2 of 26 games" in page
+        and "With the settings of `python main.py atari100k threads=1`,\nat the commits 0abcdef, 1abcdef: each" in page
+    )
     assert json.loads(report.numbers(tmp_path))["reverie"] == told
     report.picture(entries, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
