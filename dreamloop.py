@@ -100,14 +100,15 @@ def make_game(
 
 
 def make_sb3_dream(
-    run: str | Path | None = None, num_envs: int = 16, *, horizon: int = 256, temperature: float | None = None,
+    run: str | Path | None = None, num_envs: int = 16, *, horizon: int | None = 32, temperature: float | None = None,
     stack: int | None = None, obs_type: str = "rgb", starts: int | None = None,
 ) -> VecEnv:  # fmt: skip
     """`num_envs` dreams as a VecEnv of Stable-Baselines3 (`pip install -e ".[sb3]"`): monitored, `stack` deep.
 
     Observations are (H, W, 3 x stack) uint8, for "CnnPolicy", 4 deep when not given, because one frame does not show
     where a ball flies; with obs_type="features", whose memory holds that, (F x stack,) float32 for "MlpPolicy", 1 deep.
-    The other keys are those of `make_dream`.
+    Dreams are short, because what is learned in long ones transfers worse (docs/playing.md). The other keys are those
+    of `make_dream`.
     """
     from runs.measure.sb3 import monitored
 
