@@ -10,8 +10,8 @@ import numpy as np
 from agent.seeds import EVALUATION_SEED, episode_seed
 from envs.games import Games
 
-# Steps after which an episode without an end is strange, and no more of it filmed: half an hour of Atari has 27,000.
-LONG = 30_000
+LONG = 30_000  # steps after which an episode without an end is strange: half an hour of Atari has 27,000
+FILMED = 5_000  # steps of an episode that are filmed at most, half a gigabyte of Atari's pictures
 
 
 class Evaluation(NamedTuple):
@@ -19,7 +19,9 @@ class Evaluation(NamedTuple):
 
     returns: list[float]
     lengths: list[int]
-    film: np.ndarray  # (T, H, W, 3) uint8: the first episode as the game itself draws it, empty unless asked for
+    film: (
+        np.ndarray
+    )  # (T, H, W, 3) uint8: the first episode as the game itself draws it, to FILMED; empty unless asked for
 
     def summary(self) -> dict[str, float | list[float] | int]:
         """Mean, standard deviation (population), median and everything they are made of."""
@@ -50,7 +52,7 @@ def evaluate_policy(
     frames = games.reset([episode_seed(seed + EVALUATION_SEED, number) for number in row_episode])
     is_first = np.ones(games.num_envs, dtype=bool)
     while len(finished) < episodes:
-        if film and row_episode[0] == 0 and len(pictures) < LONG:
+        if film and row_episode[0] == 0 and len(pictures) < FILMED:
             pictures.append(games.render(0))
         brought = games.step(player.act(frames, is_first))
         frames, is_first = brought.frame, brought.done

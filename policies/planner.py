@@ -7,7 +7,7 @@ Shapes: B games, N candidates of each, H steps of a plan, A action size, F featu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -19,6 +19,7 @@ from world_model.interface import State, WorldModel
 from world_model.parts.heads import draw, one_hot
 
 ELITE = 10  # one plan of so many is an elite
+GAMMA = 0.985  # of a planner without a policy
 Value = Callable[[Tensor], Tensor | None]
 
 
@@ -35,7 +36,14 @@ class PlannerConfig:
     repeat: float = setting(
         0.7, 0, 1, when={"method": "shooting"}, help="probability that a plan repeats its last action"
     )
-    gamma: float = setting(0.985, 0, 1, help="discount of a step")
+    gamma: float | None = setting(
+        None, 0, 1, help="discount of a step; policy.gamma, or 0.985 where there is none, when not given"
+    )
+
+
+def planning(config: PlannerConfig, policy: object) -> PlannerConfig:
+    """The configuration with what it leaves to the policy's: a critic's value is worth its own discount."""
+    return config if config.gamma is not None else replace(config, gamma=getattr(policy, "gamma", GAMMA))
 
 
 class Planner:
@@ -44,6 +52,7 @@ class Planner:
 
     def __init__(self, model: WorldModel, value: Value, config: PlannerConfig, temperature: float = 1.0) -> None:
         self.model, self.value, self.config, self.temperature = model, value, config, temperature
+        self.gamma = GAMMA if config.gamma is None else config.gamma
 
     @torch.no_grad()
     def act(self, state: State) -> Tensor:
@@ -95,7 +104,7 @@ class Planner:
             if spec.discrete:
                 mean = one_hot(chosen, spec.action_size).mean(1, keepdim=True)
             else:
-                std, mean = torch.std_mean(chosen, 1, keepdim=True)
+                std, mean = torch.std_mean(chosen, 1, correction=0, keepdim=True)  # also of one elite
         first = mean[:, 0, 0]
         return first.argmax(-1) if spec.discrete else first
 
@@ -107,6 +116,6 @@ class Planner:
             step = self.model.step(state, plans[:, t], temperature=self.temperature)
             state = step.state
             total += alive * step.reward.float()
-            alive = alive * step.cont.float() * self.config.gamma
+            alive = alive * step.cont.float() * self.gamma
         worth = self.value(self.model.features(state))
         return total if worth is None else total + alive * worth.float()

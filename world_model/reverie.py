@@ -127,7 +127,13 @@ class ReverieConfig:
     )
     layers: int = setting(2, 1, 64, when={"dynamics": "transformer"}, help="layers of the transformer")
     heads: int = setting(4, 1, 64, when={"dynamics": "transformer"}, help="attention heads of the transformer")
-    window: int = setting(32, 2, 4096, when={"dynamics": "transformer"}, help="frames that the transformer attends to")
+    window: int | None = setting(
+        None,
+        2,
+        4096,
+        when={"dynamics": "transformer"},
+        help="frames that the transformer attends to; model.length when not given: no distance beyond it is trained",
+    )
     foreground: float = setting(
         20.0,
         0,
@@ -232,7 +238,9 @@ class Reverie(WorldModel):
         if config.dynamics == "gru":
             self.dynamics = GRU(width, width)
         elif config.dynamics == "transformer":
-            self.dynamics = Transformer(width, width, layers=config.layers, heads=config.heads, window=config.window)
+            self.dynamics = Transformer(
+                width, width, layers=config.layers, heads=config.heads, window=config.window or config.length
+            )
         else:
             raise ValueError(f'model.dynamics is "gru" or "transformer", got "{config.dynamics}"')
         self.prior = mlp(width, width, flat, layers=2)

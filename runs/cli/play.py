@@ -20,7 +20,7 @@ from envs.make import make_games
 from envs.settings import setting
 from play.session import HOTTEST, MOST_FPS, GameSession
 from play.snapshot import MODES, PLAYERS, WITHOUT_AGENT, Parts
-from policies.planner import PlannerConfig
+from policies.planner import PlannerConfig, planning
 from runs.dreams import Loaded, by_codes, load_parts
 from runs.folder.run import OUT
 from runs.folder.system import cores, keep_freed_memory
@@ -107,7 +107,7 @@ def parts(loaded: Loaded, planner: PlannerConfig | None = None) -> Parts:
     game, weight = partial(_game, loaded), config.replay.human_weight
     return Parts(
         config.env, world, loaded.agent.learner, game, weight, players(loaded), loaded.aspect,
-        planner or PlannerConfig(),
+        planning(planner or PlannerConfig(), config.policy),
     )  # fmt: skip
 
 

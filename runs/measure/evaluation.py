@@ -16,7 +16,7 @@ from agent.evaluate import LONG, Acting, Evaluation, evaluate_policy
 from agent.player import Player
 from envs.games import Games
 from envs.make import make_games
-from policies.planner import Planner, PlannerConfig
+from policies.planner import Planner, PlannerConfig, planning
 from runs import build
 from runs.config_types import values
 from runs.folder.run import Run
@@ -44,6 +44,7 @@ def measure(run: Run, device: str, plan: PlannerConfig | None = None) -> dict[st
         about = {"judged_in_real_game": state["real"]} if state.get("real") else {}
         if plan is None:
             return judge(run, games, lambda greedy: Player(agent, greedy=greedy), about)
+        plan = planning(plan, config.policy)
         planner = Planner(agent.world_model, agent.learner.value, plan, config.policy.temperature)
         about |= {"planner": asdict(plan)}
         return judge(run, games, lambda greedy: Player(agent, planner=planner), about, modes=("planner",))
@@ -95,8 +96,8 @@ def _play(player: Acting, games: Games, run: Run, mode: str, console: Console) -
             bar.update(task, completed=done, description=text + going)
             if longest == LONG and not done:
                 console.print(
-                    f"No episode has ended after {LONG:,} steps, a film of which is kept to there: if the game has no "
-                    "end, stop (Ctrl-C) and evaluate with game.max_steps=N.", soft_wrap=True
+                    f"No episode has ended after {LONG:,} steps: if the game has no end, stop (Ctrl-C) and evaluate "
+                    "with game.max_steps=N.", soft_wrap=True
                 )  # fmt: skip
             if not console.is_terminal and time.monotonic() - said > HEARTBEAT:
                 console.print(f"{time.strftime('%H:%M:%S')}  {text}, {done} of {run.config.episodes} episodes{going}")

@@ -92,25 +92,31 @@ def measure(loaded: Loaded, asked: LongRolloutConfig) -> tuple[dict[str, Any], n
 def _played(loaded: Loaded, agent: Agent, asked: LongRolloutConfig, usual: np.ndarray, ball: bool) -> dict[str, Any]:
     """The figures of the real game under the same player, as many games for as long; a minute's, of rates."""
     games, player = make_games(loaded.config.env, loaded.config.game, asked.dreams), Player(agent)
-    begun, ends, pictures, rewards = games.num_envs, 0, [], []
+    begun, ends, rewards = games.num_envs, 0, []
+    minutes: list[dict[str, Any]] = []
     try:
         frames = games.reset([episode_seed(asked.seed + EVALUATION_SEED, number) for number in range(begun)])
         is_first = np.ones(begun, bool)
         with forked_rng(loaded.agent.device):
             torch.manual_seed(asked.seed)
-            for _ in range(asked.steps):
-                brought = games.step(player.act(frames, is_first))
-                frames, is_first = brought.frame, brought.done
-                pictures.append(to_pixels(to_unit(torch.from_numpy(frames))))
-                rewards.append(brought.score)
-                if over := np.flatnonzero(is_first).tolist():
-                    seeds = [episode_seed(asked.seed + EVALUATION_SEED, begun + i) for i in range(len(over))]
-                    begun, ends, frames = begun + len(over), ends + len(over), games.reset(seeds, over)
+            for begin in range(0, asked.steps, MINUTE):
+                pictures = []  # of this minute alone: those of ten take gigabytes
+                for _ in range(min(MINUTE, asked.steps - begin)):
+                    brought = games.step(player.act(frames, is_first))
+                    frames, is_first = brought.frame, brought.done
+                    pictures.append(to_pixels(to_unit(torch.from_numpy(frames))))
+                    rewards.append(brought.score)
+                    if over := np.flatnonzero(is_first).tolist():
+                        seeds = [episode_seed(asked.seed + EVALUATION_SEED, begun + i) for i in range(len(over))]
+                        begun, ends, frames = begun + len(over), ends + len(over), games.reset(seeds, over)
+                minutes.append({"steps": len(pictures)} | _described(np.stack(pictures), usual, ball))
     finally:
         games.close()
     share = min(MINUTE, asked.steps) / asked.steps
     paid = {name: round(value * share, 2) for name, value in _paid(np.array(rewards)).items()}
-    return _described(np.stack(pictures), usual, ball) | paid | {"endings": round(ends * share / asked.dreams, 2)}
+    lasted = [minute.pop("steps") for minute in minutes]
+    shown = {name: round(float(np.average([of[name] for of in minutes], weights=lasted)), 3) for name in minutes[0]}
+    return shown | paid | {"endings": round(ends * share / asked.dreams, 2)}
 
 
 def _paid(reward: np.ndarray) -> dict[str, float]:
@@ -135,10 +141,12 @@ def _begun(marks: np.ndarray) -> float:
 def _described(pictures: np.ndarray, usual: np.ndarray, ball: bool) -> dict[str, Any]:
     """Pixels (T, N, H, W, 3) up to 255: mean and spread, how far they are from the usual picture, how much moves."""
     apart = np.mean([np.abs(picture.astype(np.float32) - usual).mean() for picture in pictures])
-    pairs = zip(pictures[1:].astype(np.int16), pictures[:-1].astype(np.int16), strict=True)
-    moves = np.mean([np.abs(new - old).mean() for new, old in pairs] or [0.0])
+    pairs = zip(pictures[1:], pictures[:-1], strict=True)
+    moves = np.mean([np.abs(new.astype(np.int16) - old).mean() for new, old in pairs] or [0.0])
+    mean = float(pictures.mean())
+    spread = np.mean([np.square(picture - mean).mean() for picture in pictures]) ** 0.5  # one at a time: as float64
     told: dict[str, Any] = {
-        "pixel_mean": round(float(pictures.mean()), 2), "pixel_std": round(float(pictures.std()), 2),
+        "pixel_mean": round(mean, 2), "pixel_std": round(float(spread), 2),
         "from_usual": round(float(apart), 3), "moves": round(float(moves), 3),
     }  # fmt: skip
     if ball:

@@ -59,7 +59,9 @@ def measure(run: Run, *, frames: int = FRAMES, device: str = "cpu") -> dict[str,
     games = make_games(config.env, config.game, EPISODES)
     try:
         agent = build.agent(config, games.spec, device)
-        agent.load_state_dict(run.load_checkpoint(device)["agent"])
+        state = run.load_checkpoint(device)
+        with run.understood():
+            agent.load_state_dict(state["agent"])
         if isinstance(agent.world_model, TokenWorld) and agent.world_model.pairs:
             raise UserError(
                 "objects judges frames that are seen alone; this run encodes pairs: see fidelity's ball_seen instead."

@@ -41,14 +41,14 @@ def correlations(loaded: Loaded, played: Sequence[Episode]) -> dict[str, Any] | 
     None where no game is long enough.
     """
     model, rng, length = loaded.agent.world_model, np.random.default_rng(0), SHOWN + TOLD
-    long = [one for one in played if len(one) > length]
+    long = [one for one in played if len(one) >= length]
     if not long:
         return None
-    share = np.array([len(one) - length for one in long], float)
+    share = np.array([_places(one, length) for one in long], float)
     found = []
     for _ in range(0, SEGMENTS, PART):
         chosen = [long[i] for i in rng.choice(len(long), PART, p=share / share.sum())]
-        starts = [int(rng.integers(len(one) - length + 1)) for one in chosen]
+        starts = [int(rng.integers(_places(one, length))) for one in chosen]
         batch = cut(chosen, starts, length, spec=model.spec).to(loaded.agent.device)
         state = model.start(to_unit(batch.frame[:, :SHOWN]), batch.action[:, : SHOWN - 1])
         for t in range(SHOWN, length):
@@ -56,6 +56,11 @@ def correlations(loaded: Loaded, played: Sequence[Episode]) -> dict[str, Any] | 
             found.append(torch.stack([*rewards, batch.reward[:, t - 1]]).double().cpu())
     dreamed, seen, real = torch.cat(found, 1)
     return {"dreamed": correlation(dreamed, real), "seen": correlation(seen, real), "events": int((real != 0).sum())}
+
+
+def _places(episode: Episode, length: int) -> int:
+    """Where in an episode a segment of so many frames can begin; its last one may be the game's last."""
+    return len(episode) + 1 - length + 1
 
 
 def one_step(model: WorldModel, state: State, action: Tensor, frame: Tensor) -> tuple[State, tuple[Tensor, Tensor]]:

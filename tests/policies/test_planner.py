@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from envs.spec import Spec
-from policies.planner import Planner, PlannerConfig
+from policies.actor_critic import ActorCriticConfig
+from policies.cma_es import EvolutionConfig
+from policies.planner import GAMMA, Planner, PlannerConfig, planning
 from runs.recipes.reverie import reverie
 from world_model import trees
 from world_model.interface import Stage, State, WorldModel
@@ -81,6 +83,17 @@ def test_a_critic_values_the_end_of_a_plan() -> None:
     one = Line(discrete=True)
     assert chosen(one, [0.0], torch.tensor(1.0), horizon=1) == [1.0]
     assert chosen(one, [0.0], torch.tensor(-1.0), horizon=1) == [-1.0]
+
+
+def test_two_candidates_have_one_elite() -> None:
+    assert -1 <= chosen(Line(discrete=False), [1.0], method="cem", candidates=2)[0] <= 1, "and not NaN"
+
+
+def test_a_critics_value_is_worth_its_own_discount() -> None:
+    asked = PlannerConfig()
+    assert planning(asked, ActorCriticConfig(gamma=0.9)).gamma == 0.9
+    assert planning(asked, EvolutionConfig()).gamma == GAMMA
+    assert planning(replace(asked, gamma=0.5), ActorCriticConfig(gamma=0.9)).gamma == 0.5
 
 
 def test_games_are_planned_by_themselves() -> None:
