@@ -81,9 +81,7 @@ def make_dream(
     return dreams.make_vector(num_envs, run, autoreset_mode=autoreset_mode, **how)
 
 
-def make_game(
-    run: str | Path | None = None, *, obs_type: str = "rgb", render_mode: str | None = None
-) -> GameEnv:  # fmt: skip
+def make_game(run: str | Path | None = None, *, obs_type: str = "rgb", render_mode: str | None = None) -> GameEnv:
     """The real game of a run as a gymnasium environment, exactly as the run plays it, with the spaces of its dream.
 
     What an agent that learned in the dream is measured in. Rewards are in the game's units and an episode is a whole

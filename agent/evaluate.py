@@ -19,9 +19,7 @@ class Evaluation(NamedTuple):
 
     returns: list[float]
     lengths: list[int]
-    film: (
-        np.ndarray
-    )  # (T, H, W, 3) uint8: the first episode as the game itself draws it, to FILMED; empty unless asked for
+    film: np.ndarray  # (T, H, W, 3) uint8: the first episode's first FILMED steps as the game draws them, if asked for
 
     def summary(self) -> dict[str, float | list[float] | int]:
         """Mean, standard deviation (population), median and everything they are made of."""

@@ -251,9 +251,7 @@ def load(run: str | Path | None = None, *, greedy: bool = False) -> DreamPlayer:
     return DreamPlayer(load_parts(run), greedy=greedy)
 
 
-def make_game(
-    run: str | Path | None = None, *, obs_type: str = "rgb", render_mode: str | None = None
-) -> GameEnv:  # fmt: skip
+def make_game(run: str | Path | None = None, *, obs_type: str = "rgb", render_mode: str | None = None) -> GameEnv:
     """The real game of a run; see `dreamloop.make_game`."""
     return GameEnv(load_parts(run), obs_type=obs_type, render_mode=render_mode)
 
