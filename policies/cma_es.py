@@ -73,7 +73,8 @@ class EvolutionConfig:
     horizon: int = setting(250, 1, 100_000, help="agent steps of a dream")
     temperature: float = setting(1.0, 0, 100, help="sampling temperature of the dream's latents")
     restart: bool = setting(
-        True, help="in each round the dream begins with the untrained controller, not with the last round's"
+        True,
+        help="dreams, and the real game after dreams, begin with the untrained controller; false: with the last one",
     )
     noise: float = setting(0.1, 0, 10, help="standard deviation of the noise on actions while collecting")
 
@@ -136,9 +137,10 @@ class Evolution(Learner):
     def begin_phase(self, where: str) -> None:
         """A new Gaussian around the present mean: what was learned of the old features' weights is void.
 
-        In the dream the mean may be void as well: it has found what the old dream got wrong.
+        One that was evolved in a dream may be void as well: it has found what that dream got wrong. Its weights are
+        large by then, and around them the real game is flat.
         """
-        if where == "dream" and self.config.restart:
+        if self.config.restart and "dream" in (where, self.where):
             self.policy.load_flat(torch.zeros(self.policy.size))
         self.where = where
         self._begin_around_mean()

@@ -18,8 +18,8 @@ rounds                   11: 10,000 steps, then   1
                          8,000 more each time
 
 Rounds are short because a dream made of random driving alone deceives: what is evolved in it does not move in the
-real game, and the next round has seen that. Each dream begins with the untrained controller. A candidate's fitness is
-the mean return of the same dreams or tracks for the whole population.
+real game, and the next round has seen that. Each dream begins with the untrained controller, and so does the real game
+after them. A candidate's fitness is the mean return of the same dreams or tracks for the whole population.
 
 `world_models_ac` puts the actor-critic of `reverie` in the controller's place: on the same latents and memory, a round
 of 750 updates, in dreams of 15 steps that are too short to deceive it for long.

@@ -312,9 +312,19 @@ def test_a_stage_reads_what_was_encoded_once(tmp_path: Path) -> None:
     assert torch.equal(batch.action, frames.action)
 
 
-@pytest.mark.parametrize(("restart", "where", "kept"), [(True, "dream", 0), (True, "real", 1), (False, "dream", 1)])
-def test_only_a_dream_begins_with_the_untrained_controller(restart: bool, where: str, kept: float) -> None:
+@pytest.mark.parametrize(
+    ("restart", "before", "where", "kept"),
+    [
+        (True, "dream", "dream", 0),
+        (True, "dream", "real", 0),
+        (True, "real", "dream", 0),
+        (True, "real", "real", 1),
+        (False, "dream", "real", 1),
+    ],
+)
+def test_what_a_dream_has_evolved_is_begun_anew(restart: bool, before: str, where: str, kept: float) -> None:
     made = EvolutionConfig(restart=restart).build(3, Spec((3, 64, 64), 2, False))
+    made.begin_phase(before)
     made.policy.load_flat(torch.ones(made.policy.size))
     made.begin_phase(where)
     assert torch.equal(made.policy.flat(), torch.full((made.policy.size,), float(kept)))

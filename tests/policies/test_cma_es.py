@@ -224,7 +224,7 @@ def test_candidates_of_equal_worth_do_no_harm() -> None:
 
 
 def test_a_phase_begins_around_the_mean_with_the_first_sigma_and_other_candidates() -> None:
-    made, asked = learner(), list[Tensor]()
+    made, asked = learner(restart=False), list[Tensor]()
     for _ in range(30):
         metrics = made.improve(lambda policy: bowl(policy, asked), no_update)
     assert metrics["sigma"] < 0.3
