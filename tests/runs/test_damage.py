@@ -85,7 +85,7 @@ def test_the_one_before_is_taken_and_that_is_said(folder: Path) -> None:
 @pytest.mark.parametrize("change", [
     lambda c: c["state"].pop("trainer"), lambda c: c["state"].update(replay=5),
     lambda c: c["state"].update(rng=c["state"]["rng"][:10]), lambda c: c["state"].update(collector=None),
-    lambda c: c["state"].update(updates="many"),
+    lambda c: c["state"].update(rounds="many"),
 ])  # fmt: skip
 def test_resuming_it_is_a_sentence(folder: Path, change: Any, capsys: pytest.CaptureFixture[str]) -> None:
     rewrite(folder, change)
