@@ -53,7 +53,8 @@ def test_the_latent_and_the_memory_are_told() -> None:
     assert facts["memory_bytes"] == 64 * 4 and "h 64 float32" in facts["memory"]
     assert info.latent_bits(torch.randn(1, 32)) is None
     transformer = info.describe(replace(toy(), model=replace(toy().model, dynamics="transformer")))
-    assert "k 2 x 32 x 64 float32" in transformer["memory"] and "position 1 int64" in transformer["memory"]
+    assert "k 2 x 16 x 64 float32" in transformer["memory"], "as many frames as a segment has"
+    assert "position 1 int64" in transformer["memory"]
 
 
 def test_info_prints_every_component_with_its_parameters() -> None:

@@ -79,6 +79,8 @@ def another(config: Any, name: str) -> Any:
     choices = rule.choices or get_args(get_type_hints(type(config))[name])
     if isinstance(value, bool):
         return not value
+    if value is None:  # a number that is another setting's until it is given
+        return rule.low
     if isinstance(value, tuple):
         return (*value, 3)
     if isinstance(value, str):
