@@ -142,7 +142,7 @@ def _learned(lines: list[Line], stage: str, keys: tuple[str, ...], config: Confi
     for line in lines:
         if f"{stage}/{keys[0]}" not in line:
             continue
-        number = int(line.get("rounds", line.get("updates", 0)))
+        number = int(line["rounds"] if "rounds" in line else line.get("updates", 0))
         told[number] = told.get(number, 0) + 1
         done = min(told[number] * every, a_round) if a_round else told[number] * every
         rows.append((number * a_round + done, *(line.get(f"{stage}/{key}", np.nan) for key in keys)))
