@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
-from gymnasium import error, spaces
+from gymnasium import error
 from gymnasium.vector import AutoresetMode
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
@@ -42,7 +42,7 @@ from runs.recipes import from_recorded
 from world_model import trees
 from world_model.code_world import CodeWorld, meanings
 from world_model.dream.batch import OBSERVATIONS
-from world_model.dream.envs import FPS, DreamEnv, DreamVectorEnv, Starts, World
+from world_model.dream.envs import FPS, DreamEnv, DreamVectorEnv, Starts, World, observation_space
 from world_model.interface import State, to_unit
 from world_model.noise import forked_rng
 from world_model.token_world import TokenWorld
@@ -207,11 +207,7 @@ class GameEnv(gymnasium.Env[np.ndarray, Any]):
         self.games = make_games(parts.config.env, parts.config.game, 1)
         self._player = DreamPlayer(parts) if obs_type == "features" else None
         self.action_space = self._world.action_space
-        model = parts.agent.world_model
-        if obs_type == "rgb":
-            self.observation_space = spaces.Box(0, 255, (*model.spec.frame[1:], 3), np.uint8)
-        else:
-            self.observation_space = spaces.Box(-np.inf, np.inf, (model.feature_size,), np.float32)
+        self.observation_space = observation_space(parts.agent.world_model, obs_type)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

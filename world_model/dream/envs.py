@@ -20,6 +20,7 @@ from torch import Tensor
 
 from envs.errors import UserError
 from world_model.dream.batch import Dream, DreamBatch, Starts, World
+from world_model.interface import WorldModel
 
 if TYPE_CHECKING:
     import pygame
@@ -43,6 +44,13 @@ class EnvState(NamedTuple):
     np_random: Mapping[str, Any]  # of the generator that picks starts
 
 
+def observation_space(model: WorldModel, obs_type: str) -> spaces.Box:
+    """What one dream shows, and the real game beside it."""
+    if obs_type == "rgb":
+        return spaces.Box(0, 255, (*model.spec.frame[1:], 3), np.uint8)
+    return spaces.Box(-np.inf, np.inf, (model.feature_size,), np.float32)
+
+
 class _Dreaming:
     """What one dream and many share: where they stand, and how that is saved and restored.
 
@@ -60,13 +68,6 @@ class _Dreaming:
         self.time, self.done = np.zeros(num_envs, np.int64), np.ones(num_envs, bool)
         with self.dreams.rng_scope():  # every start once: beginning again is then free
             self._starts = self.dreams.begin(np.arange(len(world.starts.frame)))
-
-    @property
-    def _seen_space(self) -> spaces.Box:
-        """What one dream shows."""
-        if self.dreams.obs_type == "rgb":
-            return spaces.Box(0, 255, (*self.world.model.spec.frame[1:], 3), np.uint8)
-        return spaces.Box(-np.inf, np.inf, self._starts.observation.shape[1:], np.float32)
 
     @property
     def world(self) -> World:
@@ -161,7 +162,7 @@ class DreamEnv(_Dreaming, gymnasium.Env[np.ndarray, Any]):
         self.render_mode = render_mode
         if not _has_display():
             self.metadata = self.metadata | {"render_modes": ["rgb_array"]}
-        self.observation_space, self.action_space = self._seen_space, world.action_space
+        self.observation_space, self.action_space = observation_space(world.model, obs_type), world.action_space
         self._window: _Window | None = None
 
     def reset(
@@ -224,7 +225,8 @@ class DreamVectorEnv(_Dreaming, VectorEnv[np.ndarray, Any, np.ndarray]):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": FPS, "autoreset_mode": self.autoreset_mode}
         self.num_envs, self.render_mode = num_envs, render_mode
-        self.single_observation_space, self.single_action_space = self._seen_space, world.action_space
+        self.single_observation_space = observation_space(world.model, obs_type)
+        self.single_action_space = world.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
