@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from envs.controls import Controls
+from envs.controls import Action, Controls
 
 
 class Key(NamedTuple):
@@ -45,26 +45,38 @@ def free(controls: Controls) -> tuple[Key, ...]:
 
 
 def pad(controls: Controls) -> list[str]:
-    """The buttons that do something in this game."""
-    idle = controls.action(())
-    return [key for key in PAD if controls.action((key,)) != idle]
+    """The buttons that do something in this game, alone or together with other keys."""
+    chords = [frozenset(chord) for chord, _ in controls.keys]  # () among them
+
+    def matters(key: str) -> bool:
+        return any(controls.action(held | {key}) != controls.action(held - {key}) for held in chords)
+
+    return [key for key in PAD if matters(key)]
 
 
 def spoken(controls: Controls) -> list[dict[str, str]]:
-    """What the game's keys do, for a person: [{"keys": "a", "words": "left"}]."""
-    lines = []
+    """What each of the game's keys does, for a person: [{"keys": "a", "words": "left"}].
+
+    A key that means nothing alone has what it means beside one other: {"keys": "space", "words": "with d: rightfire"}.
+    """
+    lines = {chord[0]: _words(controls, action) for chord, action in controls.keys if len(chord) == 1}
+    together: dict[str, list[str]] = {}
     for chord, action in controls.keys:
-        if len(chord) == 1:
-            words = controls.names[action] if isinstance(action, int) else _dimensions(controls, action)
-            lines.append({"keys": chord[0], "words": words.lower()})
-    return lines
+        for key in set(chord) - set(lines):
+            others = " ".join(other for other in chord if other != key)
+            together.setdefault(key, []).append(f"with {others}: {_words(controls, action)}")
+    for key, found in together.items():
+        lines[key] = ", ".join(sorted(found, key=lambda words: words.split(":")[0].count(" "))[:3])
+    return [{"keys": key, "words": words} for key, words in lines.items()]
 
 
-def _dimensions(controls: Controls, action: tuple[float, ...]) -> str:
+def _words(controls: Controls, action: Action) -> str:
+    if isinstance(action, int):
+        return controls.names[action].lower()
     rest = controls.action(())
     assert not isinstance(rest, int)
     moved = [(name, value) for name, value, at in zip(controls.names, action, rest, strict=True) if value != at]
-    return ", ".join(f"{name} {'+' if value > 0 else '-'}" for name, value in moved) or "rest"
+    return ", ".join(f"{name} {'+' if value > 0 else '-'}" for name, value in moved).lower() or "rest"
 
 
 def known(held: Collection[object]) -> frozenset[str]:
