@@ -73,7 +73,9 @@ class Planner:
         size = (rows * self.config.candidates, self.config.horizon)
         if spec.discrete:
             plans = torch.randint(spec.action_size, size, device=device)
-            plans[:, 0] = torch.arange(self.config.candidates, device=device).repeat(rows) % spec.action_size
+            # From an action that differs each time: of fewer plans than actions each has its turn.
+            offset = torch.randint(spec.action_size, (rows, 1), device=device)
+            plans[:, 0] = ((offset + torch.arange(self.config.candidates, device=device)) % spec.action_size).flatten()
         else:
             plans = torch.rand(*size, spec.action_size, device=device) * 2 - 1
         for t in range(1, self.config.horizon):

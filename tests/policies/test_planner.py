@@ -96,6 +96,14 @@ def test_a_critics_value_is_worth_its_own_discount() -> None:
     assert planning(replace(asked, gamma=0.5), ActorCriticConfig(gamma=0.9)).gamma == 0.5
 
 
+def test_fewer_plans_than_actions_begin_with_each_of_them_in_turn() -> None:
+    torch.manual_seed(0)
+    planner = Planner(Line(discrete=True), lambda view: None, PlannerConfig(candidates=2, horizon=2), temperature=0)
+    first = torch.stack([planner._drawn(4)[:, 0].view(4, 2) for _ in range(50)])
+    assert set(first.flatten().tolist()) == {0, 1, 2}
+    assert (first[..., 0] != first[..., 1]).all(), "no action twice"
+
+
 def test_games_are_planned_by_themselves() -> None:
     one = Line(discrete=True)
     assert chosen(one, [-2.0, 2.0], horizon=2) == [-1.0, 1.0]
