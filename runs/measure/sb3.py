@@ -58,9 +58,10 @@ class DreamVecEnv(_Rows):
         super().__init__(dream, dream.num_envs, dream.single_observation_space, dream.single_action_space)
 
     def reset(self) -> np.ndarray:
-        """Begins every row; of what `seed` was told only the first counts, for one reset."""
-        frames, _ = self.dream.reset(seed=self._seeds[0])
+        """Begins every row; of what `seed` and `set_options` were told only the first counts, for one reset."""
+        frames, _ = self.dream.reset(seed=self._seeds[0], options=self._options[0] or None)
         self._reset_seeds()
+        self._reset_options()
         return frames
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:

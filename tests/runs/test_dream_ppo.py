@@ -72,6 +72,11 @@ def test_stable_baselines3_sees_the_last_frame_of_a_dream(run_folder: Path) -> N
     rows = DreamVecEnv(adapted)
     rows.seed(5)
     assert np.array_equal(rows.reset(), plain.reset(seed=5)[0])
+    rows.seed(5)
+    rows.set_options({"start": 1})
+    assert np.array_equal(rows.reset(), plain.reset(seed=5, options={"start": 1})[0])
+    rows.seed(6)
+    assert np.array_equal(rows.reset(), plain.reset(seed=6)[0]), "options are of one reset"
     for _ in range(4):
         actions = np.array([0, 1, 2])
         frames, reward, terminated, truncated, told = plain.step(actions)
