@@ -11,7 +11,8 @@ from agent.seeds import EVALUATION_SEED, episode_seed
 from envs.games import Games
 
 LONG = 30_000  # steps after which an episode without an end is strange: half an hour of Atari has 27,000
-FILMED = 5_000  # steps of an episode that are filmed at most, half a gigabyte of Atari's pictures
+FILMED = 5_000  # steps of an episode that are filmed at most
+FILM_BYTES = 5e8  # of a film's pictures at most, about as much as 5,000 of Atari's
 
 
 class Evaluation(NamedTuple):
@@ -19,7 +20,9 @@ class Evaluation(NamedTuple):
 
     returns: list[float]
     lengths: list[int]
-    film: np.ndarray  # (T, H, W, 3) uint8: the first episode's first FILMED steps as the game draws them, if asked for
+    film: (
+        np.ndarray
+    )  # (T, H, W, 3) uint8: the first episode, if asked for, as the game draws it, up to the bounds above
 
     def summary(self) -> dict[str, float | list[float] | int]:
         """Mean, standard deviation (population), median and everything they are made of."""
@@ -52,6 +55,7 @@ def evaluate_policy(
     while len(finished) < episodes:
         if film and row_episode[0] == 0 and len(pictures) < FILMED:
             pictures.append(games.render(0))
+            film = pictures[0].nbytes * (len(pictures) + 1) <= FILM_BYTES
         brought = games.step(player.act(frames, is_first))
         frames, is_first = brought.frame, brought.done
         for row, number in enumerate(row_episode):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import agent.trainer as trainer_module
+from agent import evaluate
 from agent.evaluate import evaluate_policy
 from agent.loop import Loop
 from agent.player import Player
@@ -142,6 +143,16 @@ def test_evaluation_counts_every_episode_once_whatever_its_length() -> None:
     one = evaluate_policy(Player(agent, greedy=True), make_games("Catch-v0", config.game, 1), 7, seed=0)
     assert three.returns == one.returns and three.lengths == one.lengths  # the same episodes, however many side by side
     assert len(three.returns) == 7
+
+
+def test_a_film_takes_no_more_than_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = quick("Catch-v0")
+    games = make_games("Catch-v0", config.game, 2)
+    player = Player(build.agent(config, games.spec), greedy=True)
+    whole = evaluate_policy(player, games, 2, seed=0, film=True)
+    assert len(whole.film) == whole.lengths[0] > 3
+    monkeypatch.setattr(evaluate, "FILM_BYTES", 3.5 * whole.film[0].nbytes)
+    assert len(evaluate_policy(player, games, 2, seed=0, film=True).film) == 3
 
 
 @pytest.mark.slow
