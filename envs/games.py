@@ -86,7 +86,9 @@ class GameConfig:
         help="a lost life is terminal for learning (terminal_on_life_loss); the game goes on, and "
         "scores are of whole games",
     )
-    clip_rewards: bool = setting(False, help="learn from rewards clipped to [-1, 1]; scores stay in the game's units")
+    clip_rewards: bool = setting(
+        False, help="learn from rewards clipped to [-1, 1], which dreams then pay; scores stay in the game's units"
+    )
     max_steps: int | None = setting(
         None, 1, resumable=True, help="time limit of an episode, in agent steps (max_episode_steps)"
     )

@@ -1,7 +1,7 @@
 """A visitor of the page: what its websocket brings in, the clock of its session, and what goes out.
 
 To the server: JSON objects. {"keys": [...], "back": bool, "id": n}: what is held now; {"ack": n}: frame n is drawn;
-{"do": command, "value": ...}: a command of `Visitor.COMMANDS`.
+{"do": command, "value": ...}: a command of `Connection.COMMANDS`.
 To the page: JSON text ({"hello": ...}, {"error": sentence}, {"said": sentence, "link": address}), and frames: 4 bytes
 of length (little endian), so much JSON, then the pictures that its "pictures" names, H x W x 3 bytes each.
 """
@@ -9,6 +9,7 @@ of length (little endian), so much JSON, then the pictures that its "pictures" n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import struct
@@ -82,6 +83,7 @@ class Connection:
 
     async def stay(self) -> None:
         """Serves the visitor until it leaves, then frees its session."""
+        self.loop = asyncio.get_running_loop()
         try:
             self.session = await self.server_state.run(self.server_state.session)
         except UserError as problem:
@@ -101,7 +103,8 @@ class Connection:
     def say(self, **message: Any) -> None:
         """Sends a message; of too many the oldest are dropped."""
         self.words.append(json.dumps(message))
-        self.ready.set()
+        with contextlib.suppress(RuntimeError):  # the server has ended: nobody reads any more
+            self.loop.call_soon_threadsafe(self.ready.set)  # the computing thread says things too
 
     # ---- in ----
     async def _read(self) -> None:
@@ -162,7 +165,7 @@ class Connection:
         except UserError as problem:
             self.say(error=str(problem))
         except OSError as problem:
-            self.session.recording = False
+            await self.server_state.run(self.recorder.fail)
             self.say(error=f"The recording cannot be written: {problem.strerror or problem}.")
         except Exception:  # a fault in the program; the other visitors play on
             log.exception("a session failed")

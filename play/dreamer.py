@@ -15,6 +15,7 @@ from envs.controls import Action
 from envs.games import Transition
 from play.snapshot import Estimate, Packed, Parts, Snapshot, View
 from policies.planner import Planner
+from world_model import trees
 from world_model.dream.batch import Dream, DreamBatch
 from world_model.interface import State, to_unit
 from world_model.trees import Tree
@@ -80,7 +81,7 @@ class Dreamer(DreamBatch):
 
     def condensed(self, moment: Snapshot) -> Snapshot:
         """A moment to be kept beside hundreds."""
-        moment = self._remembering(moment, self.model.condense)
+        moment = self._remembering(moment, lambda memory: trees.map(_alone, self.model.condense(memory)))
         real = moment.real
         if real is None or not isinstance(real.film, np.ndarray):
             return moment
@@ -109,6 +110,11 @@ class Dreamer(DreamBatch):
 
     def _tensor(self, action: Action) -> Tensor:
         return torch.tensor([action], dtype=torch.int64 if isinstance(action, int) else torch.float32).to(self.device)
+
+
+def _alone(leaf: Tensor) -> Tensor:
+    """A leaf without the rest of the larger tensor of which it may be a view."""
+    return leaf.clone() if leaf.untyped_storage().nbytes() > leaf.numel() * leaf.element_size() else leaf
 
 
 def _view(dream: Dream, total: float = 0.0, done: bool = False) -> View:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import imageio_ffmpeg
 import numpy as np
 
@@ -27,6 +28,7 @@ class Film:
         self.shape: tuple[int, ...] | None = None
         self._rest = path.with_name(f"{path.stem}.tmp.mp4")
         self._writer: Any = None
+        self._added = 0
 
     def add(self, picture: np.ndarray) -> None:
         """One picture (H, W, 3) uint8 more, of even height and width, the same for all.
@@ -39,8 +41,11 @@ class Film:
         assert picture.shape == self.shape
         try:
             self._writer.send(np.ascontiguousarray(picture))
+        except StopIteration:  # of a writer that has failed before
+            raise OSError(errno.EIO, "ffmpeg has ended", str(self.path)) from None
         except OSError as problem:
             raise self._explained(problem) from None
+        self._added += 1
 
     def close(self) -> Path | None:
         """Completes the file; None when there was no picture. Raises OSError when it could not be written."""
@@ -49,8 +54,8 @@ class Film:
         writer, self._writer = self._writer, None
         try:
             writer.close()
-            if not self._rest.exists() or not self._rest.stat().st_size:
-                raise OSError(errno.EIO, "ffmpeg wrote nothing", str(self.path))
+            if (found := _length(self._rest)) != self._added:  # ffmpeg's own exit code is not to be had
+                raise OSError(errno.EIO, f"ffmpeg wrote {found} of {self._added} pictures", str(self.path))
             os.replace(self._rest, self.path)
         except OSError as problem:
             raise self._explained(problem) from None
@@ -84,6 +89,17 @@ class Film:
         return OSError(errno.ENOSPC, "No space left on device", str(self.path)) if full else problem
 
 
+def _length(path: Path) -> int:
+    """Pictures of a video, by its index, which is written last; 0 where there is none."""
+    if not path.exists() or not path.stat().st_size:
+        return 0
+    video = cv2.VideoCapture(str(path))
+    try:
+        return int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else 0
+    finally:
+        video.release()
+
+
 class Recorder:
     """What a visitor records: videos of all that is shown, and the real game as a person played it."""
 
@@ -97,21 +113,36 @@ class Recorder:
         self.session.record(True)
 
     def add(self) -> list[Path]:
-        """Takes in the present moment, while recording; returns the files that this has completed."""
+        """Takes in the present moment, while recording; returns the files that this has completed.
+
+        Raises OSError where one cannot be written: `fail` ends the recording then.
+        """
+        if not self.session.recording:
+            return []
         done = self._saved()
-        if self.session.recording:
-            picture = panel(self.session.now.pictures())
-            if self._film is not None and self._film.shape not in (None, picture.shape):
-                done += self._finished()  # another mode has another shape, and so another video
-            if self._film is None:
-                self._film = Film(self.videos / f"{_stamp()}.mp4", self.session.fps)
-            self._film.add(picture)
+        picture = panel(self.session.now.pictures())
+        if self._film is not None and self._film.shape not in (None, picture.shape):
+            done += self._finished()  # another mode has another shape, and so another video
+        if self._film is None:
+            self._film = Film(self.videos / f"{_stamp()}.mp4", self.session.fps)
+        self._film.add(picture)
         return done
 
     def stop(self) -> list[Path]:
-        """Ends the recording; returns the files that this has completed."""
+        """Ends the recording; returns the files that this has completed. Raises OSError where one cannot be written."""
         self.session.record(False)
-        return self._saved() + self._finished()
+        try:
+            done = self._saved()
+        finally:
+            film = self._finished()
+        return done + film
+
+    def fail(self) -> None:
+        """Ends a recording that cannot be written: its video is lost, what a person played is saved with the next."""
+        self.session.record(False)
+        film, self._film = self._film, None
+        if film is not None:
+            film.discard()
 
     def _finished(self) -> list[Path]:
         film, self._film = self._film, None
@@ -121,12 +152,13 @@ class Recorder:
     def _saved(self) -> list[Path]:
         saved = []
         while self.session.episodes:
-            episode = self.session.episodes.pop()
+            episode = self.session.episodes[-1]
             if self.episodes is not None:
                 self.episodes.mkdir(parents=True, exist_ok=True)
                 path = self.episodes / f"{_stamp()}.npz"
                 episode.save(path)
                 saved.append(path)
+            self.session.episodes.pop()
         return saved
 
 

@@ -57,7 +57,7 @@ class Real:
         seed, taken, length = self.position
         if length:
             kind = np.int64 if self.games.spec.discrete else np.float32
-            self.games.restore([seed], [np.asarray(taken[:length], kind)])
+            self.games.restore([seed], [np.asarray(taken[:length], kind)], [length])  # nothing on the way is kept
         else:
             self.games.reset([seed])
         self._behind = False

@@ -25,7 +25,7 @@ from envs.errors import UserError
 from play.connection import Connection, ServerState
 
 PAGE = Path(__file__).parent / "page"
-VISITORS = 16  # each holds a game and some tens of megabytes to rewind through
+VISITORS = 16  # each holds a game and the moments to rewind to (play/past.py)
 LARGEST = 16_384  # bytes of a message
 HALF = 10.0  # seconds for a request to be sent whole
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Collection
@@ -17,13 +16,12 @@ from envs.episode import Episode, Recording
 from envs.errors import UserError
 from envs.games import Transition
 from play.dreamer import Dreamer
+from play.past import Past
 from play.real_game import Real
 from play.snapshot import MODES, Estimate, Parts, Snapshot, View, number
 from world_model.trees import Tree
 
 MOST_FPS, HOTTEST = 240, 2.0
-KEPT = 600  # moments to rewind through at least: 40 s at 15 frames a second, 10 s at 60
-SECONDS = 10  # to rewind through at higher rates
 LONGEST = 4_000  # steps of one recorded piece: about 50 MB of pictures
 
 
@@ -44,7 +42,7 @@ class GameSession:
         self.episodes: list[Episode] = []
         self._piece: Recording | None = None
         self._real: Real | None = None
-        self._past: deque[Snapshot] = deque()  # condensed
+        self._past = Past()
         self._kept: Snapshot | None = None
         self._times: deque[float] = deque(maxlen=240)  # ms
         self.now = self._dream_from(seed, None)
@@ -94,10 +92,8 @@ class GameSession:
         """Goes back so many moments, at most to the oldest one that is remembered. Says whether it went."""
         count = min(count, len(self._past))
         if count:
-            for _ in range(count - 1):
-                self._past.pop()
             with self.dreamer.rng_scope():
-                moment = self.dreamer.recalled(self._past.pop())
+                moment = self.dreamer.recalled(self._past.pop(count))
             self._return_to(moment)
         return count > 0
 
@@ -116,7 +112,7 @@ class GameSession:
         """Goes back to the kept moment; the rewind can undo it."""
         if self._kept is None:
             raise UserError("No moment has been kept yet.")
-        self._past.append(self.dreamer.condensed(self.now))
+        self._remember()
         self._return_to(self._kept)
 
     def sync(self) -> None:
@@ -201,7 +197,7 @@ class GameSession:
         """All that the display shows beside the pictures, as plain JSON values."""
         now = self.now
         times = np.percentile(self._times, (50, 95)).tolist() if self._times else (None, None)
-        action = list(now.action) if isinstance(now.action, tuple) else now.action
+        action = [number(value) for value in now.action] if isinstance(now.action, tuple) else now.action
         probabilities = (
             None if now.estimate.probabilities is None else [number(chance) for chance in now.estimate.probabilities]
         )
@@ -281,10 +277,11 @@ class GameSession:
 
     # ---- moments ----
     def _arrive(self, moment: Snapshot) -> None:
-        self._past.append(self.dreamer.condensed(self.now))
-        while len(self._past) > max(KEPT, SECONDS * self.fps):
-            self._past.popleft()
+        self._remember()
         self.now = moment
+
+    def _remember(self) -> None:
+        self._past.add(self.dreamer.condensed(self.now), self.fps)
 
     def _return_to(self, moment: Snapshot) -> None:
         self._cut()
@@ -300,7 +297,6 @@ def _choice(key: str, word: Any, valid: tuple[str, ...]) -> str:
 
 
 def _within(key: str, value: Any, low: float, high: float) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not low <= value <= high:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:  # nan is not within
         raise UserError(f"{key} is a number from {low:g} to {high:g}, not {str(value)[:40]}.")
     return float(value)

@@ -16,6 +16,7 @@ from envs.games import Games
 from play.real_game import ReplayPosition
 from policies.interface import Learner
 from policies.planner import PlannerConfig
+from world_model import trees
 from world_model.dream.batch import World
 from world_model.interface import State
 from world_model.trees import Tree
@@ -66,6 +67,12 @@ class View(NamedTuple):
     cont: float = 1.0  # the model's probability that the game goes on
     done: bool = False
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory that its pictures take."""
+        film = len(self.film.data) if isinstance(self.film, Packed) else 0 if self.film is None else self.film.nbytes
+        return self.picture.nbytes + film + (0 if self.frame is None else self.frame.nbytes)
+
     def to_dict(self) -> dict[str, Any]:
         """What the display shows of it."""
         numbers = {"reward": self.reward, "return": self.total, "cont": self.cont}
@@ -101,6 +108,13 @@ class Snapshot(NamedTuple):
         """Whether the next step begins anew; beside the real game, the dream's own ending is only shown."""
         side = self.real or self.dream
         return side is not None and side.done
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory it takes, nearly: what two moments share is counted twice, plain numbers are not counted."""
+        sides = [side for side in (self.real, self.dream) if side is not None]
+        tensors = trees.size_bytes((self.memory, self.view, self.rng_state, *(side.state for side in sides)))
+        return tensors + sum(side.size_bytes for side in sides)
 
     def pictures(self, *, film: bool = False) -> dict[str, np.ndarray]:
         """What there is to see, in the order in which it is shown; with `film` the real game's own picture."""

@@ -45,6 +45,8 @@ class Window:
                 self.tell(self.recorder.add() if moved else [])
             except UserError as problem:
                 self.message = str(problem)
+            except OSError as problem:
+                self.lost(problem)
             self.draw()
             self.clock.tick(self.session.fps)
 
@@ -86,8 +88,10 @@ class Window:
                     session.set_temperature(
                         min(HOTTEST, max(0.0, round(was + (0.1 if command == "warmer" else -0.1), 2)))
                     )
-                case "faster" | "slower":
-                    session.set_fps(min(MOST_FPS, max(1, round(session.fps * (1.25 if command == "faster" else 0.8)))))
+                case "faster":
+                    session.set_fps(min(MOST_FPS, max(session.fps + 1, round(session.fps * 1.25))))
+                case "slower":
+                    session.set_fps(max(1, min(session.fps - 1, round(session.fps * 0.8))))
                 case "record" if session.recording:
                     self.tell(self.recorder.stop())
                 case "record":
@@ -98,6 +102,13 @@ class Window:
                     self.show_help = not self.show_help
         except UserError as problem:
             self.message = str(problem)
+        except OSError as problem:
+            self.lost(problem)
+
+    def lost(self, problem: OSError) -> None:
+        """Ends a recording that cannot be written, and says so."""
+        self.recorder.fail()
+        self.message = f"The recording cannot be written: {problem.strerror or problem}."
 
     def tell(self, files: list[Path]) -> None:
         """Says which files have been completed."""
@@ -146,9 +157,11 @@ def show(session: GameSession, videos: Path, episodes: Path | None) -> None:
     try:
         Window(session, recorder).run()
     finally:
-        recorder.stop()
-        session.close()
-        pygame.quit()
+        try:
+            recorder.stop()
+        finally:
+            session.close()
+            pygame.quit()
 
 
 def _next(words: tuple[str, ...], now: str) -> str:

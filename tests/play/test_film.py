@@ -125,6 +125,47 @@ def test_film_without_a_display(tmp_path: Path) -> None:
     made.close()
 
 
+@pytest.mark.parametrize("when", ["before the end", "between two pictures"])
+def test_a_video_whose_writer_died_is_none(when: str, tmp_path: Path) -> None:
+    """ffmpeg is killed as by a machine that runs out of memory: no file that no player opens."""
+    made = Film(tmp_path / "film.mp4", 15)
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    for _ in range(60):
+        made.add(noise)
+    made._writer.gi_frame.f_locals["p"].kill()
+    made._writer.gi_frame.f_locals["p"].wait()
+    if when == "between two pictures":
+        for _ in range(2):
+            with pytest.raises(OSError):
+                for _ in range(60):
+                    made.add(noise)
+    with pytest.raises(OSError, match="ffmpeg wrote 0 of"):
+        made.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_person_played_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Episode, path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    made = tables.table("real")
+    recorder = Recorder(made, tmp_path / "videos", tmp_path / "human")
+    recorder.start()
+    follow(made)
+    recorder.add()
+    with monkeypatch.context() as broken:
+        broken.setattr(Episode, "save", full)
+        with pytest.raises(OSError):
+            recorder.stop()
+    assert [path.suffix for path in (tmp_path / "videos").iterdir()] == [".mp4"], "the video is complete"
+    recorder.fail()
+    assert not recorder.add() and not made.recording, "not tried at every step"
+    recorder.start()
+    (path,) = recorder.stop()
+    assert len(Episode.load(path)) == len(WAYS)
+    made.close()
+
+
 @pytest.mark.parametrize("size", [(84, 64), (112, 80), (210, 160), (35, 27)], ids=str)
 def test_pictures_keep_their_own_shape_on_film(size: tuple[int, int], tmp_path: Path) -> None:
     """Height x width, enlarged by a whole factor, here with only the lower right corner bright."""

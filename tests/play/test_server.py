@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -22,6 +23,7 @@ from starlette.websockets import WebSocketDisconnect  # noqa: E402
 
 from play import connection, server  # noqa: E402
 from play.connection import ServerState  # noqa: E402
+from play.film import Film
 from play.session import GameSession
 from tests import tables
 
@@ -165,7 +167,8 @@ MALFORMED = (
     '{"do": "mode"}', '{"do": "mode", "value": {}}', '{"do": "fps", "value": 1e999}', '{"do": "fps", "value": "9"}',
     '{"do": "temperature", "value": null}', '{"do": "rewind", "value": -1}', '{"do": "reset", "value": 99}',
     '{"do": "load"}', '{"do": "sync"}', '{"do": "reset", "value": true}', "[" * 5000, '{"do": "step' + "\\u0000" * 99,
-    '{"do": "mode", "value": "' + "x" * 9000 + '"}',
+    '{"do": "mode", "value": "' + "x" * 9000 + '"}', '{"do": "fps", "value": 1' + "0" * 400 + "}",
+    '{"do": "temperature", "value": NaN}',
 )  # fmt: skip
 
 
@@ -247,6 +250,63 @@ def test_a_closed_tab_frees_its_game(
         server_state.episodes is not None and len(list(server_state.episodes.glob("*.npz"))) == 1
     )  # what was played is not lost
     assert len(list(server_state.videos.glob("*.mp4"))) == 1
+
+
+def test_after_a_video_that_cannot_be_written_another_can(
+    client: TestClient, server_state: ServerState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Film._open
+
+    def dying(film: Film, width: int, height: int) -> None:
+        whole(film, width, height)
+        ffmpeg = film._writer.gi_frame.f_locals["p"]
+        ffmpeg.kill()
+        ffmpeg.wait()
+
+    with client.websocket_connect(PLAY) as session:
+        guest = Guest(session)
+        guest.frame()
+        with monkeypatch.context() as broken:
+            broken.setattr(Film, "_open", dying)
+            guest.send(do="record")
+            assert "cannot be written" in guest.error()
+            assert not guest.until(lambda told: not told["recording"]).told["recording"]
+        guest.send(do="record")
+        guest.until(lambda told: told["recording"] and told["step"] > 10)
+        guest.send(do="record")
+        guest.until(lambda told: not told["recording"])
+        assert [message for message in guest.said if message.get("link")] and not guest.said[-1].get("error")
+
+
+def test_the_computing_thread_speaks_through_the_loop(server_state: ServerState) -> None:
+    """asyncio's own check (debug) refuses what is called from another thread."""
+
+    class Silent:
+        async def receive(self) -> dict[str, Any]:
+            await gone.wait()
+            return {"type": "websocket.disconnect"}
+
+        async def send_text(self, text: str) -> None:
+            heard.append(text)
+
+        async def send_bytes(self, data: bytes) -> None: ...
+
+    heard: list[str] = []
+    gone = asyncio.Event()
+
+    async def visit() -> None:
+        made = connection.Connection(Silent(), server_state)  # type: ignore[arg-type]
+        stay = asyncio.create_task(made.stay())
+        while made.sent < connection.AHEAD:
+            await asyncio.sleep(0.01)
+        await server_state.run(partial(made.say, said="saved"))
+        while not any("saved" in text for text in heard):
+            await asyncio.sleep(0.01)
+        gone.set()
+        await stay
+
+    asyncio.run(asyncio.wait_for(visit(), 30), debug=True)
+    server_state.work.shutdown()
 
 
 def test_a_recording_can_be_opened(client: TestClient, server_state: ServerState) -> None:

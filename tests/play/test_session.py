@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch
 
 from envs.controls import Controls
 from envs.errors import UserError
-from play import keys, session
+from play import keys, past
 from play.session import GameSession
 from tests import tables
 from tests.tables import WAYS, follow, seen
+from world_model import trees
 from world_model.interface import to_pixels, to_unit
 
 
@@ -99,10 +101,10 @@ def test_what_the_policy_sees_is_what_is_shown() -> None:
 
 
 def test_rewind_ends_at_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "KEPT", 4)
+    monkeypatch.setattr(past, "KEPT", 4)
     made = tables.table()
     made.set_fps(1)
-    monkeypatch.setattr(session, "SECONDS", 0)
+    monkeypatch.setattr(past, "SECONDS", 0)
     follow(made)
     assert made.rewind(100) and made.now.step == len(WAYS) - 4
     assert not made.rewind(1)
@@ -111,7 +113,31 @@ def test_rewind_ends_at_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_at_least_ten_seconds_can_be_rewound() -> None:
     for fps in (1, 15, 60, 240):
-        assert max(session.KEPT, session.SECONDS * fps) >= 10 * fps
+        assert max(past.KEPT, past.SECONDS * fps) >= 10 * fps
+
+
+@pytest.mark.parametrize("recipe", ["reverie", "spatial"])
+def test_what_is_remembered_takes_no_more_than_so_much(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tables.table("both", recipe=recipe)
+    follow(made)
+    sizes = [moment.size_bytes for moment, _ in made._past._moments]
+    monkeypatch.setattr(past, "MOST_BYTES", 3.5 * max(sizes))
+    follow(made)
+    assert len(made._past) == 3
+    held = {leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes() for leaf in tensors(made)}
+    assert sum(held.values()) <= past.MOST_BYTES, "no part of a larger tensor keeps the whole"
+    monkeypatch.setattr(past, "MOST_BYTES", 0)
+    made.save()
+    for _ in range(5):
+        made.load()
+    assert len(made._past) == 1
+    made.close()
+
+
+def tensors(made: GameSession) -> list[torch.Tensor]:
+    """All that the moments to rewind to keep of states."""
+    sides = [side for moment, _ in made._past._moments for side in (moment.real, moment.dream) if side is not None]
+    return [leaf for side in sides for leaf in trees.leaves(side.state)]
 
 
 def test_pause_and_single_step() -> None:
@@ -305,3 +331,43 @@ def test_keys_of_the_game_are_the_games() -> None:
     assert keys.spoken(controls) == [{"keys": "p", "words": "jump"}]
     assert keys.pad(tables.parts().world.controls) == ["left", "right", "up", "down"]
     assert keys.known(["a", 3, None, "x" * 99, {}]) == {"a"}
+
+
+def test_a_key_that_means_nothing_alone_is_a_key_of_the_game() -> None:
+    """Kung-Fu Master has no lone FIRE: space punches beside a direction."""
+    chords = (((), 0), (("d",), 1), (("a",), 2), (("d", "space"), 3), (("a", "space"), 4))
+    controls = Controls(("NOOP", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"), chords)
+    assert keys.pad(controls) == ["left", "right", "up", "down", "space"]
+    lines = {line["keys"]: line["words"] for line in keys.spoken(controls)}
+    assert lines == {"d": "right", "a": "left", "space": "with d: rightfire, with a: leftfire"}
+
+
+@pytest.mark.parametrize("name", ["pong", "kungfumaster"])
+def test_every_action_of_what_ships_can_be_played(name: str) -> None:
+    """By keys that the page sends, of which the exported one keeps a list."""
+    place = "" if name == "pong" else f"{name}/"
+    told = json.loads((Path(__file__).parents[2] / "docs/play" / place / "dream.json").read_text())
+    chords = tuple((tuple(chord), action) for chord, action in told["keys"])
+    controls = Controls(tuple(told["hello"]["actions"]), chords)
+    assert (told["hello"]["pad"], told["hello"]["game_keys"]) == (keys.pad(controls), keys.spoken(controls))
+    sent = {*keys.pad(controls), *(line["keys"] for line in keys.spoken(controls))}
+    assert {controls.action(sent.intersection(chord)) for chord, _ in chords} == set(range(len(controls.names)))
+
+
+def test_a_model_that_went_astray_acts_without_a_number() -> None:
+    made = tables.table(env="CatchContinuous-v0")
+    made.now = made.now._replace(action=(float("nan"),))
+    assert json.loads(json.dumps(made.to_dict(), allow_nan=False))["action"] == [None]
+
+
+def test_going_on_after_a_rewind_keeps_no_frame_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tables.table("real")
+    follow(made)
+    assert made._real is not None
+    restore, traces = made._real.games.restore, []
+    monkeypatch.setattr(made._real.games, "restore", lambda *given: traces.append(restore(*given)))
+    made.rewind(3)
+    made.step(["d"])
+    ((trace,),) = traces
+    assert len(trace.frame) == 1
+    made.close()

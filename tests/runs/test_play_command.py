@@ -183,6 +183,10 @@ def test_window_keys(tmp_path: Path) -> None:
     press(pygame.K_h)
     window.draw()
     assert made.temperature == 1.1 and window.show_help
+    for key, times, fps in ((pygame.K_MINUS, 20, 1), (pygame.K_EQUALS, 40, 240)):
+        for _ in range(times):
+            press(key)
+        assert made.fps == fps
     press(pygame.K_l)
     assert "kept" in window.message
     shown = pygame.surfarray.array3d(window.surface)
