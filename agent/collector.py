@@ -12,6 +12,7 @@ from agent.replay import Replay
 from agent.seeds import episode_seed
 from envs.episode import Episode
 from envs.games import GameFailed, Games
+from policies.random import random_actions
 
 BURST = 32  # steps of random play in the mean, when it takes over
 ROUNDING = 2  # levels by which a pixel of a frame that was played again may differ
@@ -31,7 +32,7 @@ class Collector:
         self.begun = 0
         self.frames: np.ndarray | None = None
         self.is_first = np.ones(games.num_envs, dtype=bool)
-        self.held = self._draw()  # the last random actions
+        self.held = random_actions(self.games.spec, self.games.num_envs)  # the last random actions
 
     def collect(self, steps: int, *, at_random: bool = False) -> list[Episode]:
         """Plays at least `steps` agent steps (a multiple of N); returns the episodes that ended."""
@@ -101,12 +102,8 @@ class Collector:
         rows = torch.arange(self.games.num_envs).view(-1, *[1] * (self.held.ndim - 1))
         holds = torch.tensor(HOLDS)[rows % len(HOLDS)]
         changes = torch.rand(self.held.shape) < 1 / holds
-        self.held = torch.where(changes, self._draw(), self.held)
+        self.held = torch.where(changes, random_actions(self.games.spec, self.games.num_envs), self.held)
         return self.held.numpy()
-
-    def _draw(self) -> torch.Tensor:
-        rows, spec = self.games.num_envs, self.games.spec
-        return torch.randint(spec.action_size, (rows,)) if spec.discrete else torch.rand(rows, spec.action_size) * 2 - 1
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and the player's memory; the frames are rebuilt by the games."""

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from agent.seeds import EVALUATION_SEED, episode_seed
+from agent.seeds import evaluation_seed
 from envs.games import Games
 
 LONG = 30_000  # steps after which an episode without an end is strange: half an hour of Atari has 27,000
@@ -50,7 +50,7 @@ def evaluate_policy(
     returns, lengths = [0.0] * episodes, [0] * episodes
     row_episode = list(range(games.num_envs))  # the episode each row plays; past the last one it does not count
     begun, pictures, finished = games.num_envs, list[np.ndarray](), list[float]()
-    frames = games.reset([episode_seed(seed + EVALUATION_SEED, number) for number in row_episode])
+    frames = games.reset([evaluation_seed(seed, number) for number in row_episode])
     is_first = np.ones(games.num_envs, dtype=bool)
     while len(finished) < episodes:
         if film and row_episode[0] == 0 and len(pictures) < FILMED:
@@ -71,5 +71,5 @@ def evaluate_policy(
         if done:
             for row in done:
                 row_episode[row], begun = begun, begun + 1
-            frames = games.reset([episode_seed(seed + EVALUATION_SEED, row_episode[row]) for row in done], done)
+            frames = games.reset([evaluation_seed(seed, row_episode[row]) for row in done], done)
     return Evaluation(returns, lengths, np.array(pictures, np.uint8))

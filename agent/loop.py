@@ -429,7 +429,7 @@ class Loop:
                     parts.append(trees.rows(known, torch.arange(count - first, device=self.agent.device) % len(usable)))
                 else:  # all episodes are shorter than the burn-in: before their first frames there was nothing
                     parts.append(self._followed(self.replay.sample(count - first, 1, first=True)))
-        return trees.map(lambda *leaves: torch.cat(leaves), *parts)  # type: ignore[no-any-return]
+        return trees.concat(*parts)  # type: ignore[no-any-return]
 
     def _followed(self, batch: Batch) -> tuple[State, Tree]:
         """The states (B, ...) at the end of real contexts, and the policy's memory before them; see `Player.act`."""
@@ -450,7 +450,7 @@ class Loop:
         usable[~begun, : self.config.burn_in] = False
         if not usable.any():  # pieces shorter than the burn-in: what the memory knows of them is all there is
             usable = batch.has_action
-        return trees.map(lambda leaf: leaf[usable], states)
+        return trees.rows(states, usable)
 
     # ---- codes ----
     def encoded(self, stage: Stage) -> list[np.ndarray]:

@@ -18,3 +18,8 @@ CLOCK_SEED = 30_000_000
 def episode_seed(seed: int, number: int) -> int:
     """The seed of the `number`-th episode, in [0, 2**31)."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) & 0x7FFFFFFF
+
+
+def evaluation_seed(seed: int, number: int) -> int:
+    """The seed of the `number`-th episode by which a run is judged, which it never learns from."""
+    return episode_seed(seed + EVALUATION_SEED, number)

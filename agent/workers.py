@@ -274,9 +274,6 @@ def _play_here(weights: Path | None, version: int, part: Part) -> Played:
 @contextmanager
 def _without_ctrl_c() -> Iterator[None]:
     """A process started within never sees Ctrl-C, not even before its first line; here it waits until the end."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -15,6 +15,7 @@ from envs.controls import Action
 from envs.games import Transition
 from play.snapshot import Estimate, Packed, Parts, Snapshot, View
 from policies.planner import Planner
+from policies.random import random_actions
 from world_model import trees
 from world_model.dream.batch import Dream, DreamBatch
 from world_model.interface import State, to_unit
@@ -68,9 +69,7 @@ class Dreamer(DreamBatch):
 
     def at_random(self) -> Action:
         """Any action."""
-        spec = self.model.spec
-        drawn = torch.randint(spec.action_size, (1,)) if spec.discrete else torch.rand(1, spec.action_size) * 2 - 1
-        return self._plain(drawn)
+        return self._plain(random_actions(self.model.spec, 1))
 
     def look(self, side: View) -> tuple[Tensor, Estimate]:
         """What the policy sees (1, F), and what it makes of it."""

@@ -207,5 +207,5 @@ def film(
 
 def _stamp() -> str:
     """A name that sorts by time and is not given twice."""
-    now = time.time()
-    return time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + f"-{time.time_ns() % 10**9:09d}"
+    seconds, rest = divmod(time.time_ns(), 10**9)
+    return time.strftime("%Y%m%d-%H%M%S", time.localtime(seconds)) + f"-{rest:09d}"

@@ -14,12 +14,12 @@ class ReplayPosition(NamedTuple):
     """A moment of an episode: the first `length` of the actions taken since the reset with `seed`."""
 
     seed: int
-    taken: list[Action]  # only ever appended to, and only by the tape that is as long as it
+    taken: list[Action]  # only ever appended to, and only from the moment after the last of them
     length: int
 
 
 class Real:
-    """The game at the present moment, or a tape of the moment it has yet to be wound to."""
+    """The game at the present moment, or the position of the moment that it has yet to be played up to."""
 
     def __init__(self, games: Games) -> None:
         """`games` has one copy; it is closed with this object."""

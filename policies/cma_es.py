@@ -244,7 +244,7 @@ def needed_memory(config: EvolutionConfig, features: int, size: int) -> int:
 
 def _check_memory(config: EvolutionConfig, features: int, size: int) -> None:
     needed, free = needed_memory(config, features, size), _free_memory()
-    if free is not None and needed > free:
+    if needed > free:
         dense = "" if config.diagonal else ", or policy.diagonal=true"
         raise ValueError(
             f"{config.population} candidates of {size} numbers with {config.rollouts} rollouts each need about "
@@ -253,13 +253,11 @@ def _check_memory(config: EvolutionConfig, features: int, size: int) -> None:
         )
 
 
-def _free_memory() -> int | None:
-    """Bytes that could be had without swapping; all there are where the system does not tell, None on Windows."""
+def _free_memory() -> int:
+    """Bytes that could be had without swapping; all there are where the system does not tell."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    if not hasattr(os, "sysconf"):
-        return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

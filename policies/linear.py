@@ -77,7 +77,6 @@ class Population(Policy):
     def __init__(self, like: Linear, vectors: Tensor) -> None:
         """Controllers of the kind of `like`, on its device, from vectors (P, n)."""
         super().__init__()
-        self.like = (like.features, like.actions)
         self.size, self.discrete, self.population_size = like.size, like.discrete, len(vectors)
         weight, bias = split(vectors.to(like.weight), like)
         self.register_buffer("weight", weight.clone())  # (P, A, F)

@@ -13,15 +13,19 @@ from policies.interface import Policy
 from world_model.trees import Tree
 
 
+def random_actions(spec: Spec, rows: int, device: torch.device | str = "cpu") -> Tensor:
+    """Any actions: choices (B,) int64, or (B, A) in [-1, 1]."""
+    if spec.discrete:
+        return torch.randint(spec.action_size, (rows,), device=device)
+    return torch.rand(rows, spec.action_size, device=device) * 2 - 1
+
+
 class RandomPolicy(Policy):
     """Every action as likely as any other, whatever is seen, `greedy` or not."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
-        self.action_size, self.discrete = spec.action_size, spec.discrete
+        self.spec = spec
 
     def act(self, view: Tensor, memory: Tree = (), greedy: bool = False) -> tuple[Tensor, Tree]:
-        rows, device = len(view), view.device
-        if self.discrete:
-            return torch.randint(self.action_size, (rows,), device=device), memory
-        return torch.rand(rows, self.action_size, device=device) * 2 - 1, memory
+        return random_actions(self.spec, len(view), view.device), memory

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Collection, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from envs.errors import UserError, nearest
+from envs.settings import walk
 
 Config = TypeVar("Config")
 
@@ -43,18 +44,14 @@ def fill(template: Config, given: Mapping[str, Any], *, prefix: str = "") -> Con
         raise UserError(f"{prefix.rstrip('.') or 'The configuration'}: {problem}") from problem
 
 
-def keys(template: object, prefix: str = "") -> list[str]:
+def keys(template: object) -> list[str]:
     """Every dotted key of a dataclass, the groups themselves left out."""
-    return list(values(template, prefix))
+    return list(values(template))
 
 
-def values(template: object, prefix: str = "") -> dict[str, Any]:
+def values(template: object) -> dict[str, Any]:
     """Every dotted key of a dataclass with its value."""
-    found: dict[str, Any] = {}
-    for field in fields(template):  # type: ignore[arg-type]
-        value = getattr(template, field.name)
-        found |= values(value, f"{prefix}{field.name}.") if is_dataclass(value) else {prefix + field.name: value}
-    return found
+    return {key: value for key, value, _ in walk(template)}
 
 
 def renamed(given: Mapping[str, Any], old_names: Mapping[str, str], valid: Collection[str]) -> dict[str, Any]:

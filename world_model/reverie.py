@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from envs.settings import setting
 from envs.spec import Spec
+from world_model import trees
 from world_model.interface import (
     Batch,
     Losses,
@@ -32,7 +33,7 @@ from world_model.parts.dynamics import GRU, Transformer
 from world_model.parts.heads import Categoricals, Mean, TwoHot, one_hot
 from world_model.parts.nets import FrameDecoder, FrameEncoder, mlp, network_dtype
 from world_model.parts.points import Distances, PointDecoder, PointEncoder
-from world_model.trees import Tree, map
+from world_model.trees import Tree
 
 METRICS = {
     "pixels": Metric(
@@ -337,7 +338,7 @@ class Reverie(WorldModel):
             "cont": Term(F.binary_cross_entropy_with_logits(goes_on, cont, reduction="none"), "arrived"),
             "posterior_entropy": Term(self.latents.entropy(posterior), "valid"),
         }
-        states = State(latent.detach(), map(Tensor.detach, memory))
+        states = State(latent.detach(), trees.map(Tensor.detach, memory))
         return Losses(terms, {"kl": dyn.detach().mean()}, states, learned=reward.flatten())
 
     # ---- parts ----

@@ -45,6 +45,11 @@ def rows(tree: Tree, index: Any) -> Tree:
     return map(lambda leaf: leaf[index], tree)
 
 
+def concat(*parts: Tree) -> Tree:
+    """The rows of trees of the same structure, one after the other."""
+    return map(lambda *leaves: torch.cat(leaves), *parts)
+
+
 def size_bytes(tree: Tree) -> int:
     """Memory the tree's tensors take."""
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves(tree))

@@ -132,7 +132,7 @@ class LSTM(nn.Module):
 
     @property
     def weights(self) -> tuple[Tensor, Tensor]:
-        """Of the input (4 H, I + 1) and of the last output (4 H, H); gates in the order enter, forget, new, leave."""
+        """Of the input (4 H, I + 1) and of h (4 H, H); the gates in torch's order: input, forget, candidate, output."""
         inward, recurrent = self.cells.all_weights[0]
         return inward, recurrent
 
@@ -160,9 +160,9 @@ class LSTM(nn.Module):
 
     def _cell(self, memory: Tree, projected: Tensor) -> Tree:
         gates = projected + F.linear(memory["h"], self.weights[1])
-        enter, forget, candidate, leave = gates.chunk(4, -1)
-        c = forget.sigmoid() * memory["c"] + enter.sigmoid() * candidate.tanh()
-        return {"h": leave.sigmoid() * c.tanh(), "c": c}
+        into, forget, candidate, out = gates.chunk(4, -1)
+        c = forget.sigmoid() * memory["c"] + into.sigmoid() * candidate.tanh()
+        return {"h": out.sigmoid() * c.tanh(), "c": c}
 
     def _with_one(self, x: Tensor) -> Tensor:
         return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1)

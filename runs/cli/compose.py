@@ -200,7 +200,7 @@ def read(words: Sequence[str]) -> list[Override]:
     return overrides
 
 
-def launch(task: Callable[[DictConfig], None], words: Sequence[str]) -> None:
+def launch(task: Callable[[DictConfig], None]) -> None:
     """Runs `task` under Hydra, once or once for each combination of a sweep, in a run folder of its own."""
     # Errors are for our own caller to show; Hydra would print a part of the traceback and leave with code 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")

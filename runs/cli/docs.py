@@ -92,7 +92,7 @@ def write(asked: DocsConfig, commands: Mapping[str, Command]) -> None:
         atari100k.picture([*entries, *yardstick], Path(asked.out) / "atari100k.png")
     for page in pages(commands):
         path = Path(asked.out) / page.name
-        write_atomic(path, lambda file, text=page.text: file.write(text.encode()))  # type: ignore[misc]
+        write_atomic(path, page.text.encode())
         print(path)
 
 

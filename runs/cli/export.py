@@ -14,7 +14,6 @@ import json
 import re
 import shutil
 import tarfile
-import tempfile
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -219,12 +218,12 @@ def _write(folder: Path, files: Mapping[str, bytes], single: bool, console: Cons
     assert script in page["index.html"]
     if single:
         path = folder / "dream.html"
-        write_atomic(path, lambda file: file.write(_single(page, files, script).encode()))
+        write_atomic(path, _single(page, files, script).encode())
         console.print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser", soft_wrap=True)
         return path
     page["index.html"] = page["index.html"].replace(script, f'<script src="local.js"></script>\n{script}')
     for name, content in ({key: text.encode() for key, text in page.items()} | dict(files)).items():
-        write_atomic(folder / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+        write_atomic(folder / name, content)
     for path in folder.glob("*/dream.json"):  # of dreams that an earlier export had beside it
         if f"{path.parent.name}/dream.json" not in files and {one.name for one in path.parent.iterdir()} == OWN:
             shutil.rmtree(path.parent)
@@ -268,10 +267,8 @@ def fetched(path: str, console: Console) -> dict[str, bytes]:
             raise UserError(f"{package} is missing: runtime= names onnxruntime-web-{VERSION}.tgz.")
         console.print(f"fetching {ADDRESS}", soft_wrap=True)
         try:
-            with urllib.request.urlopen(ADDRESS, timeout=60) as answer, tempfile.TemporaryFile() as draft:
-                shutil.copyfileobj(answer, draft)
-                draft.seek(0)
-                write_atomic(package, lambda file: shutil.copyfileobj(draft, file))
+            with urllib.request.urlopen(ADDRESS, timeout=60) as answer:
+                write_atomic(package, answer.read())
         except OSError as problem:
             raise UserError(
                 f"{ADDRESS} cannot be fetched ({problem}): fetch it elsewhere (npm pack onnxruntime-web@{VERSION}) and "

@@ -101,7 +101,7 @@ def threads_for(loaded: Loaded, asked: int) -> int:
 
 
 def parts(loaded: Loaded, planner: PlannerConfig | None = None) -> Parts:
-    """What the tables need of a loaded model."""
+    """What every visitor's session needs of a loaded model."""
     config, world = loaded.config, loaded.world()
     for_inference(loaded.agent.world_model, loaded.agent.learner, format=loaded.format())
     game, weight = partial(_game, loaded), config.replay.human_weight
@@ -162,11 +162,11 @@ def _serve(asked: PlayConfig, loaded: Loaded, threads: int) -> None:
     from play.connection import ServerState
 
     shared = parts(loaded, asked.planner)
-    seat = partial(session, asked, loaded, shared)
-    seat().close()  # what is wrong with the request is said here and not on the page
+    make_session = partial(session, asked, loaded, shared)
+    make_session().close()  # what is wrong with the request is said here and not on the page
     at = server.listen(asked.host, asked.port)
-    house = ServerState(shared, about(loaded), videos_folder(loaded), episodes_folder(loaded), seat, threads)
-    server.serve(house, at, partial(_started, asked, loaded))
+    state = ServerState(shared, about(loaded), videos_folder(loaded), episodes_folder(loaded), make_session, threads)
+    server.serve(state, at, partial(_started, asked, loaded))
 
 
 def _started(asked: PlayConfig, loaded: Loaded, url: str) -> None:

@@ -45,7 +45,7 @@ def train(words: Sequence[str], job: Callable[[object], None] | None = None) -> 
     before = sys.argv
     sys.argv = [before[0], *words]  # where Hydra reads them
     try:
-        compose.launch(job or partial(_job, failed, os.getpid()), words)
+        compose.launch(job or partial(_job, failed, os.getpid()))
     finally:
         sys.argv = before
     if failed:

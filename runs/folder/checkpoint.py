@@ -25,7 +25,7 @@ def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
     path = folder / f"{step:012d}.pt"
     buffer = io.BytesIO()  # torch hides the reason when its own writing fails, as on a full disk
     torch.save(content, buffer)
-    write_atomic(path, lambda file: file.write(buffer.getbuffer()))
+    write_atomic(path, buffer.getbuffer())
     for old in _newest_first(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return path

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import cv2
 import numpy as np
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+from envs.episode import sync_folder
 
 
 def file_name(text: str) -> str:
@@ -25,45 +23,32 @@ def file_name(text: str) -> str:
     return text.replace("/", "-").replace(":", "-")
 
 
-def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Calls `write(file)` on a temporary file, syncs it, then gives it its name; an error leaves nothing behind."""
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
+    """Writes a temporary file, syncs it, then gives it its name; an error leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rest = path.with_name(path.name + ".tmp")
     try:
         with open(rest, "wb") as file:
-            write(file)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        adopt(rest, path)
+        os.replace(rest, path)
+        sync_folder(path.parent)  # so that the name, too, survives a power cut
     finally:
         rest.unlink(missing_ok=True)
-
-
-def adopt(rest: Path, path: Path) -> None:
-    """Renames a complete file to its name and syncs the folder, so that the name survives a power cut too."""
-    os.replace(rest, path)
-    if os.name != "posix":  # other systems cannot open a folder
-        return
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 TEMPORARY = (".recorded-", ".weights-")  # folders within a run's, as long as one process works
 
 
 class Lock:
-    """A file that one process holds; whatever ends the process sets it free. Where the system knows no locks, nothing.
+    """A file that one process holds; whatever ends the process sets it free. Where its disk knows no locks, nothing.
 
     Raises BlockingIOError when another one, or another Lock of this process, holds it.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "a")  # noqa: SIM115  held until it is released
-        if fcntl is None:
-            return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -101,20 +86,20 @@ def write_png(path: Path, image: np.ndarray) -> None:
     done, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
     if not done:
         raise OSError(f"{path} could not be encoded.")
-    write_atomic(path, lambda file: file.write(data.tobytes()))
+    write_atomic(path, data.tobytes())
 
 
 def write_figure(path: Path, figure: Any) -> None:
     """Writes a matplotlib figure as PNG, atomically."""
     data = io.BytesIO()
     figure.savefig(data, dpi=110)
-    write_atomic(path, lambda file: file.write(data.getvalue()))
+    write_atomic(path, data.getvalue())
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes indented JSON atomically; numbers that are not finite become null."""
     text = json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_atomic(path, text.encode())
 
 
 def plain(value: Any) -> Any:

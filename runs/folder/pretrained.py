@@ -46,7 +46,7 @@ def pack(run: Run, folder: Path) -> Path:
     }  # fmt: skip
     tensors = save(_tensors(parts))
     told["sha256"] = hashlib.sha256(tensors).hexdigest()  # safetensors has no checksum of its own
-    write_atomic(path, lambda file: file.write(tensors))
+    write_atomic(path, tensors)
     write_json(path.with_suffix(".json"), told)
     return path
 

@@ -269,7 +269,7 @@ class Run:
         self.note(resumed=[*self.meta.get("resumed", []), how])
         self.close()
         lines = [json.dumps(line) + "\n" for line in self.metrics()[: self._lines] if line["step"] <= self.step]
-        write_atomic(self.folder / "metrics.jsonl", lambda file: file.write("".join(lines).encode()))
+        write_atomic(self.folder / "metrics.jsonl", "".join(lines).encode())
         checkpoint.drop_after(self.folder / "checkpoints", self.step)
         for path in self.reconstructions_folder.glob("*.png"):
             if int(path.stem.split("-")[0]) > self.step:

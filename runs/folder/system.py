@@ -51,9 +51,9 @@ def facts() -> dict[str, Any]:
     }
 
 
-def load() -> list[float] | None:
-    """How many processes wanted a core in the last 1, 5 and 15 minutes; None where the system does not tell."""
-    return [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None
+def load() -> list[float]:
+    """How many processes wanted a core in the last 1, 5 and 15 minutes."""
+    return [round(load, 2) for load in os.getloadavg()]
 
 
 def clock() -> str:

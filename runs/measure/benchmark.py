@@ -103,7 +103,7 @@ class _Measurement:
         stages, policy = self._begin("updates", self._updates)
         states = loop.states(loop.dreams.starts or 192)
         dreams = self._begin("dreaming", lambda: self._time(lambda: self._dream(states), 0.1))
-        frames = self._begin("one frame", lambda: self._time(self._dreamer(_first(states, 1)), 0.05))
+        frames = self._begin("one frame", lambda: self._time(self._dreamer(trees.rows(states, slice(1))), 0.05))
         pairs = np.sum([*stages.values(), policy], 0)
         # Of a recipe whose rounds take thousands of updates there is no loop to be seen in a minute.
         short = all(stage.updates == 1 for stage in loop.stages)
@@ -265,10 +265,6 @@ class _Measurement:
             | {"ms": round(time_of(event) / 1000 / times, 3), "share": round(time_of(event) / whole, 4)}
             for event in events[:OPERATORS]
         ]
-
-
-def _first(states: State, count: int) -> State:
-    return trees.map(lambda leaf: leaf[:count], states)
 
 
 def row(name: str, seconds: Iterable[float], unit: str, *, size: str = "", each: int = 1) -> dict[str, Any]:

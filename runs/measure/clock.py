@@ -222,7 +222,7 @@ def command(asked: ClockConfig) -> dict[str, Any]:
     path = keep(loaded.run, "clock", found, loaded.config.env)
     title = f"{loaded.config.recipe} on {loaded.config.env}: the clock of {DREAMS} dreams"
     drawn = picture(seconds, legible, rate, title)
-    write_atomic(path.with_suffix(".png"), lambda file: file.write(drawn))
+    write_atomic(path.with_suffix(".png"), drawn)
     table = Table(title=title)
     for name in ("clock", *found["real"]):
         table.add_column(name.replace("_", " "), justify="left" if name == "clock" else "right")

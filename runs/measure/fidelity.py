@@ -123,21 +123,18 @@ def parts(
     suite: Suite, loaded: Loaded, chosen: list[Context], named: dict[str, Thing], played: Mapping[int, Episode]
 ) -> Iterator[Part]:
     """The contexts, as many at a time as are dreamed side by side, from the suite's episodes by number."""
-    config, spec = loaded.config.game, loaded.agent.world_model.spec
-    nows: dict[int, list[int]] = {}
-    for context in chosen:
-        nows.setdefault(context.episode, []).append(context.now)
-    waiting: list[tuple[Any, int, dict[str, np.ndarray]]] = []
-    for number in nows:
-        episode, place = played[number], {}
-        if named:
-            place = places(suite.env, game(suite, config), episode.seed, episode.action, episode.frame)
-        waiting += [(episode, now, place) for now in nows[number]]
-        while len(waiting) >= PART or (waiting and number == max(nows)):
-            part, waiting = waiting[:PART], waiting[PART:]
-            starts = [now - CONTEXT + 1 for _, now, _ in part]
-            batch = cut([one for one, _, _ in part], starts, CONTEXT + AHEAD, spec=spec)
-            yield Part(batch, {name: np.stack([_after(at[name], now) for _, now, at in part]) for name in named})
+    config, spec = game(suite, loaded.config.game), loaded.agent.world_model.spec
+    place: dict[int, dict[str, np.ndarray]] = {}  # of each thing in each episode, (n + 1, 2)
+    for begin in range(0, len(chosen), PART):
+        some = chosen[begin : begin + PART]
+        for number in {context.episode for context in some} - place.keys() if named else ():
+            one = played[number]
+            place[number] = places(suite.env, config, one.seed, one.action, one.frame)
+        starts = [context.now - CONTEXT + 1 for context in some]
+        batch = cut([played[context.episode] for context in some], starts, CONTEXT + AHEAD, spec=spec)
+        yield Part(batch, {
+            name: np.stack([_after(place[context.episode][name], context.now) for context in some]) for name in named
+        })  # fmt: skip
 
 
 def _after(place: np.ndarray, now: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.player import Agent, Player
-from agent.seeds import EVALUATION_SEED, episode_seed
+from agent.seeds import evaluation_seed
 from envs.errors import UserError
 from envs.make import make_games
 from envs.settings import setting
@@ -95,7 +95,7 @@ def _played(loaded: Loaded, agent: Agent, asked: LongRolloutConfig, usual: np.nd
     begun, ends, rewards = games.num_envs, 0, []
     minutes: list[dict[str, Any]] = []
     try:
-        frames = games.reset([episode_seed(asked.seed + EVALUATION_SEED, number) for number in range(begun)])
+        frames = games.reset([evaluation_seed(asked.seed, number) for number in range(begun)])
         is_first = np.ones(begun, bool)
         with forked_rng(loaded.agent.device):
             torch.manual_seed(asked.seed)
@@ -107,7 +107,7 @@ def _played(loaded: Loaded, agent: Agent, asked: LongRolloutConfig, usual: np.nd
                     pictures.append(to_pixels(to_unit(torch.from_numpy(frames))))
                     rewards.append(brought.score)
                     if over := np.flatnonzero(is_first).tolist():
-                        seeds = [episode_seed(asked.seed + EVALUATION_SEED, begun + i) for i in range(len(over))]
+                        seeds = [evaluation_seed(asked.seed, begun + i) for i in range(len(over))]
                         begun, ends, frames = begun + len(over), ends + len(over), games.reset(seeds, over)
                 minutes.append({"steps": len(pictures)} | _described(np.stack(pictures), usual, ball))
     finally:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.player import Agent, Player
-from agent.seeds import EVALUATION_SEED, episode_seed
+from agent.seeds import evaluation_seed
 from envs.errors import UserError
 from envs.games import Games
 from envs.make import make_games
@@ -84,7 +84,7 @@ def play(agent: Agent, games: Games, frames: int, *, seed: int) -> Sample:
     Raises RuntimeError when the emulator that tells where the ball is does not show what the games show.
     """
     rng = np.random.default_rng(seed)
-    seeds = [episode_seed(seed + EVALUATION_SEED, number) for number in range(2 * games.num_envs)]
+    seeds = [evaluation_seed(seed, number) for number in range(2 * games.num_envs)]
     mirrors: list[Mirror | None] = [Mirror(games.env, games.config, seed) for seed in seeds[: games.num_envs]]
     player, candidates = Player(agent), 0
     kept: list[tuple[np.ndarray, Truth]] = []

@@ -138,10 +138,10 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def served(house: ServerState) -> Iterator[str]:
+def served(state: ServerState) -> Iterator[str]:
     """The page on a free port, served by a thread of this process; gives its address."""
     at = server.listen("127.0.0.1", 0)
-    running = server.made(house)
+    running = server.made(state)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [at]}, daemon=True)
     thread.start()
     while not running.started and thread.is_alive():
@@ -151,7 +151,7 @@ def served(house: ServerState) -> Iterator[str]:
     finally:
         running.should_exit = True
         thread.join(10)
-        house.work.shutdown()
+        state.work.shutdown()
 
 
 # ---- speed ----
@@ -160,9 +160,9 @@ def measure_speed(loaded: Loaded, asked: PageConfig, folder: Path) -> tuple[list
     rows = []
     settings = PlayConfig(run=asked.run, fps=asked.fps, player="agent")
     shared = parts(loaded)
-    seat = partial(session, settings, loaded, shared)
-    house = ServerState(shared, about(loaded), folder, None, seat, asked.threads or 1)
-    with served(house) as url, chromium() as opened:
+    make_session = partial(session, settings, loaded, shared)
+    state = ServerState(shared, about(loaded), folder, None, make_session, asked.threads or 1)
+    with served(state) as url, chromium() as opened:
         page = opened.new_page(viewport={"width": 1280, "height": 860})
         page.set_default_timeout(600_000)
         page.goto(url)
@@ -228,7 +228,7 @@ def _speed(asked: PageConfig) -> None:
         "rows": rows,
     }
     path = keep(loaded.run, "page", {"env": loaded.config.env} | found)
-    files.write_atomic(path.with_suffix(".png"), lambda file: file.write(picture))
+    files.write_atomic(path.with_suffix(".png"), picture)
     lines = Lines(title=f"{loaded.config.env} in the browser")
     for name in ("", *(row["mode"] for row in rows)):
         lines.add_column(name, justify="right")
@@ -403,7 +403,7 @@ def measure_access(asked: PageConfig) -> dict[str, list[dict[str, Any]]]:
     loaded = load_parts(asked.run, asked.device)
     settings = PlayConfig(run=asked.run, mode="both", player="agent")
     shared, found = parts(loaded), dict[str, list[dict[str, Any]]]()
-    house = ServerState(
+    state = ServerState(
         shared,
         about(loaded),
         Path("/nonexistent"),
@@ -411,7 +411,7 @@ def measure_access(asked: PageConfig) -> dict[str, list[dict[str, Any]]]:
         partial(session, settings, loaded, shared),
         asked.threads or 1,
     )
-    with served(house) as url, chromium() as opened:
+    with served(state) as url, chromium() as opened:
         for name, screen in SCREENS.items():
             context = opened.new_context(**screen)
             page = context.new_page()

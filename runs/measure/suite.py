@@ -170,7 +170,7 @@ def write(suite: Suite) -> None:
         content, about=np.array(json.dumps(suite.about)), seed=suite.seed, kind=suite.kind, score=suite.score,
         length=length, action=packed,
     )  # fmt: skip
-    write_atomic(suite.path, lambda file: file.write(content.getvalue()))
+    write_atomic(suite.path, content.getvalue())
 
 
 # ---- playing ----

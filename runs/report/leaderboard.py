@@ -51,8 +51,13 @@ def rows(found: list[tuple[Path, dict[str, Any]]]) -> list[tuple[Path, tuple[str
     return [(line[-2], line[-1]) for line in sorted(lines, key=lambda line: line[:-2])]
 
 
+def recipe_of(entry: dict[str, Any]) -> str:
+    """A result's recipe, size and variant as the tables say them."""
+    return f"`{entry['recipe']}` {entry['size']}" + (f", {entry['variant']}" if "variant" in entry else "")
+
+
 def _cells(entry: dict[str, Any], row: dict[str, Any]) -> tuple[str, ...]:
-    name = f"`{entry['recipe']}` {entry['size']}" + (f", {entry['variant']}" if "variant" in entry else "")
+    name = recipe_of(entry)
     name += f", temperature {entry['temperature']:g}" if entry["temperature"] else ""
     things = [key.removesuffix("_within_2px") for key in row if key.endswith("_within_2px")]
     apart = [f"{entry['left_right_kl']:.2g}"] if "left_right_kl" in entry else ["-"]

@@ -19,6 +19,7 @@ from runs.folder.files import file_name, write_json
 from runs.folder.ppo import open_run
 from runs.folder.run import RESULTS, Run
 from runs.report import leaderboard
+from runs.report.leaderboard import recipe_of
 
 TRIAL = re.compile(r"evaluation-\w+-.*\.json")  # over other episodes: evaluation-sampled-episodes20.json
 # Of each the newest one is published.
@@ -126,7 +127,7 @@ def _score(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     if judged := entry.get("judged_in_real_game", {}).get("steps"):
         steps += f" and {judged:,} of evolution"
     return [(
-        _game(entry), _recipe(entry), entry["policy"], f"**{entry['mean']:.2f}**",
+        _game(entry), recipe_of(entry), entry["policy"], f"**{entry['mean']:.2f}**",
         f"{entry['std']:.2f}", f"{entry['median']:.1f}", str(entry["episodes"]), steps,
         f"{entry['hours']:.2f}", place, _link(path),
     )]  # fmt: skip
@@ -142,30 +143,26 @@ def _probe(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     moved = f"{entry['transplant']:.1%}" if "transplant" in entry else "-"
     moved += f" ({entry['transplant_by_place']:.1%})" if "transplant_by_place" in entry else ""
     told = (f"{entry[key]:.1%}" for key in ("linear_probe", "inverse_model"))
-    name = f"{entry['env']}, {_recipe(entry)}"
+    name = f"{entry['env']}, {recipe_of(entry)}"
     return [(name, str(entry["codes_used"]), *told, f"{-entry['delta_psnr']:.1f} dB", moved, _link(path))]
 
 
 def _clock(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     dream, real = entry["dream"], entry["real"]
     shares = (f"{dream[key]:.1%}" for key in ("stops", "jumps", "legible"))
-    name = f"{entry['env']}, {_recipe(entry)}"
+    name = f"{entry['env']}, {recipe_of(entry)}"
     return [(name, f"{dream['fast_percent']:+.0f} %", *shares, f"{real['fast_percent']:+.1f} %", _link(path))]
-
-
-def _recipe(entry: dict[str, Any]) -> str:
-    return f"`{entry['recipe']}` {entry['size']}" + (f", {entry['variant']}" if "variant" in entry else "")
 
 
 def _objects(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     shares = f"{entry['within_2px']:.1%}", f"{entry['within_1px']:.1%}"
-    return [(f"{entry['env']}, {_recipe(entry)}", *shares, str(entry["frames"]), _link(path))]
+    return [(f"{entry['env']}, {recipe_of(entry)}", *shares, str(entry["frames"]), _link(path))]
 
 
 def _fidelity(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     return [
         (
-            f"{entry['env']}, {_recipe(entry)}", str(row["steps_ahead"]), f"{row['accuracy']:.1%}",
+            f"{entry['env']}, {recipe_of(entry)}", str(row["steps_ahead"]), f"{row['accuracy']:.1%}",
             f"{row['accuracy_still']:.1%}", f"{row['accuracy_changed']:.1%}",
             f"{row['ball_within_2px']:.1%}" if "ball_within_2px" in row else "-", str(row["contexts"]), _link(path),
         )
@@ -177,7 +174,7 @@ def _fidelity(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
 def _format(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     return [
         (
-            f"{_recipe(entry)}, {row['format']}", f"{row['total_variation']:.2%}", f"{row['kl_nats']:.1e} nats",
+            f"{recipe_of(entry)}, {row['format']}", f"{row['total_variation']:.2%}", f"{row['kl_nats']:.1e} nats",
             f"{row['same_most_likely']:.1%}", _link(path),
         )
         for row in entry["rows"]
@@ -226,7 +223,8 @@ def _car(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
 def _page(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     return [
         (
-            f"{entry['env']}, {_recipe(entry)}, {row['mode']}", f"{row['limit']:g}", f"{row['frames_per_second']:.0f}",
+            f"{entry['env']}, {recipe_of(entry)}, {row['mode']}", f"{row['limit']:g}",
+            f"{row['frames_per_second']:.0f}",
             f"{row['input_to_picture_median_ms']:.0f} ms", f"{row['input_to_picture_p95_ms']:.0f} ms",
             f"{row['model_median_ms']:.1f} ms", str(entry["threads"]), str(entry["load_before"][0]), _link(path),
         )

@@ -52,7 +52,7 @@ class Dream(NamedTuple):
         """The rows of all parts, in order."""
         if len(parts) == 1:
             return parts[0]
-        state = trees.map(lambda *leaves: torch.cat(leaves), *(part.state for part in parts))
+        state = trees.concat(*(part.state for part in parts))
         return Dream(state, *(np.concatenate(arrays) for arrays in zip(*(part[1:] for part in parts), strict=True)))
 
     def where(self, mask: np.ndarray, other: Dream) -> Dream:

@@ -71,8 +71,8 @@ class PairTokenizer(nn.Module):
         self.grid = (1, config.positions) if config.positions else self.places
         self.tokens = self.grid[0] * self.grid[1]
         self.embedding: Quantizer = quantizers.build(
-            config.quantizer, config.codes, config.width, config.levels, config.follow_every, config.reset_every,
-            config.even, config.rate, config.action_codes,
+            config.quantizer, config.codes, config.width, config.levels, follow_every=config.follow_every,
+            reset_every=config.reset_every, even=config.even, rate=config.rate, apart=config.action_codes,
         )  # fmt: skip
         self.width = self.embedding.weight.shape[1]
         colours, count = frame[0] * FIRST**2, self.places[0] * self.places[1]

@@ -236,7 +236,7 @@ Quantizer = Codebook | FiniteScalar | CodebooksApart
 
 
 def build(
-    kind: str, codes: int, width: int, levels: tuple[int, ...], follow_every: int = 1, reset_every: int = 0,
+    kind: str, codes: int, width: int, levels: tuple[int, ...], *, follow_every: int = 1, reset_every: int = 0,
     even: bool = False, rate: float = 0.0, apart: int = 0,
 ) -> Quantizer:  # fmt: skip
     """The quantiser of that kind with V codes, `apart` of them in a codebook of the first token's own.
@@ -248,8 +248,10 @@ def build(
             raise ValueError("fsq has no codebooks, of which one could be the first token's own")
         if apart >= codes:
             raise ValueError(f"of {codes} codes {apart} cannot be the first token's own: some must remain")
-        schedule = (follow_every, reset_every, even, rate)
-        one, others = (build(kind, count, width, levels, *schedule) for count in (apart, codes - apart))
+        one, others = (
+            build(kind, count, width, levels, follow_every=follow_every, reset_every=reset_every, even=even, rate=rate)
+            for count in (apart, codes - apart)
+        )
         assert isinstance(one, Codebook) and isinstance(others, Codebook)
         return CodebooksApart(one, others)
     if kind == "fsq":

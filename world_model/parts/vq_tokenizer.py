@@ -76,8 +76,8 @@ class VQTokenizer(nn.Module):
         encoder, decoder = (_encoder, _decoder) if config.layout == "vqgan" else (_hires_encoder, _hires_decoder)
         self.encoder = encoder(config, colours * config.patch**2)
         self.embedding: Quantizer = quantizers.build(
-            config.quantizer, config.codes, config.width, config.levels, config.follow_every, config.reset_every,
-            config.even, config.rate,
+            config.quantizer, config.codes, config.width, config.levels, follow_every=config.follow_every,
+            reset_every=config.reset_every, even=config.even, rate=config.rate,
         )  # fmt: skip
         self.width = self.embedding.weight.shape[1]  # of a code
         self.pre_quant_conv = nn.Conv2d(config.width, self.width, 1)
