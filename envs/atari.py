@@ -49,11 +49,14 @@ def means(found: EnvSpec) -> dict[str, Any]:
     return DEFAULTS | found.kwargs
 
 
-def timing(found: EnvSpec, config: GameConfig) -> tuple[int, float]:
-    """Emulator frames of an agent step and the probability of a repeated action: those of `config`, else of the id."""
-    asked = means(found)
-    sticky = asked["repeat_action_probability"] if config.sticky is None else config.sticky
-    return config.action_repeat or asked["frameskip"], sticky
+def timing(found: EnvSpec, config: GameConfig) -> tuple[int | tuple[int, int], float]:
+    """Frames of an agent step and the probability of a repeated action: those of `config`, else of any game's id.
+
+    An id that skips frames at random (Pong-v4) has the bounds of their number, (2, 5) for 2 to 4.
+    """
+    asked = means(found) if found.entry_point == ATARI else found.kwargs
+    sticky = asked.get("repeat_action_probability", 0.0) if config.sticky is None else config.sticky
+    return config.action_repeat or asked.get("frameskip", 1), float(sticky)
 
 
 class AtariGames(Games):
@@ -69,6 +72,7 @@ class AtariGames(Games):
         self._found = find(env, config.kwargs)
         asked = means(self._found)
         repeat, sticky = timing(self._found, config)
+        assert isinstance(repeat, int)  # see is_atari
         noops = config.noops or 0
         self._settings: dict[str, Any] = {
             "game": asked["game"],

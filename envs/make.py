@@ -19,13 +19,10 @@ def make_games(env: str, config: GameConfig, num_envs: int | None = None) -> Gam
     return kind(env, config.num_envs if num_envs is None else num_envs, config=config)
 
 
-def timing_of(env: str, config: GameConfig) -> dict[str, float]:
+def timing_of(env: str, config: GameConfig) -> dict[str, int | tuple[int, int] | float]:
     """`action_repeat` and `sticky` as the game is played, where the settings leave them to the gymnasium id.
 
     Raises UserError for an unknown id.
     """
-    found = find(env, config.kwargs)
-    repeat, sticky = (
-        timing(found, config) if is_atari(found, config) else (config.action_repeat or 1, config.sticky or 0.0)
-    )
+    repeat, sticky = timing(find(env, config.kwargs), config)
     return {"action_repeat": repeat, "sticky": sticky}

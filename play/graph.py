@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from envs.errors import UserError
 from play.snapshot import Parts
 from world_model import noise, trees
-from world_model.interface import State, to_bytes, to_unit
+from world_model.interface import State, to_bytes
 from world_model.noise import Numbers, forked_rng
 from world_model.trees import Tree
 
@@ -90,8 +90,7 @@ def begun(parts: Parts, start: int) -> tuple[list[Tensor], dict[str, Tensor]]:
 
 
 def _state_at(parts: Parts, start: int) -> tuple[State, Tree]:
-    frame, action = (part[start : start + 1] for part in parts.world.starts)
-    state = parts.world.model.start(to_unit(frame), action)
+    state = parts.world.starts.begin(parts.world.model, torch.tensor([start]))
     return state, parts.learner.policy.initial(1)
 
 

@@ -70,8 +70,7 @@ class Loaded(NamedTuple):
 
     def begin(self, chosen: Tensor) -> State:
         """The states (S, ...) that the starts of these numbers (S,) lead to."""
-        frame, action = (part[chosen].to(self.agent.device) for part in self.starts)
-        return self.agent.world_model.start(to_unit(frame), action)
+        return self.starts.begin(self.agent.world_model, chosen)
 
     def with_starts(self, count: int | None, seed: int = 0) -> Loaded:
         """The same with moments drawn over all steps that the run has kept, random play included.

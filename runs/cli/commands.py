@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +31,7 @@ from runs.folder.run import RESULTS, Run, recorded
 from runs.folder.system import choose_device, choose_threads, cores, keep_freed_memory
 
 OF_THE_MACHINE = ("device", "threads", "workers", "cluster")
-EVALUATED = ("episodes", "seed", "device", "threads", "game.max_steps")  # keys of a run that its evaluation may change
+EVALUATED = ("episodes", "seed", "device", "threads", "game.max_steps")
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,27 @@ class EvaluateConfig:
     planner: PlannerConfig = PlannerConfig()
 
 
+# Of the commands that read a run: the keys of their own, and those of a run's configuration that they may change.
+OF_A_RUN: dict[str, tuple[Any, Callable[[Config], Sequence[str]]]] = {
+    "resume": (ResumeConfig(), resumable),
+    "evaluate": (EvaluateConfig(), lambda config: EVALUATED),
+}
+
+
 def opened(command: str, words: Sequence[str]) -> tuple[Any, ...]:
     """The run that `run=` names, with what else the words of resume or evaluate say.
 
     Raises:
         UserError: no such run, a key that it fixed for good, a value of a wrong type or out of range.
     """
-    own = ResumeConfig() if command == "resume" else EvaluateConfig()
+    own, may_change = OF_A_RUN[command]
     mine = [word for word in words if word.split("=")[0] in keys(own)]
     if len([word for word in mine if word.startswith("run=")]) > 1:
         raise UserError(f"{command} needs one run=NAME.")
     asked = compose.filled(command, own, mine)
     run = Run.open(asked.run)
     others = [compose.renamed(word, keys(run.config)) for word in words if word not in mine]
-    config = compose.changed(run.config, others, resumable(run.config) if command == "resume" else EVALUATED)
+    config = compose.changed(run.config, others, may_change(run.config))
     run.config = config
     if isinstance(asked, ResumeConfig):
         return (run, asked.only) if asked.only else (run,)

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from envs.errors import UserError
 from envs.games import PROTOCOLS
-from runs.cli.commands import EVALUATED, EvaluateConfig, ResumeConfig
+from runs.cli.commands import OF_A_RUN
 from runs.cli.table import RECIPE, RUN, Command, load
-from runs.config import SIZES, resumable
+from runs.config import SIZES
 from runs.config_types import keys
 from runs.recipes import RECIPES, preset
 
@@ -96,7 +96,7 @@ def _keys(name: str, row: Command) -> list[str]:
         own = [] if row.reads == RECIPE else keys(load(row.reads)())
         return list(dict.fromkeys([*own, *(key for recipe in RECIPES for key in keys(preset(recipe, "xs")))]))
     if row.reads == RUN:
-        own = keys(ResumeConfig() if name == "resume" else EvaluateConfig())
-        changed = [key for recipe in RECIPES for key in resumable(preset(recipe, "xs"))]
-        return list(dict.fromkeys([*own, *(changed if name == "resume" else EVALUATED)]))
+        own, may_change = OF_A_RUN[name]
+        changed = [key for recipe in RECIPES for key in may_change(preset(recipe, "xs"))]
+        return list(dict.fromkeys([*keys(own), *changed]))
     return keys(load(row.reads)())

@@ -11,9 +11,9 @@ from envs.games import PROTOCOLS
 from envs.settings import declared, setting
 from runs import build
 from runs.cli import compose
-from runs.cli.commands import EVALUATED, EvaluateConfig, ResumeConfig
+from runs.cli.commands import OF_A_RUN
 from runs.cli.table import RECIPE, RUN, Command, load
-from runs.config import SIZES, resumable
+from runs.config import SIZES
 from runs.config_types import SHORT, typed
 from runs.folder.files import write_atomic
 from runs.folder.ppo import METRICS, PPO
@@ -161,12 +161,12 @@ def _own(row: Row) -> bool:
 
 def _of_a_run(name: str) -> list[Row]:
     """The command's own keys, and those of a run that it may change, of whichever recipe."""
-    found = {row[0]: row for row in rows(ResumeConfig() if name == "resume" else EvaluateConfig())}
+    own, may_change = OF_A_RUN[name]
+    found = {row[0]: row for row in rows(own)}
     for recipe in (compose.DEFAULT_RECIPE, *RECIPES):
         config = preset(recipe, SHOWN_SIZE)
-        allowed = resumable(config) if name == "resume" else EVALUATED
         known = {row[0]: row for row in rows(config)}
-        found = {key: (key, known[key][1], "the run's", *known[key][3:]) for key in allowed} | found
+        found = {key: (key, known[key][1], "the run's", *known[key][3:]) for key in may_change(config)} | found
     return sorted(found.values(), key=lambda row: (row[0] not in ("run", "only"), "." in row[0]))
 
 

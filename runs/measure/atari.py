@@ -37,7 +37,9 @@ class Emulator:
         if not is_atari(found, config):
             raise UserError(f"{env} with these settings is not what a plain emulator plays, so that no truth is known.")
         asked = means(found)
-        self.repeat, sticky = timing(found, config)
+        repeat, sticky = timing(found, config)
+        assert isinstance(repeat, int)  # see is_atari
+        self.repeat = repeat
         self.size = config.frame_size
         self.console = ale_py.ALEInterface()
         self.console.setFloat("repeat_action_probability", sticky)

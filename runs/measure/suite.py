@@ -30,8 +30,7 @@ from agent.seeds import SUITE_SEED, episode_seed
 from envs.episode import DAMAGE, Episode
 from envs.errors import UserError
 from envs.games import PROTOCOLS, GameConfig, Games
-from envs.gym import find
-from envs.make import make_games
+from envs.make import make_games, timing_of
 from envs.settings import setting
 from runs.dreams import Loaded, load_parts
 from runs.folder.files import file_name, write_atomic
@@ -89,12 +88,10 @@ def rules(env: str, config: GameConfig) -> dict[str, Any]:
 
     Raises UserError for an id whose frame skip is random.
     """
-    own = find(env, config.kwargs).kwargs
-    repeat = config.action_repeat or own.get("frameskip", 1)
-    if not isinstance(repeat, int):
+    found = timing_of(env, config)
+    if isinstance(repeat := found["action_repeat"], tuple):
         raise UserError(f"{env} skips {repeat[0]} to {repeat[1] - 1} frames at random: game.action_repeat=N fixes it.")
-    sticky = own.get("repeat_action_probability", 0.0) if config.sticky is None else config.sticky
-    return {"action_repeat": repeat, "sticky": float(sticky)}
+    return found
 
 
 def place(env: str, of: dict[str, Any], folder: Path = SUITES) -> Path:

@@ -32,6 +32,12 @@ class Starts(NamedTuple):
     frame: Tensor  # (S, T, C, H, W) uint8
     action: Tensor  # (S, T - 1) int64, or (S, T - 1, A) float in [-1, 1]
 
+    def begin(self, model: WorldModel, chosen: Tensor) -> State:
+        """The states (N, ...) that the contexts of these numbers (N,) lead to."""
+        device = next(model.parameters()).device
+        frame, action = (part[chosen].to(device) for part in self)
+        return model.start(to_unit(frame), action)
+
 
 class Dream(NamedTuple):
     """N dreams at one moment, and what the last action brought. Nothing in it is ever changed."""
@@ -153,8 +159,7 @@ class DreamBatch:
         begun = []
         for first in range(0, len(starts), STARTS_AT_ONCE):
             chosen = torch.from_numpy(starts[first : first + STARTS_AT_ONCE])
-            frame, action = (part[chosen].to(self.device) for part in self.world.starts)
-            begun.append(self.at(self.world.model.start(to_unit(frame), action)))
+            begun.append(self.at(self.world.starts.begin(self.world.model, chosen)))
         return Dream.joined(begun)
 
     def at(self, state: State) -> Dream:
