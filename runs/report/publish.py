@@ -21,7 +21,8 @@ from runs.folder.run import RESULTS, Run
 from runs.report import leaderboard
 from runs.report.leaderboard import recipe_of
 
-TRIAL = re.compile(r"evaluation-\w+-.*\.json")  # over other episodes: evaluation-sampled-episodes20.json
+# Over other episodes: evaluation-sampled-episodes20.json. A planner takes hours for a hundred, so its few are no trial.
+TRIAL = re.compile(r"evaluation-(?!planner)\w+-.*\.json")
 # Of each the newest one is published.
 PICTURES = ("dream", "actions", "codebook", "mixture", "latents", "temperatures", "components")
 
@@ -30,7 +31,7 @@ def publish(run: Run, results: Path = RESULTS, variant: str = "", overwrite: boo
     """Copies results/*.json and its pictures as <recipe>-<env>-[<protocol>-][seed<n>-][<variant>-]<what>.
 
     Protocol and seed stand in a name when they are not the usual ones. Evaluations over other episodes than the run's
-    own stay in its folder. Returns the new files.
+    own stay in its folder, but for a planner's. Returns the new files.
 
     Raises UserError when the run has no results, and without `overwrite` when those of another run have these names.
     """

@@ -51,6 +51,13 @@ def test_a_variant_is_published_beside_the_recipe(run: Run, tmp_path: Path) -> N
     assert "and 12,345 of evolution" in lines[0]
 
 
+def test_a_planners_few_episodes_are_published(run: Run, tmp_path: Path) -> None:
+    """A hundred would take hours."""
+    run.result("evaluation-planner-episodes2", {"policy": "planner", "mean": 1.0})
+    names = [path.name for path in publish.publish(run, tmp_path / "results")]
+    assert "reverie-Catch-v0-evaluation-planner-episodes2.json" in names
+
+
 def test_what_another_run_has_published_is_not_replaced_unasked(run: Run, tmp_path: Path) -> None:
     run.result("evaluation-sampled-episodes3", {"policy": "sampled"})
     files = publish.publish(run, tmp_path / "results")
