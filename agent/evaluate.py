@@ -20,9 +20,7 @@ class Evaluation(NamedTuple):
 
     returns: list[float]
     lengths: list[int]
-    film: (
-        np.ndarray
-    )  # (T, H, W, 3) uint8: the first episode, if asked for, as the game draws it, up to the bounds above
+    film: np.ndarray  # (T, H, W, 3) uint8: the first episode as the game draws it, if asked for, up to those bounds
 
     def summary(self) -> dict[str, float | list[float] | int]:
         """Mean, standard deviation (population), median and everything they are made of."""

@@ -23,8 +23,8 @@ class Past:
 
     def add(self, moment: Snapshot, fps: float) -> None:
         """Remembers one more, of a game that is played at `fps` steps a second."""
-        self._moments.append((moment, moment.size_bytes))
-        self._bytes += moment.size_bytes
+        self._moments.append((moment, size := moment.size_bytes))
+        self._bytes += size
         while len(self) > max(KEPT, SECONDS * fps) or (self._bytes > MOST_BYTES and len(self) > 1):
             self._bytes -= self._moments.popleft()[1]
 
