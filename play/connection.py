@@ -165,8 +165,7 @@ class Connection:
         except UserError as problem:
             self.say(error=str(problem))
         except OSError as problem:
-            await self.server_state.run(self.recorder.fail)
-            self.say(error=f"The recording cannot be written: {problem.strerror or problem}.")
+            self.say(error=await self.server_state.run(self.recorder.fail, problem))
         except Exception:  # a fault in the program; the other visitors play on
             log.exception("a session failed")
             self.session.paused = True

@@ -137,12 +137,16 @@ class Recorder:
             film = self._finished()
         return done + film
 
-    def fail(self) -> None:
-        """Ends a recording that cannot be written: its video is lost, what a person played is saved with the next."""
+    def fail(self, problem: OSError) -> str:
+        """Ends a recording that cannot be written; returns the sentence that says so.
+
+        Its video is lost, what a person played is saved with the next recording.
+        """
         self.session.record(False)
         film, self._film = self._film, None
         if film is not None:
             film.discard()
+        return f"The recording cannot be written: {problem.strerror or problem}."
 
     def _finished(self) -> list[Path]:
         film, self._film = self._film, None

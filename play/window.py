@@ -46,7 +46,7 @@ class Window:
             except UserError as problem:
                 self.message = str(problem)
             except OSError as problem:
-                self.lost(problem)
+                self.message = self.recorder.fail(problem)
             self.draw()
             self.clock.tick(self.session.fps)
 
@@ -103,12 +103,7 @@ class Window:
         except UserError as problem:
             self.message = str(problem)
         except OSError as problem:
-            self.lost(problem)
-
-    def lost(self, problem: OSError) -> None:
-        """Ends a recording that cannot be written, and says so."""
-        self.recorder.fail()
-        self.message = f"The recording cannot be written: {problem.strerror or problem}."
+            self.message = self.recorder.fail(problem)
 
     def tell(self, files: list[Path]) -> None:
         """Says which files have been completed."""

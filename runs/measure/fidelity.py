@@ -125,8 +125,8 @@ def parts(
     """The contexts, as many at a time as are dreamed side by side, from the suite's episodes by number."""
     config, spec = game(suite, loaded.config.game), loaded.agent.world_model.spec
     place: dict[int, dict[str, np.ndarray]] = {}  # of each thing in each episode, (n + 1, 2)
-    for begin in range(0, len(chosen), PART):
-        some = chosen[begin : begin + PART]
+    for first in range(0, len(chosen), PART):
+        some = chosen[first : first + PART]
         for number in {context.episode for context in some} - place.keys() if named else ():
             one = played[number]
             place[number] = places(suite.env, config, one.seed, one.action, one.frame)

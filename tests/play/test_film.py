@@ -155,10 +155,10 @@ def test_what_a_person_played_waits_for_the_disk(tmp_path: Path, monkeypatch: py
     recorder.add()
     with monkeypatch.context() as broken:
         broken.setattr(Episode, "save", full)
-        with pytest.raises(OSError):
+        with pytest.raises(OSError) as problem:
             recorder.stop()
     assert [path.suffix for path in (tmp_path / "videos").iterdir()] == [".mp4"], "the video is complete"
-    recorder.fail()
+    assert "No space left" in recorder.fail(problem.value)
     assert not recorder.add() and not made.recording, "not tried at every step"
     recorder.start()
     (path,) = recorder.stop()
