@@ -111,6 +111,7 @@ class Loop:
         self.done: dict[str, int] = {}  # of the round under way
         self.posterior: State | None = None  # states that its last update passed through, if told
         self.only = ""  # the one part that is done instead of a round
+        self.last = ("", 0)  # the part that was done last, and how often: more of it may be asked for later
         self.fixed = torch.zeros(0, dtype=torch.uint8)  # frames that are reconstructed over training, once chosen
         self._codes: dict[str, tuple[tuple[int, ...], dict[int, np.ndarray]]] = {}  # see `encoded`
         self._saved = 0.0
@@ -151,7 +152,7 @@ class Loop:
         out, and another process of a team that has ended (PeerLost). Raises UserError for an unknown part, or in the
         middle of another.
         """
-        self.choose(only)
+        self.choose(only, steps)
         with deferred() as asked:
 
             def asked_to_stop() -> bool:
@@ -190,10 +191,11 @@ class Loop:
         """Whether a run of so many agent steps has something left to do."""
         return bool(self.done or not self.rounds or self.step < steps or self.only)
 
-    def choose(self, only: str) -> None:
+    def choose(self, only: str, steps: int) -> None:
         """The one part that `train` is to do once more, if any.
 
-        Raises UserError for an unknown part, or in the middle of another.
+        A run with nothing left to do goes on with the part it ended with, if that is by now to have more updates or
+        generations than it had. Raises UserError for an unknown part, or in the middle of another.
         """
         if only and only not in self.parts:
             raise UserError(f'Unknown part only="{only}": choose one of {", ".join(self.parts)}.')
@@ -204,6 +206,9 @@ class Loop:
         if only and not self._count(only):
             raise UserError(f"only={only} has nothing to do: the run asks for no updates or generations of it.")
         self.only = only or self.only
+        part, done = self.last
+        if done and not self.due(steps) and self._count(part) > done:
+            self.only, self.done = part, {part: done}
 
     def _count(self, only: str) -> int:
         """How often a part is repeated in a round that is for it alone."""
@@ -260,6 +265,7 @@ class Loop:
             if not self._repeat(where, count, improve, context):
                 return
         self.rounds += not self.only
+        self.last = list(self.done.items())[-1]
         self.done, self.only, self.posterior = {}, "", None
         self.team.share(self.trainer.shared)
         self._tell(context)
@@ -545,6 +551,7 @@ class Loop:
             "waiting": self.waiting,
             "others": self.others,
             "only": self.only,
+            "last": self.last,
             "real": {} if self.real is None else self.real.state_dict(),
             "returns": list(self.returns),
             "starts": start_contexts(self.replay),
@@ -576,6 +583,7 @@ class Loop:
         self.rounds = int(state["rounds" if "rounds" in state else "updates"])  # as older runs call them
         self.returns = list(state["returns"])
         self.done, self.only = dict(state.get("done", {})), state.get("only", "")  # older runs have none
+        self.last = tuple(state.get("last", ("", 0)))
         posterior = state.get("posterior") if known is None else None  # those of a team are the first process's
         self.posterior = posterior and State(*trees.to(posterior, self.agent.device))
         self.ahead, self.waiting, self.others = (state.get(name, 0) for name in ("ahead", "waiting", "others"))

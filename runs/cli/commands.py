@@ -104,7 +104,10 @@ def train(config: Config, folder: Path, command: str | None = None) -> Path:
 
 
 def resume(run: Run, only: str = "") -> None:
-    """Goes on with a run from its newest checkpoint, or does one part of a round once more."""
+    """Goes on with a run from its newest checkpoint, or does one part of a round once more.
+
+    A finished run goes on too: with more steps=, or with more generations or updates of the part it ended with.
+    """
     if team.rank():
         _assist(run.config, _prepare(run.config)[0], run, only)
         return
@@ -204,13 +207,13 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
                 state = run.load_checkpoint(device, say=progress.say)
                 with run.understood():
                     loop.load_state_dict(state)
-                loop.choose(only)
+                loop.choose(only, config.steps)
                 run.keep_config(OF_THE_MACHINE)  # only now: a resume that fails has changed nothing
                 run.rewind(threads=threads, device=device)
                 # In a team the first process alone would have them, and be ahead of the others.
                 if crew.size == 1 and (taken := loop.take(run.human_folder, human=True)):
                     progress.say(f"{taken} episodes that a person played join the replay")
-                over = "" if loop.due(config.steps) else "; all its steps are done, and steps=N asks for more"
+                over = "" if loop.due(config.steps) else "; all of it is done, and steps=N or only=PART asks for more"
                 progress.say(f"resumed at step {run.step:,}, round {loop.rounds:,}{over}")
             for sentence in loop.replay.skipped:
                 progress.say(sentence)

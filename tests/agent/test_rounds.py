@@ -277,6 +277,23 @@ def test_one_part_can_be_done_alone_and_stopped(copied: Path) -> None:
         resumed.train(config.steps, again, Progress(), "visoin")
 
 
+def test_a_finished_run_goes_on_with_its_last_part_when_more_of_it_is_asked_for(whole: Whole, tmp_path: Path) -> None:
+    shutil.copytree(whole.folder, tmp_path / "run")
+    config = quick()
+    run = Run.open(tmp_path / "run")
+    run.config = replace(config, policy=replace(config.policy, real_generations=5))
+    session = loaded(run)
+    with pytest.raises(KeyboardInterrupt):
+        session.train(config.steps, run, Stopping("real", "3"))
+    session = loaded(run)
+    session.train(config.steps, run, Progress())
+    run.close()
+    longer = trained(run.config, tmp_path / "longer")
+    same(session.agent.state_dict(), longer.session.agent.state_dict())
+    assert (session.rounds, session.only, session.last) == (whole.session.rounds, "", ("real", 5))
+    assert not session.due(config.steps)
+
+
 def test_a_stage_reads_what_was_encoded_once(tmp_path: Path) -> None:
     """Not frames encoded anew for every batch: the sampled numbers are those of the very frame and episode."""
     config = quick()
