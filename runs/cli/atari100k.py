@@ -22,7 +22,7 @@ from envs.errors import UserError, nearest
 from envs.settings import setting
 from runs.cli import commands, compose, side_by_side, train
 from runs.cli.exit_codes import guarded, interruptible
-from runs.config import Config, resumable
+from runs.config import Config
 from runs.config_types import values
 from runs.folder.files import file_name, write_json
 from runs.folder.run import OUT, Run
@@ -30,6 +30,8 @@ from runs.folder.system import facts
 from runs.measure.scores import game_of, published
 from runs.report import atari100k as report
 
+# What a run may be resumed with and still be the one that was asked for: how far, and by which machine.
+FREE = ("steps", "episodes", *commands.OF_THE_MACHINE, "train.cuda_graphs")
 FIXED = ("env", "seed", "protocol", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.run.dir")
 
 
@@ -72,6 +74,7 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
         raise UserError("The table is of scores, and train.policy=false leaves nobody who could play for one.")
     recipe = expected.recipe
     out = Path(asked.out) if asked.out else OUT / f"atari100k-{file_name(recipe)}"
+    failed: list[int] = []
     if not asked.only_table:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -82,28 +85,30 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
             "env=" + ",".join(f"ALE/{game}-v5" for game in games), "seed=" + ",".join(map(str, seeds)),
             f"hydra.sweep.dir={out}", "hydra.sweep.subdir='${folder:${env}}-${seed}'",
         ]  # fmt: skip
-        failed: list[int] = []
         if asked.jobs > 1:
             failed = side_by_side.run(_commands(games, seeds, out, words), asked.jobs, out)
         else:
             train.train(sweep, partial(_job, failed))
-        if asked.only_run and failed:
-            raise SystemExit(max(failed))
     if asked.only_run:
+        if failed:
+            raise SystemExit(max(failed))
         return
     _tell(expected, out, {(game, seed) for game in games for seed in seeds}, ran=not asked.only_table)
+    if failed:
+        raise SystemExit(max(failed))
 
 
 def _tell(expected: Config, out: Path, wanted: set[tuple[str, int]], *, ran: bool) -> None:
     """Table, picture and summary of what is finished in a folder; UserError when something that was run is not."""
     recipe = expected.recipe
     found = out.glob("*/results/evaluation-sampled.json")
-    entries = report.load((path for path in found if _alike(path.parents[1], expected)), expected.steps)
+    own = (path for path in found if _alike(path.parents[1], expected))
+    entries = report.load(own, expected.steps, expected.episodes)
     if not entries:
         raise UserError(f"No game is finished in {out} with these settings.")
     told = report.summary(entries)
     write_json(out / "summary.json", {"what": "atari100k", "recipe": recipe} | facts() | told)
-    yardstick = report.load(OUT.glob("*/results/evaluation-sampled.json"), None)
+    yardstick = report.load(OUT.glob("*/results/evaluation-sampled.json"), None, expected.episodes)
     beside = [entry for entry in yardstick if entry["game"] in told["games"]]
     report.picture([*entries, *beside], out / "curves.png")
     heading, *rows = report.lines(told, recipe, report.BESIDE)
@@ -154,14 +159,15 @@ def _job(failed: list[int], composed: object) -> None:
 
 def _go_on(config: Config, folder: Path) -> None:
     """Begins a run, resumes it, or does nothing where it is finished."""
-    if not (folder / "config.json").exists():
+    path = folder / "results" / "evaluation-greedy.json"  # the last one that is written
+    begun = path.exists() or any((folder / "checkpoints").glob("*"))  # else it was killed before its first one
+    if not (begun and (folder / "config.json").exists()):
         words = HydraConfig.get().overrides.task
         commands.train(config, folder, command=shlex.join(["python", "main.py", *words]))
         return
     run = Run.open(folder)
     if other := _other(run.config, config):
         raise UserError(f"{folder} was begun with another {other}: choose another out= or delete it.")
-    path = folder / "results" / "evaluation-greedy.json"  # the last one that is written
     result = json.loads(path.read_text()) if path.exists() else {}
     if (played := result.get("env_steps", 0)) >= config.steps + report.MORE:
         raise UserError(f"{folder} has learned from {played:,} steps, not {config.steps:,}: choose another out=.")
@@ -175,8 +181,7 @@ def _go_on(config: Config, folder: Path) -> None:
 def _other(config: Config, asked: Config, besides: Sequence[str] = ()) -> str:
     """The first key that a run was begun with otherwise, of those that decide what it is; "" when there is none."""
     ours, theirs = values(asked), values(config)
-    free = (*resumable(asked), *besides)
-    return next((key for key in ours if ours[key] != theirs.get(key) and key not in free), "")
+    return next((key for key in ours if ours[key] != theirs.get(key) and key not in (*FREE, *besides)), "")
 
 
 def _alike(folder: Path, asked: Config) -> bool:

@@ -168,7 +168,9 @@ def announcement(config: Config, results: Path = RESULTS) -> str:
     if not alike:
         return f"{said}; {here}, and no published run says how long it takes."
     told = min(alike, key=lambda told: differs(told, "env", "protocol"))
-    machine, threads = told["machine"], told.get("training", {}).get("threads") or told["machine"]["cores"]
+    training = told.get("training", {})
+    machine = training.get("machine", told["machine"])  # older results know only that of the evaluation
+    threads = training.get("threads") or machine["cores"]
     # Of one thread its processor time: others may have shared the core.
     took = told.get("core_hours") if threads == 1 and not machine["gpu"] else None
     hours = (took or told["hours"]) * config.steps / told["env_steps"]
@@ -188,6 +190,7 @@ def about(games: Games) -> dict[str, Any]:
 
 def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "") -> None:
     from runs import build
+    from runs.measure import evaluation, fidelity  # noqa: F401  now, lest another commit be checked out meanwhile
 
     config = run.config
     games = make_games(config.env, config.game)

@@ -150,8 +150,15 @@ def open_run(path: str | Path) -> Run:
 
 
 def _used(run: Run) -> float:
-    """Processor hours of a run so far."""
-    known = [line["core_hours"] for line in run.metrics() if line.get("core_hours")]
+    """Processor hours of a run so far, where its process did all the work."""
+    lines = run.metrics()
+    known = [line["core_hours"] for line in lines if line.get("core_hours")]
+    elsewhere = "a GPU" if str(run.meta.get("device", "")).startswith("cuda") else ""
+    elsewhere = "worker processes" if any(line.get("real/generations") for line in lines) else elsewhere
+    if elsewhere:
+        raise UserError(
+            f"{run.folder} was trained by {elsewhere} too, whose time is not counted: say hours=... yourself."
+        )
     if not known:
         raise UserError(f"{run.folder} has recorded no processor hours: say hours=... yourself.")
     return float(known[-1])

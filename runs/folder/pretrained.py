@@ -25,7 +25,7 @@ from runs.folder.run import TRAINED, Run
 
 STARTS = 8
 SCORE = ("policy", "episodes", "mean", "std", "median", "env_steps", "hours", "command", "returns")
-TRAINING = (*TRAINED, "machine", "versions")
+TRAINING = (*TRAINED, "versions")
 
 
 def pack(run: Run, folder: Path) -> Path:

@@ -39,7 +39,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"  # published ones
 MODELS = RESULTS.with_name("pretrained")  # those that ship
 EPISODES, HUMAN = "episodes", "human"
 # Of meta.json, beside every result.
-TRAINED = ("command", "commit", "started", "threads", "device", "resumed", "init_replay")
+TRAINED = ("command", "commit", "started", "threads", "device", "machine", "resumed", "init_replay")
 GIF_FRAMES = 300  # TensorBoard keeps whole animations in memory
 
 
@@ -281,13 +281,20 @@ class Run:
         self.check_there()
         config = self.config
         about = {key: getattr(config, key) for key in ("recipe", "env", "protocol", "size", "seed")}
-        trained = {"hours": round(self._hours_saved, 4), "env_steps": self.step}  # of the checkpoint
-        trained |= _rounded("core_hours", self._core_hours_saved)
         now = facts()  # the code and machine that made this result, which need not be those that trained
         about["training"] = {key: self.meta[key] for key in TRAINED if key in self.meta}
         path = self.folder / "results" / f"{name}.json"
-        write_json(path, {"what": name} | about | now | trained | dict(values))
+        write_json(path, {"what": name} | about | now | self._trained() | dict(values))
         return path
+
+    def _trained(self) -> dict[str, Any]:
+        """How far the checkpoint is that was loaded or saved, or the newest one, by the run's last line."""
+        told: dict[str, Any] = {"step": self.step, "hours": self._hours_saved, "core_hours": self._core_hours_saved}
+        if not self.step and (lines := self.metrics()):
+            saved = sorted((self.folder / "checkpoints").glob("*.pt"))
+            told = lines[-1] | ({"step": int(saved[-1].stem)} if saved else {})
+        hours = {"hours": round(told["hours"], 4), "env_steps": told["step"]}
+        return hours | _rounded("core_hours", told.get("core_hours"))
 
     def keep_config(self, but: Sequence[str] = ()) -> None:
         """Writes down the configuration as it is now, but for some keys, which stay as they were written."""
@@ -351,6 +358,17 @@ def keep(run: Run | None, name: str, values: Mapping[str, Any], env: str = "") -
     path = OUT / f"{file_name(env)}-{name}.json" if env else OUT / f"{name}.json"
     write_json(path, {"what": name} | facts() | dict(values))
     return path
+
+
+def result_name(name: str, asked: object, *keys: str) -> str:
+    """Of a result, with what was asked otherwise than usual: "fidelity", "fidelity-horizon1-temperature0.5"."""
+    usual = type(asked)()
+    others = ((key, getattr(asked, key)) for key in keys if getattr(asked, key) != getattr(usual, key))
+    return "-".join([name, *(key + _as_word(value) for key, value in others)])
+
+
+def _as_word(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value) if isinstance(value, int) else f"-{value or 'null'}"
 
 
 def find(path: str | Path) -> Path:

@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,12 @@ def clock() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
+@cache
 def commit() -> str | None:
-    """The git commit of the code, with "-dirty" when tracked files were changed; None outside a repository."""
+    """The git commit of the code, with "-dirty" when tracked files were changed; None outside a repository.
+
+    As it was when this process first asked: what it has imported stays what it is, whatever is checked out meanwhile.
+    """
     head = _git("rev-parse", "HEAD")
     if not head:
         return None

@@ -27,7 +27,7 @@ from envs.errors import UserError
 from envs.settings import setting
 from runs.dreams import Loaded, load_parts
 from runs.folder.files import write_atomic
-from runs.folder.run import keep
+from runs.folder.run import keep, result_name
 from runs.measure.atari import Emulator
 from world_model.interface import to_unit
 from world_model.noise import forked_rng
@@ -219,7 +219,8 @@ def command(asked: ClockConfig) -> dict[str, Any]:
     if loaded.agent.world_model.spec.frame[0] != 3:
         raise UserError(f"{asked.run} sees gray frames: its clock is read in colour ones (game.gray=false).")
     found, seconds, legible, rate = measure(loaded, asked, console)
-    path = keep(loaded.run, "clock", found, loaded.config.env)
+    name = result_name("clock", asked, "steps", "temperature")
+    path = keep(loaded.run, name, {"what": "clock"} | found, loaded.config.env)
     title = f"{loaded.config.recipe} on {loaded.config.env}: the clock of {DREAMS} dreams"
     drawn = picture(seconds, legible, rate, title)
     write_atomic(path.with_suffix(".png"), drawn)

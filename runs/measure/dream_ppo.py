@@ -27,7 +27,7 @@ from envs.make import make_games
 from envs.settings import setting
 from runs.dreams import Loaded, load_parts
 from runs.folder.progress import Progress
-from runs.folder.run import keep
+from runs.folder.run import keep, result_name
 from runs.folder.system import cores, keep_freed_memory
 from world_model.dream.batch import OBSERVATIONS
 from world_model.dream.envs import DreamVectorEnv
@@ -42,6 +42,7 @@ PARTS = 10  # of the learning, after each of which the returns are noted
 NUMBERS: dict[str, Any] = {
     "n_steps": 128, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4, "clip_range": 0.1, "ent_coef": 0.01,
 }  # fmt: skip
+OTHERWISE = ("starts", "horizon", "temperature", "steps", "seed")  # named in a result that has them otherwise
 HIDDEN = (256, 256)  # of the networks on features
 
 
@@ -193,7 +194,8 @@ def measure(settings: DreamPpoConfig) -> dict[str, Any]:
     result |= {"dreamed_returns": returns, "temperature": dream.temperature, "starts": len(world.starts.frame)}
     if shown:
         result["seen_through_the_model"] = shown[0]
-    path = keep(parts.run, "dream-ppo-features" if on_features else "dream-ppo", result, parts.config.env)
+    name = result_name("dream-ppo-features" if on_features else "dream-ppo", settings, *OTHERWISE)
+    path = keep(parts.run, name, result, parts.config.env)
     console.print(f"{parts.config.env}, {settings.episodes} episodes of the real game:")
     told = (("PPO from the dream", found), *(("through the model", one) for one in shown), ("random", chance))
     for name, entry in told:

@@ -19,7 +19,7 @@ from envs.make import make_games
 from policies.planner import Planner, PlannerConfig, planning
 from runs import build
 from runs.config_types import values
-from runs.folder.run import Run
+from runs.folder.run import Run, result_name
 from runs.measure.scores import human_normalised
 
 OF_EPISODES = ("episodes", "seed", "game.max_steps")  # which games are judged, and how far
@@ -47,16 +47,20 @@ def measure(run: Run, device: str, plan: PlannerConfig | None = None) -> dict[st
         plan = planning(plan, config.policy)
         planner = Planner(agent.world_model, agent.learner.value, plan, config.policy.temperature)
         about |= {"planner": asdict(plan)}
-        return judge(run, games, lambda greedy: Player(agent, planner=planner), about, modes=("planner",))
+        suffix = result_name("", plan, "method", "candidates", "horizon", "iterations", "repeat")
+        return judge(run, games, lambda greedy: Player(agent, planner=planner), about, ("planner",), suffix)
     finally:
         games.close()
 
 
 def judge(
     run: Run, games: Games, player: Callable[[bool], Acting], about: Mapping[str, Any],
-    modes: Sequence[str] = ("sampled", "greedy"),
+    modes: Sequence[str] = ("sampled", "greedy"), suffix: str = "",
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Whole episodes of whoever `player(greedy)` is; writes and returns the results, with what is said `about`."""
+    """Whole episodes of whoever `player(greedy)` is; writes and returns the results, with what is said `about`.
+
+    `suffix` ends the names of the files.
+    """
     console = Console(highlight=False)
     results = {}
     try:
@@ -67,7 +71,7 @@ def judge(
             score = human_normalised(run.config.env, summary["mean"])
             seconds = round(time.monotonic() - began, 1)
             summary |= {"policy": mode, "human_normalised": score, "evaluation_seconds": seconds} | dict(about)
-            run.result("-".join(["evaluation", mode, *_otherwise(run)]), summary)
+            run.result("-".join(["evaluation", mode, *_otherwise(run)]) + suffix, summary)
             results[mode] = summary
             if len(found.film):
                 run.video(run.step, f"evaluation-{mode}", found.film)

@@ -29,7 +29,7 @@ from envs.errors import UserError
 from envs.settings import setting
 from runs.dreams import Loaded, load_parts
 from runs.folder.progress import duration
-from runs.folder.run import keep
+from runs.folder.run import keep, result_name
 from runs.measure import rewards
 from runs.measure.atari import HEIGHT, WIDTH, Thing, places, things
 from runs.measure.rewards import correlation
@@ -371,11 +371,8 @@ def perplexity(codes: Tensor) -> float:
 
 
 def _name(asked: FidelityConfig) -> str:
-    """Of the result, with what differs from the defaults: "fidelity", "fidelity-gold-horizon1-temperature0.5"."""
-    usual = FidelityConfig()
-    others = (f"{key}{getattr(asked, key):g}" for key in ("horizon", "temperature")
-              if getattr(asked, key) != getattr(usual, key))  # fmt: skip
-    return "-".join(["fidelity", *[asked.tier] * (asked.tier != usual.tier), *others])
+    tier = "" if asked.tier == FidelityConfig().tier else f"-{asked.tier}"
+    return result_name("fidelity" + tier, asked, "horizon", "temperature")
 
 
 def command(asked: FidelityConfig) -> dict[str, Any]:

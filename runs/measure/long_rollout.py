@@ -27,7 +27,7 @@ from envs.settings import setting
 from runs.build import no_policy
 from runs.dreams import Loaded, load_parts
 from runs.folder import files
-from runs.folder.run import keep
+from runs.folder.run import keep, result_name
 from runs.measure.pong import SIZE, find_ball
 from world_model.dream.batch import DreamBatch
 from world_model.interface import to_pixels, to_unit
@@ -105,7 +105,7 @@ def _played(loaded: Loaded, agent: Agent, asked: LongRolloutConfig, usual: np.nd
                     brought = games.step(player.act(frames, is_first))
                     frames, is_first = brought.frame, brought.done
                     pictures.append(to_pixels(to_unit(torch.from_numpy(frames))))
-                    rewards.append(brought.score)
+                    rewards.append(brought.reward)
                     if over := np.flatnonzero(is_first).tolist():
                         seeds = [evaluation_seed(asked.seed, begun + i) for i in range(len(over))]
                         begun, ends, frames = begun + len(over), ends + len(over), games.reset(seeds, over)
@@ -120,7 +120,7 @@ def _played(loaded: Loaded, agent: Agent, asked: LongRolloutConfig, usual: np.nd
 
 
 def _paid(reward: np.ndarray) -> dict[str, float]:
-    """Rewards (T, N) in the game's units: what one dream won and lost."""
+    """Rewards (T, N) as they are learned from: what one dream won and lost."""
     parts = {"won": np.maximum(reward, 0), "lost": np.maximum(-reward, 0)}
     return {name: round(float(part.sum(0).mean()), 2) for name, part in parts.items()}
 
@@ -169,7 +169,8 @@ def command(asked: LongRolloutConfig) -> None:
     loaded = load_parts(asked.run, asked.device)
     found, strip = measure(loaded, asked)
     name = "long-rollout" + ("-random" if asked.player == "random" else "")
-    path = keep(loaded.run, name, {"env": loaded.config.env} | found, loaded.config.env)
+    name = result_name(name, asked, "dreams", "steps", "temperature", "seed")
+    path = keep(loaded.run, name, {"what": "long-rollout", "env": loaded.config.env} | found, loaded.config.env)
     files.write_png(path.with_suffix(".png"), strip)
     _show(found, path)
 

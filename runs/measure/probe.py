@@ -38,7 +38,7 @@ from envs.episode import Episode
 from envs.errors import UserError
 from envs.settings import setting
 from runs.dreams import Loaded, load_parts
-from runs.folder.run import keep
+from runs.folder.run import keep, result_name
 from runs.measure.atari import places as places_of
 from runs.measure.atari import things
 from runs.measure.fidelity import begin, perplexity, psnr
@@ -425,7 +425,7 @@ def command(asked: ProbeConfig) -> dict[str, Any]:
         raise UserError(f"{asked.run} has no codes of frame pairs: probe judges latent_gru and latent_action.")
     suite = find_suite(loaded.config.env, loaded.config.game)
     found = measure(loaded, suite, asked.steps, console)
-    path = keep(loaded.run, "probe", found, loaded.config.env)
+    path = keep(loaded.run, result_name("probe", asked, "steps"), {"what": "probe"} | found, loaded.config.env)
     table = Table(title=f"{loaded.config.recipe} on {loaded.config.env}, step {loaded.step:,}")
     for name in ("what", "value"):
         table.add_column(name, justify="left" if name == "what" else "right")

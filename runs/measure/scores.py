@@ -8,6 +8,7 @@ Shapes: G games, S seeds (which may differ from game to game), E episodes.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -62,10 +63,12 @@ def aggregates(scores: Sequence[Sequence[float]]) -> dict[str, float]:
     """Aggregates of human-normalised scores: of each of G games, its S scores (Agarwal et al. 2021, section 4).
 
     Mean and median are taken over the games' means; the interquartile mean over all scores without the lowest and the
-    highest quarter; the optimality gap is what is missing to 1 on average, where nothing above 1 counts.
+    highest quarter; the optimality gap is what is missing to 1 on average, where nothing above 1 counts. Every game
+    counts alike, however many seeds it has: those with fewer count several times each.
     """
     means = np.array([np.mean(of_game) for of_game in scores])
-    every = np.sort(np.concatenate([np.asarray(of_game, dtype=float) for of_game in scores]))
+    seeds = math.lcm(*(len(of_game) for of_game in scores))
+    every = np.sort(np.concatenate([np.repeat(np.asarray(one, dtype=float), seeds // len(one)) for one in scores]))
     cut = len(every) // 4
     return {
         "mean": float(means.mean()),

@@ -14,10 +14,10 @@ from runs.folder.ppo import PPO
 from runs.measure.scores import Estimate, aggregates, estimates, game_of, normalised, published, systems
 from runs.report.publish import markdown
 
-PROTOCOL, POLICY = "atari100k", "sampled"
+PROTOCOL, POLICY, SIZE = "atari100k", "sampled", "xs"
 BESIDE = ("DreamerV3-2023", "STORM")  # drawn in the picture
 TITLES = {"mean": "mean", "median": "median", "iqm": "IQM", "optimality_gap": "optimality gap"}
-STEPS = 100_000
+STEPS, EPISODES = 100_000, 100
 MORE = 4_096  # agent steps by which a run may be longer: all of its games play whole steps
 COLUMNS = 5
 PAGE = """\
@@ -26,15 +26,15 @@ PAGE = """\
 100,000 agent steps of each game (400,000 frames), no sticky actions, up to 30 no-ops at the start, life loss terminal
 in training; then 100 whole games with the sampled policy. `python main.py atari100k` makes such a table: it runs what
 is missing, resumes what was stopped and skips what is finished. Human-normalised: 0 is random play, 1 a person (Kaiser
-et al. 2020). IQM: the mean of the middle half (plain mean below four games; Agarwal et al. 2021); intervals are of
+et al. 2020). IQM: the mean of the middle half (plain mean below four scores; Agarwal et al. 2021); intervals are of
 95 %, by a bootstrap over the seeds of each game, or with one seed, over its episodes, which says nothing about variance
 between seeds. Core-hours are processor time; with a GPU, the host's: see [On a GPU](gpu.md). The other systems' columns
 are means over five seeds, trained on GPUs, and aggregated over the same games from these means. Over all 26 games and
 single runs their IQM is 0.501 (IRIS), 0.49 to 0.52 (DreamerV3) and 0.561 (STORM)."""
 
 
-def load(files: Iterable[Path], steps: int | None = STEPS) -> list[dict[str, Any]]:
-    """The results among `files` that count: sampled, of this protocol and `steps`, of one of the 26 games.
+def load(files: Iterable[Path], steps: int | None = STEPS, episodes: int = EPISODES) -> list[dict[str, Any]]:
+    """The results among `files` that count: sampled, of this protocol, `steps` and so many `episodes`, of the 26 games.
 
     None loads the baseline instead, PPO's, which is given time and not steps.
     Each with its file's name under "file" and its learning curve, where one lies beside it, under "points".
@@ -44,6 +44,7 @@ def load(files: Iterable[Path], steps: int | None = STEPS) -> list[dict[str, Any
         told = json.loads(path.read_text())
         known = isinstance(told.get("env"), str) and game_of(told["env"]) in published()
         counts = told.get("protocol") == PROTOCOL and told.get("policy") == POLICY and "variant" not in told
+        counts = counts and told["episodes"] >= episodes
         if steps is None:
             counts &= told.get("recipe") == PPO
         else:
@@ -124,34 +125,37 @@ def _score(value: float) -> str:
 
 
 def page(results: Path) -> str:
-    """docs/atari100k.md: a table for each recipe that has published results, and the picture where there is one."""
-    by_recipe = _published_here(results)
+    """docs/atari100k.md: a table for each system that has published results, and the picture where there is one."""
+    systems_here = _published_here(results)
     text = [PAGE]
-    for recipe, own in by_recipe.items():
+    for system, own in systems_here.items():
         told = summary(own)
-        heading, *rows = lines(told, f"`{recipe}`", systems())
+        heading, *rows = lines(told, f"`{system}`", systems())
         commands = sorted({_general(entry["training"]["command"]) for entry in own})
-        text.append(f"## {recipe}, {len(told['games'])} of 26 games")
+        text.append(f"## {system}, {len(told['games'])} of 26 games")
         text.append(markdown(heading, rows))
         commits = ", ".join(sorted({entry["training"]["commit"][:7] for entry in own}))
         text.append(
             "With the settings of " + "; ".join(f"`{command}`" for command in commands)
             + f",\nat the commits {commits}: each game's file names its own, and a newer one may learn otherwise."
         )  # fmt: skip
-    if by_recipe:
+    if systems_here:
         text.append("![learning curves](atari100k.png), and [all figures as JSON](atari100k.json).")
     return "\n\n".join(text)
 
 
 def numbers(results: Path) -> str:
-    """docs/atari100k.json: what the page's tables are made of, by recipe."""
-    return json.dumps({recipe: summary(own) for recipe, own in _published_here(results).items()}, indent=1)
+    """docs/atari100k.json: what the page's tables are made of, by system."""
+    return json.dumps({system: summary(own) for system, own in _published_here(results).items()}, indent=1)
 
 
 def _published_here(results: Path) -> dict[str, list[dict[str, Any]]]:
-    entries = load(results.glob(f"*-evaluation-{POLICY}.json"))
-    recipes = dict.fromkeys(entry["recipe"] for entry in entries)
-    return {recipe: [entry for entry in entries if entry["recipe"] == recipe] for recipe in recipes}
+    """By recipe, and size where it is not the usual one."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in load(results.glob(f"*-evaluation-{POLICY}.json")):
+        size = "" if entry["size"] == SIZE else f" {entry['size']}"
+        found.setdefault(entry["recipe"] + size, []).append(entry)
+    return found
 
 
 def _general(command: str) -> str:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from envs.errors import UserError
 from envs.settings import setting
-from runs.folder.files import file_name, write_json
+from runs.folder.files import file_name, write_atomic, write_json
 from runs.folder.ppo import open_run
 from runs.folder.run import RESULTS, Run
 from runs.report import leaderboard
@@ -31,9 +30,10 @@ def publish(run: Run, results: Path = RESULTS, variant: str = "", overwrite: boo
     """Copies results/*.json and its pictures as <recipe>-<env>-[<protocol>-][seed<n>-][<variant>-]<what>.
 
     Protocol and seed stand in a name when they are not the usual ones. Evaluations over other episodes than the run's
-    own stay in its folder, but for a planner's. Returns the new files.
+    own stay in its folder, but for a planner's; so do results of an earlier step than its newest, which are named.
+    With `overwrite` the results of another run of these names are deleted. Returns the new files.
 
-    Raises UserError when the run has no results, and without `overwrite` when those of another run have these names.
+    Raises UserError when the run has no results, and without `overwrite` when another run's have these names.
     """
     config = run.config
     words = [file_name(config.recipe), file_name(config.env)]
@@ -42,37 +42,59 @@ def publish(run: Run, results: Path = RESULTS, variant: str = "", overwrite: boo
     found = [path for path in sorted((run.folder / "results").glob("*.*")) if not TRIAL.match(path.name)]
     if not found:
         raise UserError(f"{run.folder} has no results yet: python main.py evaluate run={run.folder}")
+    found = _of_the_newest_step(found)
     for pattern in ("curve*.png", "reconstructions.png"):
         found += sorted((run.folder / "pictures").glob(pattern))
     for name in PICTURES:
         found += sorted((run.folder / "pictures").glob(f"{name}-*.png"))[-1:]
     results.mkdir(parents=True, exist_ok=True)
-    if not overwrite and (other := _of_another_run(run, results, prefix, variant)):
+    copies = {results / (prefix + _name(path)): path for path in found}
+    others = _of_another_run(run, results, prefix, variant, copies)
+    if others and not overwrite:
         raise UserError(
-            f"{other} is the result of another run: give this one a variant=NAME, or replace that one with "
+            f"{others[0]} is the result of another run: give this one a variant=NAME, or replace that one with "
             "overwrite=true."
         )
-    copies = [Path(shutil.copyfile(path, results / (prefix + _name(path)))) for path in found]
-    for copy in copies:
-        if variant and copy.suffix == ".json":
-            write_json(copy, json.loads(copy.read_text()) | {"variant": variant})
-    return copies
+    for path in others:
+        path.unlink()
+        path.with_suffix(".png").unlink(missing_ok=True)
+    for copy, path in copies.items():
+        if copy.suffix == ".json":
+            write_json(copy, json.loads(path.read_text()) | ({"variant": variant} if variant else {}))
+        else:
+            write_atomic(copy, path.read_bytes())
+    return list(copies)
 
 
-def _of_another_run(run: Run, results: Path, prefix: str, variant: str) -> Path | None:
-    """A published result with this prefix that another run has made; those of its variants have longer ones."""
+def _of_the_newest_step(found: Sequence[Path]) -> list[Path]:
+    """The results without those of an earlier checkpoint than the newest that was measured, and their pictures."""
+    steps = {path.stem: json.loads(path.read_text()).get("env_steps", 0) for path in found if path.suffix == ".json"}
+    newest = max(steps.values(), default=0)
+    old = {name: step for name, step in steps.items() if 0 < step < newest}
+    for name, step in old.items():
+        print(f"{name}.json is left out: it is of step {step:,}, and the run is at {newest:,}. Measure it again.")
+    return [path for path in found if path.stem not in old]
+
+
+def _of_another_run(run: Run, results: Path, prefix: str, variant: str, copies: Container[Path]) -> list[Path]:
+    """The published results with this prefix that another run has made; those of its variants have longer ones.
+
+    A file that no run has made, of a speed or a page, is one only if it would be overwritten.
+    """
+    found = []
     for path in sorted(results.glob(f"{prefix}*.json")):
         told = json.loads(path.read_text())
         known = told.get("training", {}).get("started")
         same = told.get("variant", "") == variant and told.get("protocol", "default") == run.config.protocol
-        if same and told.get("seed", 0) == run.config.seed and known != run.meta.get("started"):
-            return path
-    return None
+        same = same and told.get("seed", 0) == run.config.seed and ("training" in told or path in copies)
+        if same and known != run.meta.get("started"):
+            found.append(path)
+    return found
 
 
 def _name(path: Path) -> str:
     """Of the published copy: pictures lose their step."""
-    return path.name if path.suffix == ".json" else path.stem.split("-")[0] + path.suffix
+    return path.name if path.suffix == ".json" else re.sub(r"-\d+$", "", path.stem) + path.suffix
 
 
 def tables(results: Path = RESULTS) -> str:
@@ -101,7 +123,7 @@ def tables(results: Path = RESULTS) -> str:
         "codes of frame pairs", "codes used", "action by a linear probe on the code", "by an inverse model",
         "other codes' picture", "a transplanted code moves the player alike (by position alone)",
     )  # fmt: skip
-    clocks = ("clock in dreams of 1,000 steps", "fast or slow", "stands still", "jumps", "legible", "the real one")
+    clocks = ("clock", "steps of each dream", "fast or slow", "stands still", "jumps", "legible", "the real one")
     formats = ("beside float32", "probability that moves", "KL", "same most likely token")
     leaders = leaderboard.rows(leaderboard.entries(results))
     sections: list[tuple[tuple[str, ...], list[Sequence[str]]]] = [
@@ -121,7 +143,8 @@ def tables(results: Path = RESULTS) -> str:
 
 
 def _score(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
-    machine, training = entry["machine"], entry.get("training", {})
+    training = entry.get("training", {})
+    machine = training.get("machine", entry["machine"])  # older results know only that of the evaluation
     threads = training.get("threads") or machine["cores"]
     place = machine["gpu"] or f"{machine['cpu']}, {threads} thread{'s'[: threads > 1]}"
     steps = f"{entry['env_steps']:,}"
@@ -150,9 +173,10 @@ def _probe(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
 
 def _clock(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
     dream, real = entry["dream"], entry["real"]
-    shares = (f"{dream[key]:.1%}" for key in ("stops", "jumps", "legible"))
+    shares = ("-" if dream[key] is None else f"{dream[key]:.1%}" for key in ("stops", "jumps", "legible"))
+    fast = "-" if dream["fast_percent"] is None else f"{dream['fast_percent']:+.0f} %"  # it was never legible
     name = f"{entry['env']}, {recipe_of(entry)}"
-    return [(name, f"{dream['fast_percent']:+.0f} %", *shares, f"{real['fast_percent']:+.1f} %", _link(path))]
+    return [(name, f"{entry['steps']:,}", fast, *shares, f"{real['fast_percent']:+.1f} %", _link(path))]
 
 
 def _objects(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:

@@ -36,6 +36,13 @@ def test_aggregates_by_hand() -> None:
     assert found["optimality_gap"] == pytest.approx((1 + 0.8 + 0.6 + 0.4 + 0 + 0 + 0.2 + 0.2) / 8)
 
 
+def test_a_game_counts_once_however_many_seeds_it_has() -> None:
+    once = aggregates([[0.1], [0.2], [0.5], [3.0], [1.5]])
+    again = aggregates([[0.1], [0.2], [0.5], [3.0] * 3, [1.5] * 2])
+    assert again == pytest.approx(once, abs=0.07)  # as many are cut as whole ones go into a quarter
+    assert again["optimality_gap"] == pytest.approx(once["optimality_gap"])
+
+
 def test_intervals_hold_the_value_and_grow_with_what_differs() -> None:
     alike = estimates({"Pong": [[0.0] * 10, [0.0] * 10], "Boxing": [[6.0] * 10]})
     assert all(one.low == pytest.approx(one.high) for one in alike.values())
@@ -54,8 +61,8 @@ def test_intervals_hold_the_value_and_grow_with_what_differs() -> None:
 def entry(game: str, seed: int, mean: float, **more: Any) -> dict[str, Any]:
     return {
         "env": f"ALE/{game}-v5", "recipe": "reverie", "protocol": "atari100k", "policy": "sampled", "seed": seed,
-        "mean": mean, "returns": [mean - 1, mean + 1], "episodes": 2, "hours": 2.0, "core_hours": 1.0,
-        "env_steps": 100_000,
+        "mean": mean, "returns": [mean - 1, mean + 1], "episodes": 100, "hours": 2.0, "core_hours": 1.0,
+        "size": "xs", "env_steps": 100_000,
         "training": {"command": f"python main.py threads=1 env=ALE/{game}-v5 seed={seed}", "commit": f"{seed}abcdef0"},
     } | more  # fmt: skip
 
@@ -67,7 +74,7 @@ def test_only_results_of_the_benchmark_count_and_make_table_page_and_picture(tmp
         "sticky": entry("Pong", 2, 21.0, protocol="default"), "variant": entry("Pong", 3, 21.0, variant="big"),
         "greedy": entry("Pong", 4, 21.0, policy="greedy"), "early": entry("Pong", 5, 21.0, env_steps=99_999),
         "other": entry("Skiing", 0, 1.0), "long": entry("Pong", 6, 21.0, env_steps=200_000),
-        "ppo": entry("Pong", 7, 21.0, recipe="ppo", env_steps=100_000),
+        "ppo": entry("Pong", 7, 21.0, recipe="ppo", env_steps=100_000), "few": entry("Pong", 8, 21.0, episodes=20),
     }.items():  # fmt: skip
         (tmp_path / f"{name}-evaluation-sampled.json").write_text(json.dumps(told))
     (tmp_path / "a-curve.json").write_text(json.dumps({"points": points}))
@@ -89,6 +96,10 @@ def test_only_results_of_the_benchmark_count_and_make_table_page_and_picture(tmp
         "## reverie, 2 of 26 games" in page
         and "With the settings of `python main.py atari100k threads=1`,\nat the commits 0abcdef, 1abcdef: each" in page
     )
+    assert json.loads(report.numbers(tmp_path)) == {"reverie": told}
+    larger = entry("Pong", 9, 20.0, size="s")
+    (tmp_path / "larger-evaluation-sampled.json").write_text(json.dumps(larger))
+    assert "## reverie s, 1 of 26 games" in report.page(tmp_path), "another size is another system"
     assert json.loads(report.numbers(tmp_path))["reverie"] == told
     report.picture(entries, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -125,6 +136,14 @@ def test_the_sweep_runs_what_is_missing_goes_on_with_what_was_stopped_and_skips_
     assert main.main([*asked, "games=Pong", "model.lr=1e-4", "model.deter=32"]) == 2
     said = capsys.readouterr().err
     assert "was begun with another model.deter" in said and "No game is finished in all with these settings" in said
+
+    assert main.main([*asked, "games=Pong", "train.cooldown=0.5"]) == 2  # resume takes it, and the score is another's
+    assert "was begun with another train.cooldown" in capsys.readouterr().err
+
+    for path in [*run.folder.glob("checkpoints/*"), run.folder / "results/evaluation-greedy.json"]:
+        path.unlink()  # as if it had been killed before its first one
+    assert main.main([*asked, "games=Boxing"]) == 0
+    assert f"writing {run.folder}" in capsys.readouterr().out
 
     Path("all/ALE-Pong-v5-0/results/evaluation-sampled.json").unlink()
     assert main.main([*asked, "only_table=true"]) == 0  # of what is finished

@@ -41,6 +41,7 @@ def test_ppo_learns_in_the_dream_and_is_measured_in_the_game(run_folder: Path, t
         patch.setattr(dream_ppo, "NUMBERS", numbers)
         dream_ppo.measure(settings)
     name = "dream-ppo" if obs_type == "rgb" else "dream-ppo-features"
+    name += "-starts-null-horizon8-temperature1-steps20"  # all that is not as usual
     told = json.loads((tmp_path / "results" / f"{name}.json").read_text())
     assert told["temperature"] == 1 and told["dreamed_returns"]
     assert told["dreamed_steps"] == 20 and told["env"] == "Catch-v0" and told["env_steps"] == 400
@@ -60,7 +61,7 @@ def test_the_result_of_a_packed_model_lies_beside_the_runs(
     with pytest.raises(UserError, match="starts=null"):
         dream_ppo.measure(settings)
     dream_ppo.measure(replace(settings, starts=None))
-    told = json.loads(Path("runs/out/Catch-v0-dream-ppo-features.json").read_text())
+    told = json.loads(Path("runs/out/Catch-v0-dream-ppo-features-starts-null-steps4.json").read_text())
     assert told["starts"] == len(packed.starts.frame) and len(told["returns"]) == 1
 
 

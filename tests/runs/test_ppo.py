@@ -142,6 +142,9 @@ def test_the_same_game_is_played_as_the_other_run_plays_for_its_core_hours() -> 
     shown: dict[str, Any] = {"size": 84, "gray": True, "clip_rewards": True, "num_envs": 8}
     assert told.game == replace(other.config.game, **shown)
     assert asked("run=pong", "hours=2").told().hours == 2
+    other.log(3, {"real/generations": 1})
+    with pytest.raises(UserError, match="was trained by worker processes too"):
+        asked("run=pong").told()
 
 
 def test_a_protocol_is_what_train_makes_of_it_and_single_keys_come_last() -> None:

@@ -35,6 +35,7 @@ def test_what_is_published_stands_in_the_table(run: Run, tmp_path: Path) -> None
     }
     told = json.loads((tmp_path / "results" / "reverie-Catch-v0-curve.json").read_text())
     assert [(point["step"], point["return"]) for point in told["points"]] == [(1600, -8), (3200, 9)]
+    assert told["env_steps"] == 3200, "how far it had come, where no checkpoint was loaded"
     entry = json.loads((tmp_path / "results" / "reverie-Catch-v0-evaluation-sampled.json").read_text())
     assert entry["training"]["threads"] == 1 and entry["commit"] and entry["versions"]
     (row,) = [line for line in publish.tables(tmp_path / "results").splitlines() if "Catch-v0 |" in line]
@@ -73,6 +74,43 @@ def test_what_another_run_has_published_is_not_replaced_unasked(run: Run, tmp_pa
         path.rename(path.with_name(path.name.replace("other", "sampled")))
     assert publish.publish(run, tmp_path / "results", overwrite=True) == files
     assert publish.publish(run, tmp_path / "results", variant="second") != files
+
+
+def test_what_an_earlier_checkpoint_reached_is_not_published_beside_a_newer_one(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.result("fidelity", {"env_steps": 1600})
+    (run.folder / "results/fidelity.png").write_bytes(b"")
+    names = {path.name for path in publish.publish(run, tmp_path / "results")}
+    assert names == {"reverie-Catch-v0-evaluation-sampled.json"}
+    assert "fidelity.json is left out: it is of step 1,600, and the run is at 3,200" in capsys.readouterr().out
+
+
+def test_all_that_a_replaced_run_had_published_goes_and_what_no_run_has_made_stays(run: Run, tmp_path: Path) -> None:
+    run.result("probe", {})
+    (run.folder / "results/long-rollout.png").write_bytes(b"agent")
+    (run.folder / "results/long-rollout-random.png").write_bytes(b"random")
+    published = tmp_path / "results"
+    publish.publish(run, published)
+    assert (published / "reverie-Catch-v0-long-rollout-random.png").read_bytes() == b"random"
+    speed = published / "reverie-Catch-v0-gpu-speed.json"
+    speed.write_text(json.dumps({"what": "benchmark"}))
+    run.note(started="2020-01-01T00:00:00+0000")
+    (run.folder / "results/probe.json").unlink()
+    run.result("evaluation-sampled", {"policy": "sampled"})
+    with pytest.raises(UserError, match="evaluation-sampled.json is the result of another run"):
+        publish.publish(run, published)
+    publish.publish(run, published, overwrite=True)
+    assert speed.exists() and not (published / "reverie-Catch-v0-probe.json").exists()
+
+
+def test_a_clock_that_nobody_could_read_stands_in_the_table(run: Run, tmp_path: Path) -> None:
+    known = {"fast_percent": 1.0, "stops": 0.0, "jumps": 0.0, "legible": 1.0}
+    unread = dict.fromkeys(known) | {"legible": 0.0}
+    run.result("clock", {"steps": 500, "real": known, "dream": unread})
+    publish.publish(run, tmp_path / "results")
+    (row,) = [line for line in publish.tables(tmp_path / "results").splitlines() if "clock]" in line]
+    assert "| 500 | - | - | - | 0.0% | +1.0 % |" in row
 
 
 def test_a_game_of_one_s_own_is_published_under_a_name_that_every_system_knows(tmp_path: Path) -> None:
