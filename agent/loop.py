@@ -52,14 +52,16 @@ METRICS = {  # of what the loop itself logs
 def start_contexts(replay: Replay) -> dict[str, torch.Tensor]:
     """Contexts of real play that a dream can go on from without the game: up to STARTS of CONTEXT frames.
 
-    frame (S, T, C, H, W) uint8 and action (S, T - 1[, A]); empty while no episode is long enough. The replay's own
-    random numbers are left as they were.
+    frame (S, T, C, H, W) uint8 and action (S, T - 1[, A]), of one frame each, a game's first, while no episode is as
+    long; empty before the first episode. The replay's own random numbers are left as they were.
     """
     if not replay.frames("train"):
         return {}
     before, replay.rng = replay.rng, np.random.default_rng(replay.steps)
     try:
         batch = replay.sample(2 * STARTS, CONTEXT)
+        if not batch.has_action.all(1).any():
+            batch = replay.sample(2 * STARTS, 1, first=True)
     finally:
         replay.rng = before
     usable = batch.has_action.all(1)  # no dream goes on from where a game has ended
@@ -265,7 +267,7 @@ class Loop:
             if not self._repeat(where, count, improve, context):
                 return
         self.rounds += not self.only
-        self.last = list(self.done.items())[-1]
+        self.last = list(self.done.items())[-1] if self.done else self.last
         self.done, self.only, self.posterior = {}, "", None
         self.team.share(self.trainer.shared)
         self._tell(context)
@@ -298,8 +300,12 @@ class Loop:
 
     def prefill(self, run: Logger, screen: Screen, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
         """Random play, one look at it, and the world model's first updates; goes on where a stopped run had come to."""
-        whole = self.config.prefill
-        while (left := whole - self.replay.steps - self.others) > 0 and not asked_to_stop():
+        whole, alone = self.config.prefill, self.team.size == 1
+        # Episodes in progress are lost where a game fails or is no function of its seed: then a resumed run plays at
+        # random once more, lest thousands of updates be made on the little that is left.
+        while (
+            left := max(whole - self.replay.steps - self.others, self.replay.short_of(whole) * alone)
+        ) > 0 and not asked_to_stop():
             screen.update(self.step, random_play=f"{whole - left:,} of {whole:,}")
             self.collect(min(PART, self.team.part(left)), screen, at_random=True)
             if self._save_is_due():
@@ -309,8 +315,8 @@ class Loop:
         screen.update(self.step, random_play=None)
         pretrained = self.first_updates
         if not pretrained:
-            frames = self.replay.sample(64, 16).frame.flatten(0, 1)
-            self.agent.world_model.prepare(to_unit(frames.to(self.agent.device)))
+            batch = self.replay.sample(64, 16)
+            self.agent.world_model.prepare(to_unit(batch.frame[batch.valid].to(self.agent.device)))
             self.team.share(self.trainer.shared)
         screen.phase("pretraining")
         for done in range(pretrained, self.config.pretrain):

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +52,12 @@ class Replay:
     def memory_bytes(self) -> int:
         """Bytes that the episodes in memory take."""
         return self._kept_bytes + sum(recording.nbytes for _, recording in self._open.values())
+
+    def short_of(self, count: int) -> int:
+        """How many of `count` agent steps are missing from memory where they would fit into it."""
+        if 2 * self.memory_bytes > self.config.memory_gb * 1e9:
+            return 0
+        return max(0, count - int(self._candidates()[1].sum()) + len(self._kept) + len(self._open))
 
     @property
     def whole_rewards(self) -> bool:
@@ -196,16 +203,21 @@ class Replay:
         self._validation = np.append(self._validation, self._is_validation(number, episode))
 
     def _forget(self) -> None:
-        """The oldest episodes leave memory until the bound holds; the newest finished one always stays."""
-        excess, gone = self.memory_bytes - self.config.memory_gb * 1e9, 0
-        while excess > 0 and gone < len(self._kept) - 1:
-            excess -= self._kept[gone].nbytes
-            self._kept_bytes -= self._kept[gone].nbytes
-            gone += 1
-        if gone:
-            del self._numbers[:gone], self._kept[:gone]
-            self._lengths, self._weights = self._lengths[gone:], self._weights[gone:]
-            self._validation = self._validation[gone:]
+        """The oldest episodes leave memory until the bound holds; the newest of either split always stays."""
+        excess = self.memory_bytes - self.config.memory_gb * 1e9
+        if excess <= 0:
+            return
+        stays = np.ones(len(self._kept), np.bool_)
+        newest = {len(stays) - 1, *np.flatnonzero(~self._validation)[-1:].tolist()}
+        for i in (i for i in range(len(stays)) if i not in newest):
+            if excess <= 0:
+                break
+            excess -= self._kept[i].nbytes
+            self._kept_bytes -= self._kept[i].nbytes
+            stays[i] = False
+        self._numbers, self._kept = list(compress(self._numbers, stays)), list(compress(self._kept, stays))
+        self._lengths, self._weights = self._lengths[stays], self._weights[stays]
+        self._validation = self._validation[stays]
 
     def _candidates(self) -> tuple[list[Episode | Recording], np.ndarray, np.ndarray, np.ndarray]:
         """All episodes in memory, oldest first, with their frames, weights and whether they are for validation."""

@@ -70,13 +70,18 @@ class GymGames(Games):
 
     def __init__(self, env: str, num_envs: int, *, config: GameConfig) -> None:
         super().__init__(env, num_envs, config=config)
-        for name in ("sticky", "noops", "life_loss"):
+        self._found, self._repeat = find(env, config.kwargs), config.action_repeat or 1
+        atari = self._found.entry_point == ATARI  # with a mode, a wrapper or a limit of its own
+        for name in ("noops", "life_loss") if atari else ("sticky", "noops", "life_loss"):
             if getattr(config, name):
                 raise UserError(
                     f"game.{name} is for Atari games with a fixed frame skip and no wrappers, limits or modes of their "
                     f"own, and {env} is not one."
                 )
-        self._found, self._repeat = find(env, config.kwargs), config.action_repeat or 1
+        if atari:  # the emulator itself skips frames and repeats actions
+            own = {"frameskip": config.action_repeat, "repeat_action_probability": config.sticky}
+            self._found.kwargs |= {name: value for name, value in own.items() if value is not None}
+            self._repeat = 1
         self._copies = [self._open()]
         self._observed: list[Any] = [None] * num_envs
         try:
@@ -102,6 +107,7 @@ class GymGames(Games):
         return [
             *([f"{self._repeat} game steps a step"] if self._repeat > 1 else []),
             *([f"{skip[0]} to {skip[1] - 1} frames a step at random"] if isinstance(skip, tuple) else []),
+            *([f"{skip} frame{'s'[: skip > 1]} a step"] if isinstance(skip, int) else []),
             *([f"sticky {means['repeat_action_probability']:g}"] if "repeat_action_probability" in means else []),
             f"{count} {'' if self.spec.discrete else 'continuous '}action{'' if count == 1 else 's'}",
             f"its {self._sees} as {self.config.picture}{self._surprise}",
@@ -119,7 +125,8 @@ class GymGames(Games):
             self._shape, count = space.shape, int(np.prod(space.shape))
             self.action_low, self.action_high = space.low.reshape(-1), space.high.reshape(-1)
         else:
-            raise UserError(f"{self.env} has {type(space).__name__} actions; Discrete or Box actions are needed.")
+            kind = f"{space.dtype} Box" if isinstance(space, spaces.Box) else type(space).__name__
+            raise UserError(f"{self.env} has {kind} actions; Discrete or Box actions of floats are needed.")
         meanings = getattr(inner, "get_action_meanings", None)
         named = (meanings() if meanings else getattr(inner, "action_names", None)) or ()
         self._renamed = inner.action_space != space or len(named) not in (0, count)

@@ -23,11 +23,11 @@ def is_picture(space: spaces.Space[Any]) -> bool:
 
 
 def could_be_picture(space: spaces.Space[Any]) -> bool:
-    """Whether `as_picture` makes a picture of an observation: channels first, four of them, or numbers of a range."""
+    """Whether `as_picture` makes a picture of an observation: channels first, opacity, or numbers of a range."""
     if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3) or _span(space) is None:
         return False
     shape = space.shape if len(space.shape) == 2 or space.shape[2] in (1, 3, 4) else space.shape[1:]
-    many = len(space.shape) == 3 and space.shape[2] not in (1, 3, 4) and space.shape[0] not in (1, 3, 4)
+    many = len(space.shape) == 3 and space.shape[2] not in (1, 3, 4) and space.shape[0] not in (1, 3)
     whole = np.issubdtype(space.dtype, np.integer) and _span(space) != (0, 255)  # what stands where on a board
     return not many and not whole and min(shape[:2]) >= SMALLEST_PICTURE
 
@@ -35,7 +35,8 @@ def could_be_picture(space: spaces.Space[Any]) -> bool:
 def as_picture(given: Any, space: spaces.Space[Any] | None = None) -> np.ndarray | None:
     """(H, W), (H, W, 1) or (H, W, 3) uint8 of what a game gives, or None where that is no picture.
 
-    Channels may come first, a fourth one (opacity) is left out; floats are scaled from the range of their space, or
+    Channels may come first; a fourth one (opacity) is left out where they come last. Four first are no colours but a
+    stack of frames, of which nobody says which is the newest. Floats are scaled from the range of their space, or
     without one from 0..1, and whole numbers are taken as they are.
     """
     try:
@@ -45,7 +46,7 @@ def as_picture(given: Any, space: spaces.Space[Any] | None = None) -> np.ndarray
     if array.ndim not in (2, 3) or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
         return None
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
-        if array.shape[0] not in (1, 3, 4) or min(array.shape[1:]) < SMALLEST_PICTURE:
+        if array.shape[0] not in (1, 3) or min(array.shape[1:]) < SMALLEST_PICTURE:
             return None
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 4:

@@ -10,7 +10,7 @@ make the same environments.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -403,19 +403,23 @@ def usable_episodes(paths: Iterable[Path], spec: Spec) -> Iterator[Episode]:
             yield episode
 
 
-def _drawn_starts(spec: Spec, paths: Iterable[Path], count: int, seed: int = 0) -> Starts | None:
-    """Up to `count` contexts, drawn without repetition over all steps of these episodes."""
+def _drawn_starts(spec: Spec, paths: Sequence[Path], count: int, seed: int = 0, length: int = CONTEXT) -> Starts | None:
+    """Up to `count` contexts, drawn without repetition over all steps of these episodes.
+
+    Of one frame each, a game's first, where no episode is longer.
+    """
     rng = np.random.default_rng(seed)
     kept: list[tuple[float, Tensor, Tensor]] = []
     for episode in usable_episodes(paths, spec):
-        lots = rng.random(max(0, len(episode) - CONTEXT + 1))  # one a moment; the `count` lowest of all are kept
+        moments = max(0, len(episode) - length + 1) if length > 1 else 1
+        lots = rng.random(moments)  # the `count` lowest of all are kept
         chosen = [at for at in np.argsort(lots)[:count] if len(kept) < count or lots[at] < kept[-1][0]]
         if chosen:
-            batch = cut([episode] * len(chosen), chosen, CONTEXT, spec=spec)
+            batch = cut([episode] * len(chosen), chosen, length, spec=spec)
             kept += zip(lots[chosen].tolist(), map(torch.clone, batch.frame), batch.action[:, :-1], strict=True)
             kept = sorted(kept, key=lambda one: one[0])[:count]
     if not kept:
-        return None
+        return _drawn_starts(spec, paths, count, seed, length=1) if length > 1 else None
     return Starts(torch.stack([frame for _, frame, _ in kept]), torch.stack([action for *_, action in kept]))
 
 

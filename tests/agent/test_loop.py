@@ -22,6 +22,7 @@ from agent.trainer import Trainer
 from envs.make import make_games
 from runs import build
 from runs.config import Config
+from runs.folder.null_logger import Nowhere
 from runs.folder.progress import Progress
 from runs.folder.run import Run
 from runs.recipes.reverie import reverie
@@ -127,6 +128,30 @@ def test_ctrl_c_ends_the_update_saves_a_checkpoint_and_goes_on_up(sign: signal.S
     saved = run.load_checkpoint()
     assert 300 <= saved["replay"]["steps"] == loop.replay.steps < 350
     assert saved["rounds"] == loop.trainer.updates["actor"] // config.policy.minibatches > 0
+
+
+def test_what_was_lost_with_the_games_in_progress_is_played_anew(tmp_path: Path) -> None:
+    """Else thousands of updates are made on the little that is left."""
+    config = quick("ALE/Pong-v5")
+    loop = begin(config, Run.create(config, tmp_path / "run"))
+    loop.prefill(Nowhere(), Progress())
+    known = loop.replay.steps
+    loop.prefill(Nowhere(), Progress())
+    assert loop.replay.steps == known >= 200, "nothing was lost"
+    loop.collector.abandon()
+    assert loop.replay.short_of(200) == 200
+    loop.prefill(Nowhere(), Progress())
+    assert loop.replay.steps == known + 200 and not loop.replay.short_of(200)
+
+
+def test_the_first_look_is_at_frames_of_the_game_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Episodes shorter than a segment are padded with black."""
+    config = quick("Catch-v0")
+    config = replace(config, game=replace(config.game, max_steps=3))
+    loop, seen = begin(config, Run.create(config, tmp_path / "run")), []
+    monkeypatch.setattr(type(loop.agent.world_model), "prepare", lambda model, frames: seen.append(frames))
+    loop.prefill(Nowhere(), Progress())
+    assert len(seen) == 1 and len(seen[0]) <= 64 * 4 and seen[0].flatten(1).any(1).all()
 
 
 def test_episode_seeds_differ_between_runs_and_episodes() -> None:

@@ -237,6 +237,17 @@ def test_memory_is_bounded_and_the_disk_keeps_all(tmp_path: Path) -> None:
     assert [Episode.load(path).seed for path in sorted(tmp_path.iterdir())] == list(range(9))
 
 
+def test_a_long_game_that_is_held_out_leaves_something_to_train_on() -> None:
+    one = numbered.episode(0, 50).nbytes
+    replay = fresh(memory_gb=2.5 * one / 1e9, validation=0.5)
+    for number in range(2):
+        replay.add_episode(numbered.episode(number, 50))
+    for number in range(6):  # pieces of the second, which is held out
+        replay.add_episode(replace(numbered.episode(1, 50 + number), piece_of=1))
+    assert set(seeds(replay.sample(500, 5))) == {0}
+    assert replay.frames("validation") == 56 and replay.frames("train") == 51
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("memory_gb", 0), ("recency", 1.5), ("recent_steps", 0), ("human_weight", -1)]
 )

@@ -53,6 +53,14 @@ def play_no_step(loop: Loop) -> None:
     loop.collector.games.step = loop.collector.games.reset = refused  # type: ignore[method-assign,assignment]
 
 
+def test_a_round_in_which_nothing_is_due_is_a_round(tmp_path: Path) -> None:
+    config = long()
+    config = replace(config, model=replace(config.model, vision_updates=0, memory_updates=0))
+    loop = begin(config, run := Run.create(config, tmp_path / "run"))
+    loop.train(200, run, Progress())
+    assert loop.rounds == 1 and loop.trainer.updates["vision"] == config.train.pretrain
+
+
 @KINDS
 def test_rounds_without_a_policy(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.create(config, tmp_path / "run")

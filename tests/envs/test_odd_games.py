@@ -16,7 +16,8 @@ from envs.atari import AtariGames
 from envs.controls import Controls
 from envs.games import GameFailed
 from envs.gym import GymGames, find
-from envs.make import make_games
+from envs.make import make_games, timing_of
+from envs.pictures import as_picture, could_be_picture
 
 SIDE = 24
 SHOWN = np.full((SIDE, SIDE, 3), 90, np.uint8)  # what it draws
@@ -261,5 +262,28 @@ def test_limits_and_wrappers_of_an_atari_game_count() -> None:
     wrapped = (WrapperSpec("Fewer", f"{__name__}:Fewer", {}),)
     gymnasium.register("Odd-v0", "ale_py.env:AtariEnv", additional_wrappers=wrapped, kwargs=ATARI)
     assert make_games("Odd-v0", GameConfig(), 1).spec.action_size == 3
-    with pytest.raises(UserError, match="game.sticky is for Atari games with a fixed frame skip"):
-        make_games("Odd-v0", GameConfig(sticky=0.5), 1)
+    with pytest.raises(UserError, match="game.noops is for Atari games with a fixed frame skip"):
+        make_games("Odd-v0", GameConfig(noops=3), 1)
+
+
+def test_what_gymnasium_plays_of_atari_skips_and_repeats_as_it_is_asked_to() -> None:
+    """Not on top of what its id does."""
+    config = GameConfig(sticky=0.5, action_repeat=3, kwargs={"difficulty": 1})
+    games = make_games("ALE/Pong-v5", config, 1)
+    assert isinstance(games, GymGames) and games.description.startswith("3 frames a step, sticky 0.5")
+    emulator = games._copies[0].unwrapped.ale  # type: ignore[attr-defined]
+    assert emulator.getFloat("repeat_action_probability") == 0.5
+    games.reset([0])
+    before = emulator.getEpisodeFrameNumber()
+    games.step(np.array([0]))
+    assert emulator.getEpisodeFrameNumber() == before + 3
+    assert timing_of("ALE/Pong-v5", config) == {"action_repeat": 3, "sticky": 0.5}
+    games.close()
+
+
+def test_a_stack_of_gray_frames_is_no_colour_picture() -> None:
+    """Its last frame would be left out for opacity."""
+    assert as_picture(np.zeros((4, 84, 84), np.uint8)) is None
+    assert not could_be_picture(spaces.Box(0, 255, (4, 84, 84), np.uint8))
+    seen = as_picture(np.zeros((84, 84, 4), np.uint8))
+    assert seen is not None and seen.shape == (84, 84, 3)

@@ -241,7 +241,13 @@ def test_taking_starts_disturbs_nothing_and_tells_when_there_are_none(tmp_path: 
     loop = build.loop(config, games, tmp_path)
     assert agent_loop.start_contexts(loop.replay) == {}
     loop.collector.collect(8, at_random=True)  # two episodes of four steps
-    assert not len(agent_loop.start_contexts(loop.replay)["frame"])
+    alone = Starts(**agent_loop.start_contexts(loop.replay))  # of games that are too short their first frames
+    assert alone.frame.shape[1:] == (1, 3, 64, 64) and alone.action.shape == (len(alone.frame), 0)
+    for number, episode in loop.replay.memory().items():
+        episode.save(tmp_path / f"{number}.npz")
+    drawn = dreams._drawn_starts(games.spec, sorted(tmp_path.glob("*.npz")), 4)
+    assert drawn is not None and drawn.frame.shape == (2, 1, 3, 64, 64)
+    assert torch.isfinite(drawn.begin(loop.agent.world_model, torch.arange(2)).latent).all()
     loop.collector.collect(200, at_random=True)
     before = loop.replay.state_dict()["rng"]
     first, second = agent_loop.start_contexts(loop.replay), agent_loop.start_contexts(loop.replay)
