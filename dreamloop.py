@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,16 @@ from typing import TYPE_CHECKING, Any
 if str(Path(__file__).resolve().parent) not in sys.path:
     sys.path.append(str(Path(__file__).resolve().parent))
 
-import runs  # noqa: F401  registers "Dream-v0"
-from envs.errors import UserError
+for _name in ("agent", "envs", "play", "policies", "runs", "world_model"):
+    _found = find_spec(_name)
+    if _found is None or Path(_found.origin or "/").resolve().parent.parent != Path(__file__).resolve().parent:
+        raise ImportError(
+            f'dreamloop has a package "{_name}", and Python finds {_found and _found.origin or "none"} in its place: '
+            "rename that, or start Python in another folder."
+        )
+
+import runs  # noqa: E402, F401  registers "Dream-v0"
+from envs.errors import UserError  # noqa: E402
 
 if TYPE_CHECKING:
     from gymnasium.vector import AutoresetMode
@@ -125,10 +134,12 @@ def train(
     `keys` are those of the command line: `size="xs"`, `steps=100_000`, `train={"prefill": 2_000}`.
 
     Raises:
-        UserError: an unknown key, recipe or environment, or a value of a wrong type or out of range.
+        UserError: an unknown key, recipe or environment, a value of a wrong type or out of range, or name and folder.
     """
     from runs.cli import commands, compose
 
+    if name and folder:
+        raise UserError("name= and folder= both say where the run lies: leave out one.")
     words = compose.prepared([f"{key}={_quoted(value)}" for key, value in _flat({"env": env, "recipe": recipe} | keys)])
     (config,) = compose.check(compose.with_size(words))
     place = compose.folder_of(name) if name else compose.new_folder(config)

@@ -105,7 +105,7 @@ def _dispatch(words: list[str]) -> None:
         told = facts()
         ours = told["versions"].get("dreamloop", "(not installed)")
         print(f"dreamloop {ours}, torch {told['versions']['torch']}, commit {told['commit']}")
-    elif asked_for_help and not named:
+    elif asked_for_help and not named and not any("=" in word for word in words):
         from runs.cli import table
 
         print(table.overview(COMMANDS))

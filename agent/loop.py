@@ -287,9 +287,11 @@ class Loop:
                 return False
             work()
             self.done[part] = done + 1
-            if count == 1 or part == "collect":
+            if count == 1:
                 continue
             context.screen.update(self.step, **{part: f"{done + 1:,} of {count:,}"})
+            if part == "collect":
+                continue
             generation = part in PLACES and self.agent.learner.logs_each_update
             if generation or (done + 1) % self.config.log_every == 0:
                 self._log(context)

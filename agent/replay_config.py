@@ -14,6 +14,7 @@ class ReplayConfig:
     memory_gb: float = setting(
         2.5,
         1e-3,
+        resumable=True,
         help="bound on the episodes in memory, in 1e9 bytes; the oldest leave it and stay on disk (buffer size)",
     )
     recency: float = setting(0.0, 0, 1, help="share of the training segments drawn from the newest `recent_steps`")

@@ -87,7 +87,7 @@ class TrainConfig:
         100, 1, help="gradient updates between two lines of metrics; a round of many updates also writes one at its end"
     )
     show_every: int = setting(2_000, 1, help="rounds between two videos of a dream")
-    save_every: float = setting(120.0, 0, 1e6, help="seconds between two checkpoints")
+    save_every: float = setting(120.0, 0, 1e6, resumable=True, help="seconds between two checkpoints")
 
 
 @dataclass

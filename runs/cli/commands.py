@@ -225,11 +225,11 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
             if crew.size > 1:
                 run.note(processes=crew.size, communication_s=round(crew.seconds, 1))
         except PeerLost as problem:
-            how = f"torchrun ... main.py resume run={run.folder}, with any number of processes"
+            how = f"torchrun ... main.py resume {run.argument}, with any number of processes"
             raise UserError(f"{problem}. All up to step {run.step:,} is saved: go on with {how}.") from problem
         except KeyboardInterrupt:
             saved = any((run.folder / "checkpoints").glob("*"))
-            how = f"go on with python main.py resume run={run.folder}" if saved else "the same command begins again"
+            how = f"go on with python main.py resume {run.argument}" if saved else "the same command begins again"
             progress.say(f"stopped at step {run.step:,}; {how}")
             raise
         except OSError:
@@ -238,7 +238,7 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
         except GameFailed as problem:
             raise UserError(
                 f"{str(problem).rstrip('.')}. All up to step {run.step:,} is saved: go on with python main.py resume "
-                f"run={run.folder} once the game works again."
+                f"{run.argument} once the game works again."
             ) from problem
         finally:
             if loop and loop.real:
@@ -275,7 +275,7 @@ def _conclude(run: Run) -> None:
     try:
         evaluate(run)
     except GameFailed as problem:
-        how = f"python main.py evaluate run={run.folder} judges it once the game works again"
+        how = f"python main.py evaluate {run.argument} judges it once the game works again"
         raise UserError(f"{str(problem).rstrip('.')}. The run itself is complete: {how}.") from problem
     except UserError as problem:
         if run.config.train.policy:

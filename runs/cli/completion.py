@@ -94,7 +94,8 @@ def script(words: Sequence[str], commands: Mapping[str, Command]) -> str:
 def _keys(name: str, row: Command) -> list[str]:
     if row.reads == RECIPE or row.passes_on:
         own = [] if row.reads == RECIPE else keys(load(row.reads)())
-        return list(dict.fromkeys([*own, *(key for recipe in RECIPES for key in keys(preset(recipe, "xs")))]))
+        named = ["name"] if name == "train" else []
+        return list(dict.fromkeys([*own, *named, *(key for one in RECIPES for key in keys(preset(one, "xs")))]))
     if row.reads == RUN:
         own, may_change = OF_A_RUN[name]
         changed = [key for recipe in RECIPES for key in may_change(preset(recipe, "xs"))]

@@ -92,10 +92,18 @@ def folder_of(name: str) -> Path:
     return OUT / name
 
 
+RUNS = ("run", "name", "init_replay", "beside", "out")  # keys whose values name runs or folders
+
+
 def quoted(word: str) -> str:
-    """A word as Hydra's grammar reads it: a value that it cannot read, such as a path with = or ü, is text."""
+    """A word as Hydra's grammar reads it: a value that it cannot read, such as a path with = or ü, is text.
+
+    So is a run whose name looks like a number, 3e-4 or 2026_01_01.
+    """
     key, equals, value = word.partition("=")
-    if not equals or word.startswith("-") or _read(word) is not None:
+    known = None if word.startswith("-") else _read(word)
+    number = key in RUNS and known is not None and isinstance(known.value(), int | float)
+    if not equals or word.startswith("-") or (known is not None and not number):
         return word
     text = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ("\\" + found[2] if found[2] else ""), value)
     return whole if _read(whole := f'{key}="{text}"') is not None else word
@@ -321,6 +329,8 @@ def _compose(lines: Sequence[str]) -> Config:
     games = make_games(config.env, config.game, 1)
     games.close()
     build.agent(config, games.spec, "meta").world_model.stages()
+    if not any(line.startswith("hydra/launcher") for line in lines):  # which may have other machines
+        choose_device(config.device)
     return config
 
 

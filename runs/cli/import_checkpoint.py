@@ -8,6 +8,7 @@ each pooled frame is shrunk by the area of its pixels; theirs were shrunk biline
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -76,7 +77,7 @@ def import_run(asked: ImportConfig) -> None:
         raise UserError(f"{asked.folder} already exists: choose another name with run=NAME.")
     FORMATS[asked.format](asked)
     for command in ("play", "evaluate", "resume"):
-        print(f"python main.py {command} run={asked.folder}")
+        print(f"python main.py {command} {shlex.quote(f'run={asked.folder}')}")
 
 
 def _iris(asked: ImportConfig) -> None:

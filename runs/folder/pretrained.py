@@ -67,11 +67,11 @@ def _score(run: Run, parts: Loaded) -> dict[str, Any]:
         told = json.loads(path.read_text())
         score = {key: told[key] for key in SCORE}
     except (OSError, ValueError, LookupError) as problem:
-        raise UserError(f"{path} is missing or unreadable: python main.py evaluate run={run.folder}") from problem
+        raise UserError(f"{path} is missing or unreadable: python main.py evaluate {run.argument}") from problem
     if score["env_steps"] != parts.step:
         raise UserError(
             f"{path} is of step {score['env_steps']:,}, the newest checkpoint of step {parts.step:,}: "
-            f"python main.py evaluate run={run.folder}"
+            f"python main.py evaluate {run.argument}"
         )
     return score
 

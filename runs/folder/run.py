@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -83,10 +84,13 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as problem:
             raise UserError(f"{folder} cannot be made a run folder: {problem.strerror}.") from problem
-        lock = _claimed(folder)
+        try:
+            lock = _claimed(folder)
+        except UserError as problem:
+            raise UserError(f"{str(problem).rstrip('.')}, or give this run a name of its own (name=).") from problem
         if (folder / "config.json").exists() and any((folder / "checkpoints").glob("*")):
             lock.release()
-            text = f"{folder} already holds a run: go on with it (python main.py resume run={folder})"
+            text = f"{folder} already holds a run: go on with it (python main.py resume {shlex.quote(f'run={folder}')})"
             raise UserError(f"{text} or choose another folder (name=).")
         known = facts() | {"started": clock()} | meta
         if command is not None:
@@ -96,6 +100,11 @@ class Run:
         run = cls(folder, config, known)
         run._lock = lock
         return run
+
+    @property
+    def argument(self) -> str:
+        """The run on a command line that can be copied: run=runs/out/NAME, quoted where a shell wants it."""
+        return shlex.quote(f"run={self.folder}")
 
     def claim(self) -> None:
         """Nobody else may train in this folder until `release`; raises UserError when another process does."""

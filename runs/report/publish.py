@@ -33,15 +33,18 @@ def publish(run: Run, results: Path = RESULTS, variant: str = "", overwrite: boo
     own stay in its folder, but for a planner's; so do results of an earlier step than its newest, which are named.
     With `overwrite` the results of another run of these names are deleted. Returns the new files.
 
-    Raises UserError when the run has no results, and without `overwrite` when another run's have these names.
+    Raises UserError for a variant that is no word, when the run has no results, and without `overwrite` when another
+    run's have these names.
     """
+    if variant and not re.fullmatch(r"[\w.+-]+", variant):
+        raise UserError(f'variant="{variant}" is no part of a file name: letters, digits, "_", ".", "+" and "-".')
     config = run.config
     words = [file_name(config.recipe), file_name(config.env)]
     words += [config.protocol] * (config.protocol != "default") + [f"seed{config.seed}"] * bool(config.seed)
     prefix = "-".join([*words, *filter(None, [variant]), ""])
     found = [path for path in sorted((run.folder / "results").glob("*.*")) if not TRIAL.match(path.name)]
     if not found:
-        raise UserError(f"{run.folder} has no results yet: python main.py evaluate run={run.folder}")
+        raise UserError(f"{run.folder} has no results yet: python main.py evaluate {run.argument}")
     found = _of_the_newest_step(found)
     for pattern in ("curve*.png", "reconstructions.png"):
         found += sorted((run.folder / "pictures").glob(pattern))

@@ -26,6 +26,7 @@ from runs.config_types import keys, renamed, values
 from runs.folder import system
 from runs.folder.run import Run
 from runs.recipes import RECIPES, from_dict, from_recorded, preset
+from runs.report import curve
 
 ROOT = Path(main.__file__).parent
 
@@ -281,6 +282,18 @@ def test_a_python_without_the_packages_is_told_in_one_sentence(tmp_path: Path) -
     words = [sys.executable, "-S", "-E", str(ROOT / "main.py"), "info"]  # -S: without what is installed
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "make train installs" in done.stderr
+
+
+def test_help_of_a_recipe_lists_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["recipe=iris", "size=m", "--help"]) == 0
+    assert "model.tokenizer_updates" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["3e-4", "2026_01_01", "1.10", "true"])
+def test_a_run_may_be_called_like_a_number(name: str) -> None:
+    assert compose.filled("curve", curve.CurveConfig(), [f"run={name}"]).run == name
+    (config,) = compose.check(compose.prepared(["env=Catch-v0", "size=toy", f"init_replay={name}"]))
+    assert config.init_replay == name
 
 
 def test_help_is_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -228,6 +228,25 @@ def test_registered(run_folder: Path) -> None:
     assert many.temperature == dreams.load_parts(run_folder).config.policy.temperature
 
 
+def test_dreams_in_processes_that_were_forked_do_not_wait_for_ever(run_folder: Path) -> None:
+    code = (
+        "import dreamloop, gymnasium, sys, torch; torch.set_num_threads(2);"
+        "envs = gymnasium.make_vec('Dream-v0', num_envs=2, vectorization_mode='async', run=sys.argv[1]);"
+        "print(envs.reset(seed=0)[0].shape); envs.close()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run_folder)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "(2, 64, 64, 3)"
+
+
+def test_a_package_of_one_s_own_of_the_same_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "agent.py").touch()
+    code = f"import sys; sys.path.append({str(Path.cwd())!r}); import dreamloop"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert 'dreamloop has a package "agent", and Python finds' in done.stderr and "agent.py in its place" in done.stderr
+
+
 def test_importing_runs_loads_no_model() -> None:
     code = "import runs, sys; print(sorted({'torch', 'agent', 'world_model'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -120,6 +120,12 @@ def test_a_game_of_one_s_own_is_published_under_a_name_that_every_system_knows(t
     assert path.name == "reverie-my_games-Dodge-v0-evaluation-sampled.json"
 
 
+def test_a_variant_is_a_word(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='variant="a/b" is no part of a file name'):
+        publish.publish(run, tmp_path / "results", variant="a/b")
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_run_without_results_has_nothing_to_publish(tmp_path: Path) -> None:
     empty = Run.create(reverie("toy"), tmp_path / "empty")
     with pytest.raises(UserError, match="no results yet"):

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import error, spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     import pygame
 
 __all__ = ["DreamEnv", "DreamVectorEnv", "EnvState", "Starts", "World", "open_window"]
+
+# A process that was forked from one that has dreamed, as gymnasium's AsyncVectorEnv makes them, would wait for ever for
+# the threads of torch that it has not inherited.
+os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 FPS = 15  # of Atari with four frames a step, and near enough to every other game here
 WINDOW = 512  # pixels; pictures are enlarged by a whole factor to about this height
