@@ -57,6 +57,6 @@ class CarRacingGames(GymGames):
         finished = bool(info.get("lap_finished"))
         return terminated and not finished, truncated or finished
 
-    def _picture(self, row: int) -> np.ndarray:
+    def _picture(self, row: int, where: str = "") -> np.ndarray:
         game: Any = self._copies[row].unwrapped
         return self._renderer.render(game)

@@ -7,8 +7,11 @@ import copy as copies
 import importlib
 import os
 import sys
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
@@ -34,8 +37,9 @@ def find(env: str, kwargs: dict[str, Any] | None = None) -> EnvSpec:
         try:
             importlib.import_module(module)
         except Exception as problem:  # whatever a person's own module does wrong
-            text = f"{type(problem).__name__}: {problem}" if not isinstance(problem, ImportError) else problem
-            raise UserError(f'The module of the environment "{env}" cannot be imported: {text}.') from problem
+            text = f"{type(problem).__name__}: {problem}" if not isinstance(problem, ImportError) else f"{problem}"
+            text += ". Does PYTHONPATH name its folder?" if isinstance(problem, ModuleNotFoundError) else "."
+            raise UserError(f'The module of the environment "{env}" cannot be imported: {text}') from problem
     try:
         found = copies.deepcopy(gymnasium.spec(name))
     except error.Error as problem:
@@ -66,6 +70,7 @@ class GymGames(Games):
 
     _key: str | None = None  # of the picture within an observation that has several parts
     _surprise = ""
+    _first_seen: np.ndarray | None = None  # the first observation
     _films = True  # whether render() gives pictures
 
     def __init__(self, env: str, num_envs: int, *, config: GameConfig) -> None:
@@ -166,22 +171,32 @@ class GymGames(Games):
 
     def _made(self, row: int) -> np.ndarray | None:
         """The picture of a row's observation."""
-        observed = self._observed[row] if self._key is None else self._observed[row][self._key]
-        return as_picture(observed, self._space)
+        return as_picture(self._seen(row), self._space)
 
-    def _picture(self, row: int) -> np.ndarray:
+    def _picture(self, row: int, where: str = "") -> np.ndarray:
         """What the agent sees, before it is resized: (H, W), (H, W, 1) or (H, W, 3) uint8."""
         if self._sees == "observation":
-            picture, problem = self._made(row), "an observation is no picture"
+            picture, problem = self._made(row), f"an observation is no picture but {_given(self._seen(row))}"
+            if picture is not None:
+                seen = np.asarray(self._seen(row))
+                self._first_seen = seen if self._first_seen is None else self._first_seen
+                if not _alike(seen, self._first_seen):  # bytes that became floats would be a black game
+                    picture, problem = (
+                        None,
+                        f"an observation is {_given(seen)}, and the first was {_given(self._first_seen)}",
+                    )
         else:
             picture, problem = _rendered(self._copies[row])
             problem = f"of its render {problem}"
         if picture is None:
-            raise self._failed(_step(self._length[row]), problem)
+            raise self._failed(where or _step(self._length[row]), problem)
         return picture
 
-    def _frame(self, row: int) -> np.ndarray:
-        return framed(self._picture(row), self.config.frame_size, gray=self.config.gray)
+    def _seen(self, row: int) -> Any:
+        return self._observed[row] if self._key is None else self._observed[row][self._key]
+
+    def _frame(self, row: int, where: str) -> np.ndarray:
+        return framed(self._picture(row, where), self.config.frame_size, gray=self.config.gray)
 
     def render(self, row: int = 0) -> np.ndarray:
         """The game's own picture at its own size, (H, W, 3) uint8; what the agent sees where it has none."""
@@ -206,7 +221,7 @@ class GymGames(Games):
             self._length[row] = 0
             with self._failing("reset"):
                 self._observed[row], _ = self._copies[row].reset(seed=seed)
-            self._frames[row] = self._frame(row)
+            self._frames[row] = self._frame(row, "reset")
         return self._frames.copy()
 
     def _play(self, actions: np.ndarray) -> Played:
@@ -226,7 +241,7 @@ class GymGames(Games):
                 terminated[row], truncated[row] = ended, late
                 if ended or late:
                     break
-            self._frames[row] = self._frame(row)
+            self._frames[row] = self._frame(row, _step(self._length[row] + 1))
         return Played(self._frames.copy(), score, terminated, np.zeros(self.num_envs, dtype=bool), truncated)
 
     def _ending(self, terminated: bool, truncated: bool, info: dict[str, Any]) -> tuple[bool, bool]:
@@ -249,7 +264,7 @@ class GymGames(Games):
         try:
             yield
         except Exception as problem:
-            raise self._failed(where, f"{type(problem).__name__}: {_first_line(problem)}") from problem
+            raise self._failed(where, f"{type(problem).__name__}: {_first_line(problem)}{_place(problem)}") from problem
 
     def _failed(self, where: str, problem: str) -> GameFailed:
         return GameFailed(f"{self.env} failed in {where}: {problem}")
@@ -320,6 +335,19 @@ def make_env(found: EnvSpec) -> gymnasium.Env[Any, Any]:
 
 def _first_line(problem: Exception) -> str:
     return (str(problem).strip() or "it does not say why").splitlines()[0]
+
+
+def _place(problem: Exception) -> str:
+    """ " (mygame.py:31)": where a person's own code, neither a package's nor this program's, raised it."""
+    others = (str(Path(__file__).parent), *(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")))
+    frames = traceback.extract_tb(problem.__traceback__)
+    found = [frame for frame in frames if not frame.filename.startswith(others)]
+    return f" ({Path(found[-1].filename).name}:{found[-1].lineno})" if found else ""
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether both are of one shape, and of floats or not."""
+    return one.shape == other.shape and (one.dtype.kind == "f") == (other.dtype.kind == "f")
 
 
 def _missing(env: str, problem: Exception) -> UserError:

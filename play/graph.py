@@ -130,9 +130,15 @@ def export(parts: Parts, weights: str, say: Callable[[str], None] = lambda sente
                 output_names=[*told, *(f"{name}_next" for name in names)],
             )  # fmt: skip
     except Exception as problem:  # torch's own many kinds
+        cause: BaseException | None = problem
+        while cause is not None:  # torch wraps whatever ends its work
+            if isinstance(cause, KeyboardInterrupt):
+                raise KeyboardInterrupt from problem
+            cause = cause.__cause__ or cause.__context__
+        told = (str(problem).splitlines() or [""])[0][:200]
         raise UserError(
-            "This system cannot be written as a graph: its steps branch on numbers in its memory, as iris' own do. "
-            "reverie, world_models, spatial, latent_action and latent_gru can be exported."
+            "This system cannot be written as a graph, as one whose steps branch on numbers in its memory: iris' own "
+            f"do. reverie, world_models, spatial, latent_action and latent_gru can be exported. ({told})"
         ) from problem
     assert made is not None
     proto = made.model_proto

@@ -167,9 +167,13 @@ def announcement(config: Config, results: Path = RESULTS) -> str:
     alike = [told for told in every if "variant" not in told and not any(differs(told, "recipe", "size"))]
     if not alike:
         return f"{said}; {here}, and no published run says how long it takes."
-    told = min(alike, key=lambda told: differs(told, "env", "protocol"))
-    training = told.get("training", {})
-    machine = training.get("machine", told["machine"])  # older results know only that of the evaluation
+    on_gpu = choose_device(config.device) != "cpu"
+
+    def trained_on(told: dict[str, Any]) -> dict[str, Any]:
+        return told.get("training", {}).get("machine", told["machine"])  # older results know only the evaluation's
+
+    told = min(alike, key=lambda told: [bool(trained_on(told)["gpu"]) != on_gpu, *differs(told, "env", "protocol")])
+    training, machine = told.get("training", {}), trained_on(told)
     threads = training.get("threads") or machine["cores"]
     # Of one thread its processor time: others may have shared the core.
     took = told.get("core_hours") if threads == 1 and not machine["gpu"] else None

@@ -91,7 +91,7 @@ class Run:
         if (folder / "config.json").exists() and any((folder / "checkpoints").glob("*")):
             lock.release()
             text = f"{folder} already holds a run: go on with it (python main.py resume {shlex.quote(f'run={folder}')})"
-            raise UserError(f"{text} or choose another folder (name=).")
+            raise UserError(f"{text}, delete it, or choose another folder (name=).")
         known = facts() | {"started": clock()} | meta
         if command is not None:
             known["command"] = command

@@ -149,7 +149,9 @@ def test_what_the_game_raises_is_one_sentence() -> None:
     games.step(np.array([0]))
     with pytest.raises(GameFailed) as failed:
         games.step(np.array([0]))
-    assert str(failed.value) == "Odd-v0 failed in step 2 of an episode: RuntimeError: cannot open display"
+    said, place = str(failed.value).split(" (")
+    assert said == "Odd-v0 failed in step 2 of an episode: RuntimeError: cannot open display"
+    assert place.startswith("test_odd_games.py:")
     later = made(space=spaces.Box(-1, 1, (2,)), sees=lambda: np.zeros(2), draws=lambda t: SHOWN if t < 2 else None)
     later.reset([0])
     later.step(np.array([0]))
@@ -279,6 +281,44 @@ def test_what_gymnasium_plays_of_atari_skips_and_repeats_as_it_is_asked_to() -> 
     assert emulator.getEpisodeFrameNumber() == before + 3
     assert timing_of("ALE/Pong-v5", config) == {"action_repeat": 3, "sticky": 0.5}
     games.close()
+
+
+class Changes(gymnasium.Env[np.ndarray, int]):
+    """Says that it shows bytes, and shows something else after a reset."""
+
+    observation_space = spaces.Box(0, 255, (32, 32, 3), np.uint8)
+    action_space = spaces.Discrete(2)  # type: ignore[assignment]
+    then: Any = None
+
+    def reset(self, **how: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        return np.full((32, 32, 3), 255, np.uint8), {}
+
+    def step(self, action: int) -> Any:
+        if isinstance(self.then, Exception):
+            raise self.then
+        return self.then, 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("then", "sentence"),
+    [
+        (
+            np.ones((32, 32, 3)),
+            r"step 1 of an episode: an observation is float64 \(32, 32, 3\), and the first was uint8",
+        ),
+        (np.zeros((16, 32, 3), np.uint8), r"an observation is uint8 \(16, 32, 3\), and the first was"),
+        (np.zeros(12), r"step 1 of an episode: an observation is no picture but float64 \(12,\)"),
+        (KeyError("ghost"), r"step 1 of an episode: KeyError: 'ghost' \(test_odd_games.py:\d+\)"),
+    ],
+)
+def test_what_a_game_does_wrong_in_a_step_is_told_with_what_and_where(then: Any, sentence: str) -> None:
+    gymnasium.registry.pop("Changes-v0", None)
+    gymnasium.register("Changes-v0", f"{__name__}:Changes", disable_env_checker=True)
+    Changes.then = then
+    games = make_games("Changes-v0", GameConfig(), 1)
+    games.reset([0])
+    with pytest.raises(GameFailed, match=sentence):
+        games.step(np.array([0]))
 
 
 def test_a_stack_of_gray_frames_is_no_colour_picture() -> None:
