@@ -168,7 +168,7 @@ class Loop:
             if not any(self.trainer.updates.values()):
                 self.save(run)  # what is killed before its first update can be gone on with too
             try:
-                self.prefill(run, screen, asked_to_stop)
+                self.prefill(run, screen, asked_to_stop, steps)
                 while not asked_to_stop() and (self.only if only else self.due(steps)):
                     self._round(steps, context)
             except GameFailed:  # what was learned until then is no worse for it
@@ -300,14 +300,21 @@ class Loop:
         context.screen.update(self.step, **{part: None})
         return True
 
-    def prefill(self, run: Logger, screen: Screen, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
-        """Random play, one look at it, and the world model's first updates; goes on where a stopped run had come to."""
-        whole, alone = self.config.prefill, self.team.size == 1
-        # Episodes in progress are lost where a game fails or is no function of its seed: then a resumed run plays at
-        # random once more, lest thousands of updates be made on the little that is left.
-        while (
-            left := max(whole - self.replay.steps - self.others, self.replay.short_of(whole) * alone)
-        ) > 0 and not asked_to_stop():
+    def prefill(
+        self, run: Logger, screen: Screen, asked_to_stop: Callable[[], bool] = lambda: False, steps: int = 2**62
+    ) -> None:
+        """Random play, one look at it, and the world model's first updates; goes on where a stopped run had come to.
+
+        Episodes in progress are lost where a game fails or is no function of its seed: then a resumed run plays at
+        random once more, within its `steps`, lest thousands of updates be made on the little that is left.
+        """
+        whole = self.config.prefill
+
+        def missing() -> int:
+            lost = self.replay.short_of(whole) if self.team.size == 1 else 0
+            return max(whole - self.replay.steps - self.others, min(lost, steps - self.step))
+
+        while (left := missing()) > 0 and not asked_to_stop():
             screen.update(self.step, random_play=f"{whole - left:,} of {whole:,}")
             self.collect(min(PART, self.team.part(left)), screen, at_random=True)
             if self._save_is_due():

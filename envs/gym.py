@@ -181,10 +181,8 @@ class GymGames(Games):
                 seen = np.asarray(self._seen(row))
                 self._first_seen = seen if self._first_seen is None else self._first_seen
                 if not _alike(seen, self._first_seen):  # bytes that became floats would be a black game
-                    picture, problem = (
-                        None,
-                        f"an observation is {_given(seen)}, and the first was {_given(self._first_seen)}",
-                    )
+                    picture = None
+                    problem = f"an observation is {_given(seen)}, and the first was {_given(self._first_seen)}"
         else:
             picture, problem = _rendered(self._copies[row])
             problem = f"of its render {problem}"
@@ -338,7 +336,7 @@ def _first_line(problem: Exception) -> str:
 
 
 def _place(problem: Exception) -> str:
-    """ " (mygame.py:31)": where a person's own code, neither a package's nor this program's, raised it."""
+    """As " (mygame.py:31)", where a person's own code, neither a package's nor this program's, raised it."""
     others = (str(Path(__file__).parent), *(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")))
     frames = traceback.extract_tb(problem.__traceback__)
     found = [frame for frame in frames if not frame.filename.startswith(others)]

@@ -96,7 +96,8 @@ def test_a_game_that_fails_while_it_is_judged_leaves_a_whole_run(capfd: pytest.C
     Moody.fails_at = 98
     assert train() == 2
     said = capfd.readouterr().err
-    assert "ConnectionError: the game server went away. The run itself is complete: python main.py evaluate" in said
+    assert "ConnectionError: the game server went away (test_odd_runs.py:" in said
+    assert "). The run itself is complete: python main.py evaluate" in said
     Moody.fails_at = 10**9
     assert main.main(["evaluate", "run=run"]) == 0
 

@@ -145,10 +145,10 @@ def test_drift(run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """Whatever the heads say, it dreams on to the end, and every minute is described."""
     monkeypatch.setattr(long_rollout, "MINUTE", 5)
     assert main(["long_rollout", f"run={run}", "steps=12"]) == 0
-    told = json.loads((Path(run) / "results" / "long-rollout.json").read_text())
+    told = json.loads((Path(run) / "results" / "long-rollout-steps12.json").read_text())
     assert len(told["minutes"]) == 3 and all(minute["finite"] for minute in told["minutes"])
     assert told["minutes"][0].keys() >= told["game"].keys() >= {"won", "lost", "moves"}
-    strip = cv2.imread(str(Path(run) / "results" / "long-rollout.png"))
+    strip = cv2.imread(str(Path(run) / "results" / "long-rollout-steps12.png"))
     assert strip is not None and strip.shape == (2 * 68 * long_rollout.SCALE, 3 * 68 * long_rollout.SCALE, 3)
     assert "written to" in capsys.readouterr().out
 
