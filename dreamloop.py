@@ -27,12 +27,13 @@ from typing import TYPE_CHECKING, Any
 
 # Where this file lies the packages lie too. A folder named `runs` without Python files in it, as TensorBoard makes
 # them, would otherwise be taken for ours by an editable install that hooks into the import instead of the path.
-if str(Path(__file__).resolve().parent) not in sys.path:
-    sys.path.append(str(Path(__file__).resolve().parent))
+_HERE = Path(__file__).resolve().parent
+if str(_HERE) not in sys.path:
+    sys.path.append(str(_HERE))
 
 for _name in ("agent", "envs", "play", "policies", "runs", "world_model"):
     _found = find_spec(_name)
-    if _found is None or Path(_found.origin or "/").resolve().parent.parent != Path(__file__).resolve().parent:
+    if _found is None or Path(_found.origin or "/").resolve().parent.parent != _HERE:
         raise ImportError(
             f'dreamloop has a package "{_name}", and Python finds {_found and _found.origin or "none"} in its place: '
             "rename that, or start Python in another folder."

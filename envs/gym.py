@@ -176,13 +176,7 @@ class GymGames(Games):
     def _picture(self, row: int, where: str = "") -> np.ndarray:
         """What the agent sees, before it is resized: (H, W), (H, W, 1) or (H, W, 3) uint8."""
         if self._sees == "observation":
-            picture, problem = self._made(row), f"an observation is no picture but {_given(self._seen(row))}"
-            if picture is not None:
-                seen = np.asarray(self._seen(row))
-                self._first_seen = seen if self._first_seen is None else self._first_seen
-                if not _alike(seen, self._first_seen):  # bytes that became floats would be a black game
-                    picture = None
-                    problem = f"an observation is {_given(seen)}, and the first was {_given(self._first_seen)}"
+            picture, problem = self._shown(row)
         else:
             picture, problem = _rendered(self._copies[row])
             problem = f"of its render {problem}"
@@ -190,7 +184,20 @@ class GymGames(Games):
             raise self._failed(where or _step(self._length[row]), problem)
         return picture
 
+    def _shown(self, row: int) -> tuple[np.ndarray | None, str]:
+        """The picture of a row's observation, or None and why there is none."""
+        picture = self._made(row)
+        if picture is None:
+            return None, f"an observation is no picture but {_given(self._seen(row))}"
+        seen = np.asarray(self._seen(row))
+        if self._first_seen is None:
+            self._first_seen = seen
+        if not _alike(seen, self._first_seen):  # bytes that became floats would be a black game
+            return None, f"an observation is {_given(seen)}, and the first was {_given(self._first_seen)}"
+        return picture, ""
+
     def _seen(self, row: int) -> Any:
+        """A row's observation, of several parts the one with the picture."""
         return self._observed[row] if self._key is None else self._observed[row][self._key]
 
     def _frame(self, row: int, where: str) -> np.ndarray:

@@ -24,6 +24,7 @@ from runs.cli import commands, compose, side_by_side, train
 from runs.cli.exit_codes import guarded, interruptible
 from runs.config import Config
 from runs.config_types import values
+from runs.folder import checkpoint
 from runs.folder.files import file_name, write_json
 from runs.folder.run import OUT, Run
 from runs.folder.system import facts
@@ -89,11 +90,8 @@ def command(asked: Atari100kConfig, words: Sequence[str]) -> None:
             failed = side_by_side.run(_commands(games, seeds, out, words), asked.jobs, out)
         else:
             train.train(sweep, partial(_job, failed))
-    if asked.only_run:
-        if failed:
-            raise SystemExit(max(failed))
-        return
-    _tell(expected, out, {(game, seed) for game in games for seed in seeds}, ran=not asked.only_table)
+    if not asked.only_run:
+        _tell(expected, out, {(game, seed) for game in games for seed in seeds}, ran=not asked.only_table)
     if failed:
         raise SystemExit(max(failed))
 
@@ -160,7 +158,7 @@ def _job(failed: list[int], composed: object) -> None:
 def _go_on(config: Config, folder: Path) -> None:
     """Begins a run, resumes it, or does nothing where it is finished."""
     path = folder / "results" / "evaluation-greedy.json"  # the last one that is written
-    begun = path.exists() or any((folder / "checkpoints").glob("*"))  # else it was killed before its first one
+    begun = path.exists() or checkpoint.there(folder / "checkpoints")  # else it was killed before its first one
     if not (begun and (folder / "config.json").exists()):
         words = HydraConfig.get().overrides.task
         commands.train(config, folder, command=shlex.join(["python", "main.py", *words]))

@@ -25,9 +25,10 @@ from runs import data_sets
 from runs.cli import compose
 from runs.config import Config, recordings, resumable
 from runs.config_types import keys
+from runs.folder import checkpoint
 from runs.folder.files import file_name
 from runs.folder.progress import Progress
-from runs.folder.run import RESULTS, Run, recorded
+from runs.folder.run import RESULTS, Run, recorded, trained_on
 from runs.folder.system import choose_device, choose_threads, cores, keep_freed_memory
 
 OF_THE_MACHINE = ("device", "threads", "workers", "cluster")
@@ -168,13 +169,9 @@ def announcement(config: Config, results: Path = RESULTS) -> str:
     if not alike:
         return f"{said}; {here}, and no published run says how long it takes."
     on_gpu = choose_device(config.device) != "cpu"
-
-    def trained_on(told: dict[str, Any]) -> dict[str, Any]:
-        return told.get("training", {}).get("machine", told["machine"])  # older results know only the evaluation's
-
     told = min(alike, key=lambda told: [bool(trained_on(told)["gpu"]) != on_gpu, *differs(told, "env", "protocol")])
-    training, machine = told.get("training", {}), trained_on(told)
-    threads = training.get("threads") or machine["cores"]
+    machine = trained_on(told)
+    threads = told.get("training", {}).get("threads") or machine["cores"]
     # Of one thread its processor time: others may have shared the core.
     took = told.get("core_hours") if threads == 1 and not machine["gpu"] else None
     hours = (took or told["hours"]) * config.steps / told["env_steps"]
@@ -232,7 +229,7 @@ def _work(run: Run, device: str, threads: int, *, resumed: bool, only: str = "")
             how = f"torchrun ... main.py resume {run.argument}, with any number of processes"
             raise UserError(f"{problem}. All up to step {run.step:,} is saved: go on with {how}.") from problem
         except KeyboardInterrupt:
-            saved = any((run.folder / "checkpoints").glob("*"))
+            saved = checkpoint.there(run.folder / "checkpoints")
             how = f"go on with python main.py resume {run.argument}" if saved else "the same command begins again"
             progress.say(f"stopped at step {run.step:,}; {how}")
             raise

@@ -101,9 +101,10 @@ def quoted(word: str) -> str:
     So is a run whose name looks like a number, 3e-4 or 2026_01_01.
     """
     key, equals, value = word.partition("=")
-    known = None if word.startswith("-") else _read(word)
-    number = key in RUNS and known is not None and isinstance(known.value(), int | float)
-    if not equals or word.startswith("-") or (known is not None and not number):
+    if not equals or word.startswith("-"):
+        return word
+    known = _read(word)
+    if known is not None and not (key in RUNS and isinstance(known.value(), int | float)):
         return word
     text = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ("\\" + found[2] if found[2] else ""), value)
     return whole if _read(whole := f'{key}="{text}"') is not None else word

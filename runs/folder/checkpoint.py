@@ -56,6 +56,16 @@ def drop_after(folder: Path, step: int) -> None:
             path.unlink(missing_ok=True)
 
 
+def there(folder: Path) -> bool:
+    """Whether anything has been saved here: a run that was killed before has nothing to go on with."""
+    return any(folder.glob("*"))
+
+
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint, readable or not; None without one."""
+    return next((int(path.stem) for path in _newest_first(folder)), None)
+
+
 class _Corrupt(Exception):
     pass
 

@@ -88,7 +88,7 @@ class Run:
             lock = _claimed(folder)
         except UserError as problem:
             raise UserError(f"{str(problem).rstrip('.')}, or give this run a name of its own (name=).") from problem
-        if (folder / "config.json").exists() and any((folder / "checkpoints").glob("*")):
+        if (folder / "config.json").exists() and checkpoint.there(folder / "checkpoints"):
             lock.release()
             text = f"{folder} already holds a run: go on with it (python main.py resume {shlex.quote(f'run={folder}')})"
             raise UserError(f"{text}, delete it, or choose another folder (name=).")
@@ -300,8 +300,8 @@ class Run:
         """How far the checkpoint is that was loaded or saved, or the newest one, by the run's last line."""
         told: dict[str, Any] = {"step": self.step, "hours": self._hours_saved, "core_hours": self._core_hours_saved}
         if not self.step and (lines := self.metrics()):
-            saved = sorted((self.folder / "checkpoints").glob("*.pt"))
-            told = lines[-1] | ({"step": int(saved[-1].stem)} if saved else {})
+            saved = checkpoint.newest_step(self.folder / "checkpoints")
+            told = lines[-1] | ({} if saved is None else {"step": saved})
         hours = {"hours": round(told["hours"], 4), "env_steps": told["step"]}
         return hours | _rounded("core_hours", told.get("core_hours"))
 
@@ -367,6 +367,11 @@ def keep(run: Run | None, name: str, values: Mapping[str, Any], env: str = "") -
     path = OUT / f"{file_name(env)}-{name}.json" if env else OUT / f"{name}.json"
     write_json(path, {"what": name} | facts() | dict(values))
     return path
+
+
+def trained_on(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The machine that trained the run of a published result; older ones know only that of the evaluation."""
+    return dict(result.get("training", {}).get("machine", result["machine"]))
 
 
 def result_name(name: str, asked: object, *keys: str) -> str:

@@ -16,7 +16,7 @@ from envs.errors import UserError
 from envs.settings import setting
 from runs.folder.files import file_name, write_atomic, write_json
 from runs.folder.ppo import open_run
-from runs.folder.run import RESULTS, Run
+from runs.folder.run import RESULTS, Run, trained_on
 from runs.report import leaderboard
 from runs.report.leaderboard import recipe_of
 
@@ -146,9 +146,8 @@ def tables(results: Path = RESULTS) -> str:
 
 
 def _score(path: Path, entry: dict[str, Any]) -> list[Sequence[str]]:
-    training = entry.get("training", {})
-    machine = training.get("machine", entry["machine"])  # older results know only that of the evaluation
-    threads = training.get("threads") or machine["cores"]
+    machine = trained_on(entry)
+    threads = entry.get("training", {}).get("threads") or machine["cores"]
     place = machine["gpu"] or f"{machine['cpu']}, {threads} thread{'s'[: threads > 1]}"
     steps = f"{entry['env_steps']:,}"
     if judged := entry.get("judged_in_real_game", {}).get("steps"):
