@@ -8,7 +8,6 @@ each pooled frame is shrunk by the area of its pixels; theirs were shrunk biline
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -30,7 +29,7 @@ from runs.cli.commands import about
 from runs.config import Config
 from runs.folder.files import Lock, file_name
 from runs.folder.progress import Progress
-from runs.folder.run import OUT, Run
+from runs.folder.run import OUT, Run, argument
 from runs.recipes import choice, preset
 from world_model import iris_checkpoint
 from world_model.iris_checkpoint import Published
@@ -77,7 +76,7 @@ def import_run(asked: ImportConfig) -> None:
         raise UserError(f"{asked.folder} already exists: choose another name with run=NAME.")
     FORMATS[asked.format](asked)
     for command in ("play", "evaluate", "resume"):
-        print(f"python main.py {command} {shlex.quote(f'run={asked.folder}')}")
+        print(f"python main.py {command} {argument(asked.folder)}")
 
 
 def _iris(asked: ImportConfig) -> None:

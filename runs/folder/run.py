@@ -90,7 +90,7 @@ class Run:
             raise UserError(f"{str(problem).rstrip('.')}, or give this run a name of its own (name=).") from problem
         if (folder / "config.json").exists() and checkpoint.there(folder / "checkpoints"):
             lock.release()
-            text = f"{folder} already holds a run: go on with it (python main.py resume {shlex.quote(f'run={folder}')})"
+            text = f"{folder} already holds a run: go on with it (python main.py resume {argument(folder)})"
             raise UserError(f"{text}, delete it, or choose another folder (name=).")
         known = facts() | {"started": clock()} | meta
         if command is not None:
@@ -104,7 +104,7 @@ class Run:
     @property
     def argument(self) -> str:
         """The run on a command line that can be copied: run=runs/out/NAME, quoted where a shell wants it."""
-        return shlex.quote(f"run={self.folder}")
+        return argument(self.folder)
 
     def claim(self) -> None:
         """Nobody else may train in this folder until `release`; raises UserError when another process does."""
@@ -367,6 +367,11 @@ def keep(run: Run | None, name: str, values: Mapping[str, Any], env: str = "") -
     path = OUT / f"{file_name(env)}-{name}.json" if env else OUT / f"{name}.json"
     write_json(path, {"what": name} | facts() | dict(values))
     return path
+
+
+def argument(folder: Path) -> str:
+    """See `Run.argument`."""
+    return shlex.quote(f"run={folder}")
 
 
 def trained_on(result: Mapping[str, Any]) -> dict[str, Any]:
